@@ -1,0 +1,124 @@
+"""The sizes and the four choices that make figure 1, GPT-2 and the Llama family one decoder."""
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+from minillm.errors import InputError
+
+Norm = Literal["layer", "rms"]
+Positions = Literal["sinusoidal", "learned", "rotary"]
+FeedForward = Literal["relu", "gelu", "swiglu"]
+
+# layers, width, heads: table 2 of Radford et al. 2019.
+GPT2_SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
+
+# vocabulary, layers, width, heads, kv_heads, feed_forward_width, context_length, rope_theta, tie_embeddings
+LLAMA_SIZES = {
+    "smollm2-135m": (49152, 30, 576, 9, 3, 1536, 8192, 100_000.0, True),
+    "smollm2-360m": (49152, 32, 960, 15, 5, 2560, 8192, 100_000.0, True),
+    "smollm2-1.7b": (49152, 24, 2048, 32, 32, 8192, 8192, 130_000.0, True),
+    "llama-2-7b": (32000, 32, 4096, 32, 32, 11008, 4096, 10_000.0, False),
+}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Everything that determines a decoder's shape; its weights apart, nothing else does.
+
+    The four choices come first. `norm_first` is the order in a block: `hidden + layer(norm(hidden))` if true,
+    the figure's add & norm, `norm(hidden + layer(hidden))`, if false. Widths and lengths are counts of
+    numbers and of tokens; `dropout` is a probability. Raises InputError where the sizes cannot work together.
+    """
+
+    norm: Norm
+    norm_first: bool
+    positions: Positions
+    feed_forward: FeedForward
+    vocabulary: int
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    feed_forward_width: int
+    context_length: int
+    bias: bool = False
+    tie_embeddings: bool = True
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        for name, allowed in (("norm", Norm), ("positions", Positions), ("feed_forward", FeedForward)):
+            if getattr(self, name) not in get_args(allowed):
+                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(get_args(allowed))}")
+        for name in (
+            "vocabulary",
+            "layers",
+            "width",
+            "heads",
+            "kv_heads",
+            "feed_forward_width",
+            "context_length",
+        ):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.width % self.heads:
+            raise InputError(f"a width of {self.width} does not divide into {self.heads} heads")
+        if self.heads % self.kv_heads:
+            raise InputError(f"{self.heads} query heads do not share {self.kv_heads} key/value heads evenly")
+        if self.positions == "rotary" and self.head_width % 2:
+            raise InputError(f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide: odd")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise InputError(f"sinusoidal positions come in pairs, and the width is {self.width}: odd")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"a dropout of {self.dropout} is no probability below 1")
+        if self.norm_eps <= 0 or self.rope_theta <= 0:
+            raise InputError(f"norm_eps ({self.norm_eps}) and rope_theta ({self.rope_theta}) must be above 0")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.heads
+
+    @classmethod
+    def vaswani(cls) -> "DecoderConfig":
+        """The decoder of figure 1 at its paper's base size (Vaswani et al. 2017, section 3 and table 3)."""
+        return cls(
+            norm="layer", norm_first=False, positions="sinusoidal", feed_forward="relu", vocabulary=37000,
+            layers=6, width=512, heads=8, kv_heads=8, feed_forward_width=2048, context_length=1024,
+            bias=True, dropout=0.1,
+        )  # fmt: skip
+
+    @classmethod
+    def gpt2(cls, size: str = "small") -> "DecoderConfig":
+        """GPT-2 (Radford et al. 2019): small, medium, large or xl."""
+        layers, width, heads = _size(GPT2_SIZES, size, "GPT-2")
+        return cls(
+            norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=50257,
+            layers=layers, width=width, heads=heads, kv_heads=heads, feed_forward_width=4 * width,
+            context_length=1024, bias=True, dropout=0.1,
+        )  # fmt: skip
+
+    @classmethod
+    def llama(cls, size: str = "smollm2-135m") -> "DecoderConfig":
+        """The Llama family (Touvron et al. 2023), SmolLM2 (Ben Allal et al. 2025) among it."""
+        vocabulary, layers, width, heads, kv_heads, inner, context, theta, tied = _size(LLAMA_SIZES, size, "Llama")
+        return cls(
+            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
+            layers=layers, width=width, heads=heads, kv_heads=kv_heads, feed_forward_width=inner,
+            context_length=context, rope_theta=theta, tie_embeddings=tied,
+        )  # fmt: skip
+
+    @classmethod
+    def tiny(cls, **changes: Any) -> "DecoderConfig":
+        """A Llama-style decoder that a test builds in a millisecond; `changes` are fields to replace."""
+        tiny = cls(
+            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=61, layers=2,
+            width=24, heads=4, kv_heads=2, feed_forward_width=40, context_length=64,
+        )  # fmt: skip
+        return replace(tiny, **changes)
+
+
+def _size(sizes: dict, size: str, family: str):
+    if size not in sizes:
+        raise InputError(f"{family} has no size {size!r}; it has: {', '.join(sizes)}")
+    return sizes[size]

@@ -1,0 +1,285 @@
+"""Figure 1: the decoder of Vaswani et al. 2017, from the embeddings at the bottom to the logits at the top.
+
+Read upwards as the figure is drawn: Embeddings, Positional Encoding, N x [Masked Multi-Head Attention, Add &
+Norm, Feed Forward, Add & Norm], Linear. (Softmax belongs to whoever reads the logits.) Four choices of the
+`DecoderConfig` make it GPT-2 or a Llama. The places where an adaptation can enter are arguments or attributes:
+token ids, embeddings, `prefix`, every Linear, `features` and `head`. No adaptation is known here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.config import DecoderConfig
+from minillm.errors import InputError
+from minillm.ops.attention import Prefix, attention
+from minillm.ops.dropout import dropout
+from minillm.ops.embedding import embedding
+from minillm.ops.feed_forward import gelu, relu, swiglu
+from minillm.ops.norm import layer_norm, rms_norm
+from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
+from minillm.shapes import Bool, Float, Int
+
+Rotation = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """What P prompt positions leave behind in every layer: a hard prompt, a soft prompt, a tuned prefix.
+
+    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention reads them: after the rotation.
+    """
+
+    keys: Float[Tensor, "L B G P K"]
+    values: Float[Tensor, "L B G P K"]
+    gate: Float[Tensor, "L H"] | None = None
+
+    def __len__(self) -> int:
+        return self.keys.shape[3]
+
+    def layer(self, index: int) -> Prefix:
+        return Prefix(self.keys[index], self.values[index], None if self.gate is None else self.gate[index])
+
+
+class LayerCache(Protocol):
+    """One layer of a decoding cache (which `generation` owns): it is shown new keys, and answers with all."""
+
+    length: int
+
+    def extend(
+        self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
+    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]: ...
+
+
+class Embedding(nn.Module):
+    """A table of trained vectors: of tokens, or of learned positions."""
+
+    def __init__(self, rows: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
+        return embedding(ids, self.weight)
+
+
+class Norm(nn.Module):
+    """Layer or rms norm; only the layer norm has a bias."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.ones(config.width))
+        self.bias = nn.Parameter(torch.zeros(config.width)) if config.norm == "layer" else None
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if self.bias is None:
+            return rms_norm(hidden, self.weight, self.eps)
+        return layer_norm(hidden, self.weight, self.bias, self.eps)
+
+
+class Attention(nn.Module):
+    """Masked multi-head attention between its four Linears."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        narrow = config.kv_heads * config.head_width
+        self.head_width, self.dropout = config.head_width, config.dropout
+        self.query = nn.Linear(config.width, config.width, bias=config.bias)
+        self.key = nn.Linear(config.width, narrow, bias=config.bias)
+        self.value = nn.Linear(config.width, narrow, bias=config.bias)
+        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+
+    def project(
+        self, hidden: Float[Tensor, "B T D"], rotation: Rotation | None
+    ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]:
+        """Queries, keys and values by head, turned to their positions where those are rotary."""
+        query, key, value = (
+            rearrange(linear(hidden), "B T (heads K) -> B heads T K", K=self.head_width)
+            for linear in (self.query, self.key, self.value)
+        )
+        if rotation is not None:
+            query, key = rotary(query, *rotation), rotary(key, *rotation)
+        return query, key, value
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        rotation: Rotation | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        prefix: Prefix | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        query, key, value = self.project(hidden, rotation)
+        if cache is not None:
+            key, value = cache.extend(key, value)
+        probability = self.dropout if self.training else 0.0
+        read = attention(query, key, value, mask=mask, prefix=prefix, dropout_probability=probability)
+        return self.out(rearrange(read, "B H T K -> B T (H K)"))
+
+
+class FeedForward(nn.Module):
+    """The same two (swiglu: three) Linears at every position, with a non-linearity between them."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.up = nn.Linear(config.width, config.feed_forward_width, bias=config.bias)
+        self.down = nn.Linear(config.feed_forward_width, config.width, bias=config.bias)
+        self.activation = {"relu": relu, "gelu": gelu, "swiglu": None}[config.feed_forward]
+        if self.activation is None:
+            self.gate = nn.Linear(config.width, config.feed_forward_width, bias=config.bias)
+
+    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        if self.activation is None:
+            return self.down(swiglu(self.gate(hidden), self.up(hidden)))
+        return self.down(self.activation(self.up(hidden)))
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each with its add & norm."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.norm_first, self.dropout = config.norm_first, config.dropout
+        self.attention_norm, self.attention = Norm(config), Attention(config)
+        self.feed_forward_norm, self.feed_forward = Norm(config), FeedForward(config)
+
+    def _drop(self, hidden: Tensor) -> Tensor:
+        return dropout(hidden, self.dropout if self.training else 0.0)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "B T D"],
+        rotation: Rotation | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        prefix: Prefix | None = None,
+        cache: LayerCache | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        where = (rotation, mask, prefix, cache)
+        if self.norm_first:
+            hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), *where))
+            return hidden + self._drop(self.feed_forward(self.feed_forward_norm(hidden)))
+        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, *where)))
+        return self.feed_forward_norm(hidden + self._drop(self.feed_forward(hidden)))
+
+
+class Decoder(nn.Module):
+    """Token ids to logits. Weights start normal with a spread of 0.02 (GPT-2), or as `minillm.load` finds them."""
+
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.config = config
+        self.embed = Embedding(config.vocabulary, config.width)
+        if config.positions == "learned":
+            self.positions = Embedding(config.context_length, config.width)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        # Add-then-norm blocks end with a norm of their own.
+        self.norm = Norm(config) if config.norm_first else nn.Identity()
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self._initialise()
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif parameter.dim() > 1:
+                # What adds to the residual stream is scaled down with depth (Radford et al. 2019, section 2.3).
+                adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
+
+    def forward(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        prefix: KeyValues | None = None,
+        mask: Bool[Tensor, "B T"] | None = None,
+    ) -> Float[Tensor, "B T V"]:
+        """Next-token logits at every position. `mask` is true for a token, false for padding on either side."""
+        return self.head(self.features(ids, prefix=prefix, mask=mask))
+
+    def features(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        prefix: KeyValues | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What the head reads: the hidden states after the last norm. With a cache, `mask` covers its tokens too."""
+        return self._climb(self.embed(ids), prefix, mask, cache)
+
+    def keys_values(self, prompt: Int[Tensor, "B P"] | Float[Tensor, "B P D"]) -> KeyValues:
+        """What a prompt, of token ids or of embeddings, leaves behind in every layer."""
+        recorders = [_Recorder() for _ in self.blocks]
+        self._climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
+        return KeyValues(
+            torch.stack([recorder.key for recorder in recorders]),
+            torch.stack([recorder.value for recorder in recorders]),
+        )
+
+    def _climb(
+        self,
+        embeddings: Float[Tensor, "B T D"],
+        prefix: KeyValues | None = None,
+        mask: Bool[Tensor, "B S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        positions = self._positions(embeddings, len(prefix) if prefix is not None else 0, mask, cache)
+        hidden, rotation = self.encode_positions(embeddings, positions)
+        hidden = dropout(hidden, self.config.dropout if self.training else 0.0)
+        for index, block in enumerate(self.blocks):
+            layer_prefix = prefix.layer(index) if prefix is not None else None
+            hidden = block(hidden, rotation, mask, layer_prefix, cache[index] if cache is not None else None)
+        return self.norm(hidden)
+
+    def _positions(
+        self,
+        embeddings: Float[Tensor, "B T D"],
+        start: int,
+        mask: Bool[Tensor, "B S"] | None,
+        cache: Sequence[LayerCache] | None,
+    ) -> Int[Tensor, "*B T"]:
+        """The T new tokens' places in their rows: after the prompt and the cached tokens, padding not counted."""
+        tokens, cached = embeddings.shape[1], cache[0].length if cache is not None else 0
+        if start + cached + tokens > self.config.context_length:
+            raise InputError(
+                f"{start} prompt positions and {cached + tokens} tokens exceed this decoder's context "
+                f"of {self.config.context_length}"
+            )
+        if mask is None:
+            return torch.arange(start + cached, start + cached + tokens, device=embeddings.device)
+        if mask.shape != (embeddings.shape[0], cached + tokens):
+            raise InputError(
+                f"the mask is {tuple(mask.shape)} and the tokens, cached ones included, are "
+                f"{(embeddings.shape[0], cached + tokens)}"
+            )
+        return token_positions(mask, start)[:, cached:]
+
+    def encode_positions(
+        self, embeddings: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
+    ) -> tuple[Float[Tensor, "B T D"], Rotation | None]:
+        """What enters the first block, and the rotation that every block applies (rotary positions only)."""
+        config, dtype = self.config, embeddings.dtype
+        if config.positions == "rotary":
+            return embeddings, rotary_tables(positions, config.head_width, config.rope_theta, dtype)
+        if config.positions == "learned":
+            return embeddings + self.positions(positions), None
+        # Section 3.4 scales embeddings by √D, to the size of the sinusoids.
+        return embeddings * math.sqrt(config.width) + sinusoidal(positions, config.width, dtype), None
+
+
+class _Recorder:
+    """A layer's keys and values, kept as they pass by."""
+
+    length = 0
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self.key, self.value = key, value
+        return key, value

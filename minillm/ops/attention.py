@@ -1,0 +1,119 @@
+"""Masked multi-head attention (figure 1): softmax(Q Kᵀ / √K) V, Vaswani et al. 2017, equation 1.
+
+H query heads share G key/value heads (grouped queries, Ainslie et al. 2023). The T queries are the last T of
+the S positions: S > T while decoding with a cache. A prefix stands before them all and every query sees it.
+Nothing is projected here: query, key and value come from the decoder's Linears, rotated already.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+
+from minillm.ops.dropout import dropout
+from minillm.ops.softmax import softmax
+from minillm.shapes import Bool, Float
+
+
+class Prefix(NamedTuple):
+    """One layer's keys and values for P positions before the text, for one row or shared by all of them.
+
+    Without a gate the prefix takes its share of the softmax. With one it is attended to apart and added,
+    Attn(text) + tanh(gate) Attn(prefix), so that a gate of 0 is exactly no prefix (Zhang et al. 2023).
+    """
+
+    key: Float[Tensor, "#B G P K"]
+    value: Float[Tensor, "#B G P K"]
+    gate: Float[Tensor, "H"] | None = None
+
+
+def visible_keys(
+    queries: int, keys: int, mask: Bool[Tensor, "B S"] | None, device: torch.device
+) -> Bool[Tensor, "#B 1 T S"]:
+    """Which key each query sees: real tokens up to itself, and always itself, so that no row is empty."""
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    if mask is None:
+        return causal[None, None]
+    itself = torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
+    return rearrange(causal & mask[:, None] | itself, "B T S -> B 1 T S")
+
+
+def attention_weights(
+    query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], visible: Bool[Tensor, "#B 1 T S"]
+) -> Float[Tensor, "B H T S"]:
+    """softmax(Q Kᵀ / √K) over the visible keys: how much of each position every head reads."""
+    key = repeat(key, "B G S K -> B (G group) S K", group=query.shape[1] // key.shape[1])
+    scores = query @ key.mT / math.sqrt(query.shape[-1])
+    return softmax(scores.masked_fill(~visible, -torch.inf))
+
+
+def explicit_attention(
+    query: Float[Tensor, "B H T K"],
+    key: Float[Tensor, "B G S K"],
+    value: Float[Tensor, "B G S K"],
+    *,
+    mask: Bool[Tensor, "B S"] | None = None,
+    prefix: Prefix | None = None,
+    dropout_probability: float = 0.0,
+) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T _"]]:
+    """The output and the weights, step by step: what `attention` computes without keeping the weights."""
+    if prefix is not None and prefix.gate is None:
+        key, value, mask = _prepend(prefix, key, value, mask)
+    visible = visible_keys(query.shape[2], key.shape[2], mask, query.device)
+    weights = attention_weights(query, key, visible)
+    value = repeat(value, "B G S K -> B (G group) S K", group=query.shape[1] // value.shape[1])
+    out = dropout(weights, dropout_probability) @ value
+    if prefix is not None and prefix.gate is not None:
+        out = out + _gated(prefix, query)
+    return out, weights
+
+
+def attention(
+    query: Float[Tensor, "B H T K"],
+    key: Float[Tensor, "B G S K"],
+    value: Float[Tensor, "B G S K"],
+    *,
+    mask: Bool[Tensor, "B S"] | None = None,
+    prefix: Prefix | None = None,
+    dropout_probability: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """Causal attention to the prefix and to the real tokens (`mask`) among the keys, by PyTorch's kernel."""
+    if prefix is not None and prefix.gate is None:
+        key, value, mask = _prepend(prefix, key, value, mask)
+    queries, keys = query.shape[2], key.shape[2]
+    square = mask is None and queries == keys
+    unmasked = square or (mask is None and queries == 1)
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=None if unmasked else visible_keys(queries, keys, mask, query.device),
+        is_causal=square,
+        dropout_p=dropout_probability,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    if prefix is not None and prefix.gate is not None:
+        out = out + _gated(prefix, query)
+    return out
+
+
+def _prepend(prefix: Prefix, key: Tensor, value: Tensor, mask: Tensor | None):
+    """The prefix as the first P of the keys; the causal rule, aligned at the end, shows it to every query."""
+    rows = key.shape[0]
+    key = torch.cat((prefix.key.expand(rows, -1, -1, -1), key), 2)
+    value = torch.cat((prefix.value.expand(rows, -1, -1, -1), value), 2)
+    if mask is not None:
+        mask = F.pad(mask, (prefix.key.shape[2], 0), value=True)
+    return key, value, mask
+
+
+def _gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
+    """tanh(gate) Attn(prefix): the prefix attended to by itself."""
+    assert prefix.gate is not None
+    rows, heads = query.shape[:2]
+    key, value = (side.expand(rows, -1, -1, -1) for side in (prefix.key, prefix.value))
+    read = F.scaled_dot_product_attention(query, key, value, enable_gqa=heads != key.shape[1])
+    return rearrange(prefix.gate.tanh(), "H -> H 1 1") * read
