@@ -1,0 +1,73 @@
+"""Weights in and out: GGUF files, Hugging Face directories, and what `pull` fetches.
+
+`load` and `save` are the two doors; each kind of file has a module of its own. Every load is strict, nothing is ever
+unpickled, and what cannot be computed faithfully is refused by a sentence.
+"""
+
+from pathlib import Path
+
+import torch
+
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.tokenizer import Tokenizer
+
+__all__ = ["load", "save"]
+
+
+def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+    """A decoder, in evaluation mode and on the CPU, and its tokenizer (None where the files have none).
+
+    `source` is a name that `minillm pull` knows (pulled now if it is not there yet), a directory with config.json
+    and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known name goes
+    before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files that are
+    damaged, incomplete, or ask for a computation that minillm does not have.
+    """
+    if not dtype.is_floating_point:
+        raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
+    path = _located(source)
+    if path.is_dir():
+        from minillm.hub import huggingface
+
+        decoder, tokenizer = huggingface.load(path, dtype)
+    else:
+        from minillm.hub import gguf
+
+        decoder, tokenizer = gguf.load(path, dtype)
+    if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
+        raise InputError(
+            f"{path}: the tokenizer has {tokenizer.vocabulary} ids, and the decoder has embeddings for "
+            f"{decoder.config.vocabulary}"
+        )
+    return decoder, tokenizer
+
+
+def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -> None:
+    """Write a directory that `load` reads back equal, and transformers too where it has such a decoder.
+
+    transformers has GPT-2's choices and Llama's; any other decoder is written as `model_type` minillm, which only
+    minillm reads. Files of the same names are replaced, each at once.
+    """
+    from minillm.hub import huggingface
+
+    huggingface.save(decoder, tokenizer, Path(directory))
+
+
+def _located(source: str | Path) -> Path:
+    """The file or directory that a source stands for."""
+    from minillm.hub.pull import PINNED, pull
+
+    loadable = [name for name, pinned in PINNED.items() if pinned.kind == "weights"]
+    if source in loadable:
+        return pull(str(source))
+    if isinstance(source, str) and source.startswith("hf:"):
+        from minillm.hub.huggingface_hub import fetch
+
+        return fetch(source[len("hf:") :])
+    path = Path(source).expanduser()
+    if path.is_dir() or path.is_file():
+        return path
+    raise InputError(
+        f"there is no model {str(source)!r}; known names are {', '.join(loadable)}, and a directory with config.json "
+        "and safetensors, a .gguf file or hf:NAME would do too"
+    )

