@@ -1,0 +1,116 @@
+"""Masked multi-head attention (figure 1), between its Linears: Vaswani et al. 2017, equation 1.
+
+    A = softmax(Q Kᵀ / √K),  out = A V        for each head; hidden keys have a score of -∞
+
+The T queries stand at the last T of S positions. H query heads share G heads of keys and values: head h reads head
+h // (H / G). A prefix's keys and values stand before all others; every query sees them. A gated prefix is attended
+to by itself, and added: out + tanh(g) out_prefix, g one number a head (Zhang et al. 2023).
+
+Gradient, from the end back to the start, with dA = dout Vᵀ and dZ from the softmax of the scores Z:
+
+    dV = Aᵀ dout        dQ = dZ K / √K        dK = dZᵀ Q / √K        dg = (1 - tanh² g) Σ dout out_prefix
+
+A shared head's slope is the sum over the query heads that read it, and a shared prefix's the sum over the rows. A
+hidden key has A = 0, so dZ = 0 there and it gets no slope.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minillm.reference.softmax import softmax_backward, softmax_forward
+
+
+class Prefix(NamedTuple):
+    """Keys and values for P positions, with as many rows as the text or one for all; and the gate of each head."""
+
+    key: Any
+    value: Any
+    gate: Any = None
+
+
+def visible_keys(queries, keys, mask=None):
+    """Real tokens up to the query itself; and always itself, so that a padding row has something to read."""
+    key_S = np.arange(keys)
+    itself_T1 = np.arange(keys - queries, keys)[:, None]
+    real_B1S = np.ones((1, 1, keys), bool) if mask is None else mask[:, None]
+    visible_BTS = (key_S < itself_T1) & real_B1S | (key_S == itself_T1)
+    return visible_BTS[:, None]
+
+
+def attention_weights_forward(query, key, visible):
+    key_BHSK = np.repeat(key, query.shape[1] // key.shape[1], 1)
+    root = np.sqrt(query.shape[-1])
+    scores_BHTS = query @ key_BHSK.swapaxes(-1, -2) / root
+    weights_BHTS, softmax = softmax_forward(np.where(visible, scores_BHTS, -np.inf))
+    return weights_BHTS, (query, key_BHSK, key.shape[1], root, softmax)
+
+
+def attention_weights_backward(dout, cache):
+    query_BHTK, key_BHSK, groups, root, softmax = cache
+    dscores_BHTS = softmax_backward(dout, softmax)["scores"] / root
+    dkey_BHSK = dscores_BHTS.swapaxes(-1, -2) @ query_BHTK
+    return {"query": dscores_BHTS @ key_BHSK, "key": _over_shared_heads(dkey_BHSK, groups)}
+
+
+def attention_forward(query, key, value, *, mask=None, prefix=None):
+    rows, (queries, keys) = len(query), (query.shape[2], key.shape[2])
+    if prefix is None:
+        out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
+        return out_BHTK, (read, None, None)
+    prompt = Prefix(*(np.broadcast_to(side, (rows, *side.shape[1:])) for side in prefix[:2]), prefix.gate)
+    if prefix.gate is None:
+        key, value = (np.concatenate(sides, 2) for sides in ((prompt.key, key), (prompt.value, value)))
+        if mask is not None:
+            mask = np.concatenate((np.ones((rows, prompt.key.shape[2]), bool), mask), 1)
+        out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, key.shape[2], mask))
+        return out_BHTK, (read, None, prefix)
+    out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
+    from_prefix_BHTK, read_prefix = _read_forward(query, prompt.key, prompt.value, True)
+    gate_H11 = np.tanh(prefix.gate)[:, None, None]
+    return out_BHTK + gate_H11 * from_prefix_BHTK, (read, (from_prefix_BHTK, gate_H11, read_prefix), prefix)
+
+
+def attention_backward(dout, cache):
+    read, gated, prefix = cache
+    gradients = _read_backward(dout, read)
+    if prefix is None:
+        return gradients
+    if gated is None:
+        length = prefix.key.shape[2]
+        (dprefix_key, dkey), (dprefix_value, dvalue) = (
+            np.split(gradients[name], [length], 2) for name in ("key", "value")
+        )
+        gradients |= {"key": dkey, "value": dvalue}
+        dgate_H = None
+    else:
+        from_prefix_BHTK, gate_H11, read_prefix = gated
+        through = _read_backward(dout * gate_H11, read_prefix)
+        gradients["query"] = gradients["query"] + through["query"]
+        dprefix_key, dprefix_value = through["key"], through["value"]
+        dgate_H = (1 - gate_H11[:, 0, 0] ** 2) * (dout * from_prefix_BHTK).sum((0, 2, 3))
+    rows = len(prefix.key)
+    shared = Prefix(_over_shared_rows(dprefix_key, rows), _over_shared_rows(dprefix_value, rows), dgate_H)
+    return gradients | {"prefix": shared}
+
+
+def _read_forward(query, key, value, visible):
+    weights_BHTS, scored = attention_weights_forward(query, key, visible)
+    value_BHSK = np.repeat(value, query.shape[1] // value.shape[1], 1)
+    return weights_BHTS @ value_BHSK, (weights_BHTS, value_BHSK, value.shape[1], scored)
+
+
+def _read_backward(dout_BHTK, cache):
+    weights_BHTS, value_BHSK, groups, scored = cache
+    gradients = attention_weights_backward(dout_BHTK @ value_BHSK.swapaxes(-1, -2), scored)
+    dvalue_BHSK = weights_BHTS.swapaxes(-1, -2) @ dout_BHTK
+    return gradients | {"value": _over_shared_heads(dvalue_BHSK, groups)}
+
+
+def _over_shared_heads(slopes_BHSK, groups):
+    batch, heads, keys, width = slopes_BHSK.shape
+    return slopes_BHSK.reshape(batch, groups, heads // groups, keys, width).sum(2)
+
+
+def _over_shared_rows(slopes_BGPK, rows):
+    return slopes_BGPK.sum(0, keepdims=True) if rows == 1 else slopes_BGPK

@@ -1,0 +1,91 @@
+"""The two layers of a block (figure 1) with their Linears: masked multi-head attention, and feed-forward.
+
+    attention       out(merge(attend(split(query x), split(key x), split(value x))))
+    feed-forward    down(f(up x)),  or  down(swiglu(gate x, up x))
+
+Queries and keys are turned to their positions on the way where those are rotary. Splitting a width into heads and
+merging them again only renames the numbers, so each undoes the other in the backward pass.
+
+Backward gives the slope of what came in ("hidden"), those of the "weights" by name, and for attention that of the
+"prefix".
+"""
+
+from minillm.reference.attention import attention_backward, attention_forward
+from minillm.reference.feed_forward import (
+    gelu_backward,
+    gelu_forward,
+    relu_backward,
+    relu_forward,
+    swiglu_backward,
+    swiglu_forward,
+)
+from minillm.reference.parameters import above, below, projection_backward, projection_forward
+from minillm.reference.positions import rotary_backward, rotary_forward
+
+ACTIVATIONS = {
+    "relu": (relu_forward, relu_backward),
+    "gelu": (gelu_forward, gelu_backward),
+    "swiglu": (swiglu_forward, swiglu_backward),
+}
+
+
+def attention_layer_forward(hidden, weights, config, rotation=None, mask=None, prefix=None):
+    """The cache's "heads" hold the keys and values that this layer leaves behind."""
+    heads, cache = {}, {}
+    for name in ("query", "key", "value"):
+        projected_BTD, cache[name] = projection_forward(hidden, below(name, weights))
+        heads[name] = _split(projected_BTD, config.width // config.heads)
+    if rotation is not None:
+        for name in ("query", "key"):
+            heads[name], cache["rotation"] = rotary_forward(heads[name], *rotation)
+    read_BHTK, cache["attention"] = attention_forward(**heads, mask=mask, prefix=prefix)
+    out_BTD, cache["out"] = projection_forward(_merge(read_BHTK), below("out", weights))
+    return out_BTD, cache | {"heads": heads}
+
+
+def attention_layer_backward(dout, cache, left_behind=None):
+    """`left_behind`: the slopes of this layer's "key" and "value", where something else has read them too."""
+    out = projection_backward(dout, cache["out"])
+    weights = above("out", out["weights"])
+    slopes = attention_backward(_split(out["x"], cache["heads"]["query"].shape[-1]), cache["attention"])
+    for name, more_BGTK in (left_behind or {}).items():
+        slopes[name] = slopes[name] + more_BGTK
+    dhidden_BTD = 0.0
+    for name in ("query", "key", "value"):
+        if "rotation" in cache and name != "value":
+            slopes[name] = rotary_backward(slopes[name], cache["rotation"])["vectors"]
+        linear = projection_backward(_merge(slopes[name]), cache[name])
+        dhidden_BTD = dhidden_BTD + linear["x"]
+        weights |= above(name, linear["weights"])
+    return {"hidden": dhidden_BTD, "weights": weights, "prefix": slopes.get("prefix")}
+
+
+def feed_forward_layer_forward(hidden, weights, config):
+    cache, inner = {}, {}
+    for name in ("gate", "up") if config.feed_forward == "swiglu" else ("up",):
+        inner[name], cache[name] = projection_forward(hidden, below(name, weights))
+    activation, backward = ACTIVATIONS[config.feed_forward]
+    active_BTF, saved = activation(**inner)
+    out_BTD, cache["down"] = projection_forward(active_BTF, below("down", weights))
+    return out_BTD, cache | {"activation": (backward, saved)}
+
+
+def feed_forward_layer_backward(dout, cache):
+    down = projection_backward(dout, cache["down"])
+    weights, dhidden_BTD = above("down", down["weights"]), 0.0
+    backward, saved = cache["activation"]
+    for name, dinner_BTF in backward(down["x"], saved).items():
+        linear = projection_backward(dinner_BTF, cache[name])
+        dhidden_BTD = dhidden_BTD + linear["x"]
+        weights |= above(name, linear["weights"])
+    return {"hidden": dhidden_BTD, "weights": weights}
+
+
+def _split(hidden_BTD, width):
+    batch, tokens, _ = hidden_BTD.shape
+    return hidden_BTD.reshape(batch, tokens, -1, width).swapaxes(1, 2)
+
+
+def _merge(heads_BHTK):
+    batch, heads, tokens, width = heads_BHTK.shape
+    return heads_BHTK.swapaxes(1, 2).reshape(batch, tokens, heads * width)

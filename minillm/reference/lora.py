@@ -1,0 +1,28 @@
+"""A Linear with a low-rank update (Hu et al. 2021, equation 3): W stays, dW = s B A is learned.
+
+    y = x Wᵀ + b + s (x Aᵀ) Bᵀ,    A of R rows, B of R columns, s = alpha / R
+
+Gradient. Two Linears in a row, with h = x Aᵀ between them and dh = s dy B on the way back:
+
+    dB = s dyᵀ h        dA = dhᵀ x        dx = dy W + dh A
+
+B starts at 0, so dh = 0 and A does not move in the first step; B moves, since h is not 0. W's own gradient is here
+too: LoRA does not use it, but who trains both does.
+"""
+
+from minillm.reference.linear import linear_backward, linear_forward
+
+
+def lora_forward(x, weight, bias, a, b, scale):
+    out_NO, frozen = linear_forward(x, weight, bias)
+    low_NR, down = linear_forward(x, a)
+    update_NO, up = linear_forward(low_NR, b)
+    return out_NO + scale * update_NO, (frozen, down, up, scale)
+
+
+def lora_backward(dout, cache):
+    frozen, down, up, scale = cache
+    gradients = linear_backward(dout, frozen)
+    through_b = linear_backward(scale * dout, up)
+    through_a = linear_backward(through_b["x"], down)
+    return gradients | {"x": gradients["x"] + through_a["x"], "a": through_a["weight"], "b": through_b["weight"]}

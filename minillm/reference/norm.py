@@ -1,0 +1,52 @@
+"""The norm of add & norm (figure 1), over the last axis: layer (Ba et al. 2016) or rms (Zhang & Sennrich 2019).
+
+    layer    y = x̂ w + b,  x̂ = (x - μ) / σ,  μ = mean x,  σ² = mean (x - μ)² + ε
+    rms      y = x̂ w,      x̂ = x / ρ,                     ρ² = mean x² + ε
+
+Gradient of rms. With dx̂ = dy w, and x reaching x̂ directly and through ρ, where ∂ρ/∂x_j = x_j / (D ρ) = x̂_j / D,
+
+    dx_j = dx̂_j / ρ - Σ_i dx̂_i x_i / ρ² · x̂_j / D = (dx̂_j - x̂_j mean(dx̂ x̂)) / ρ:
+
+the slope along x̂ itself is taken out, because a longer x is scaled back (but for ε). A layer norm is an rms norm
+of x - μ, and the slope of centring is centring: that takes out the mean of dx̂ as well (x̂ has mean 0 already):
+
+    dx_j = (dx̂_j - mean dx̂ - x̂_j mean(dx̂ x̂)) / σ
+
+Weight and bias collect over all positions: dw = Σ dy x̂, db = Σ dy.
+"""
+
+import numpy as np
+
+
+def layer_norm_forward(hidden, weight, bias, eps):
+    centred_ND = hidden - hidden.mean(-1, keepdims=True)
+    deviation_N1 = np.sqrt((centred_ND**2).mean(-1, keepdims=True) + eps)
+    normed_ND = centred_ND / deviation_N1
+    return normed_ND * weight + bias, (normed_ND, deviation_N1, weight)
+
+
+def layer_norm_backward(dout, cache):
+    normed_ND, deviation_N1, weight = cache
+    dnormed_ND = dout * weight
+    mean_N1 = dnormed_ND.mean(-1, keepdims=True)
+    along_N1 = (dnormed_ND * normed_ND).mean(-1, keepdims=True)
+    dhidden_ND = (dnormed_ND - mean_N1 - normed_ND * along_N1) / deviation_N1
+    return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND), "bias": _over_positions(dout)}
+
+
+def rms_norm_forward(hidden, weight, eps):
+    rms_N1 = np.sqrt((hidden**2).mean(-1, keepdims=True) + eps)
+    normed_ND = hidden / rms_N1
+    return normed_ND * weight, (normed_ND, rms_N1, weight)
+
+
+def rms_norm_backward(dout, cache):
+    normed_ND, rms_N1, weight = cache
+    dnormed_ND = dout * weight
+    along_N1 = (dnormed_ND * normed_ND).mean(-1, keepdims=True)
+    dhidden_ND = (dnormed_ND - normed_ND * along_N1) / rms_N1
+    return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND)}
+
+
+def _over_positions(slopes_ND):
+    return slopes_ND.reshape(-1, slopes_ND.shape[-1]).sum(0)

@@ -1,0 +1,43 @@
+"""What every test runs under: shapes checked by jaxtyping and beartype, and hypothesis with a fixed budget."""
+
+import importlib.util
+import pkgutil
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The kernels compile their own source, and the numpy reference has no jaxtyping annotations to check.
+UNCHECKED = ("kernels", "reference")
+
+
+def _checked_modules():
+    package = importlib.util.find_spec("minillm")
+    children = pkgutil.iter_modules(package.submodule_search_locations)
+    return [f"minillm.{child.name}" for child in children if child.name not in UNCHECKED]
+
+
+install_import_hook(_checked_modules(), "beartype.beartype")
+
+# The default run is the same on every day; the long one looks for what it has not seen yet.
+settings.register_profile("default", max_examples=30, deadline=None, derandomize=True, database=None)
+settings.register_profile("thorough", max_examples=200, deadline=None)
+settings.register_profile("glance", max_examples=5, deadline=None, derandomize=True, database=None)
+
+
+def _long(config):
+    return config.getoption("markexpr") == "slow"
+
+
+def pytest_configure(config):
+    if config.getoption("--hypothesis-profile") is None:
+        settings.load_profile("thorough" if _long(config) else "default")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config, items):
+    """Under `-m slow` every law runs again, with the long count."""
+    if _long(config):
+        for item in items:
+            if hasattr(getattr(item, "obj", None), "hypothesis"):
+                item.add_marker("slow")
