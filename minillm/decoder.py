@@ -1,15 +1,15 @@
 """Figure 1: the decoder of Vaswani et al. 2017, from the embeddings at the bottom to the logits at the top.
 
-Read upwards as the figure is drawn: Embeddings, Positional Encoding, N x [Masked Multi-Head Attention, Add &
-Norm, Feed Forward, Add & Norm], Linear. (Softmax belongs to whoever reads the logits.) Four choices of the
-`DecoderConfig` make it GPT-2 or a Llama. The places where an adaptation can enter are arguments or attributes:
-token ids, embeddings, `prefix`, every Linear, `features` and `head`. No adaptation is known here.
+Read upwards as the figure is drawn: Embeddings, Positional Encoding, N x [Masked Multi-Head Attention, Add & Norm,
+Feed Forward, Add & Norm], Linear. (Softmax belongs to whoever reads the logits.) Four choices of the `DecoderConfig`
+make it GPT-2 or a Llama. Where an adaptation can enter is an argument or an attribute: token ids, embeddings,
+`prefix`, every Linear, `features` and `head`. No adaptation is known here.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from einops import rearrange
@@ -54,6 +54,15 @@ class LayerCache(Protocol):
     def extend(
         self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]: ...
+
+
+class Surroundings(NamedTuple):
+    """What a block's attention sees beside the hidden states."""
+
+    rotation: Rotation | None = None
+    mask: Bool[Tensor, "B S"] | None = None
+    prefix: Prefix | None = None
+    cache: LayerCache | None = None
 
 
 class Embedding(nn.Module):
@@ -106,19 +115,14 @@ class Attention(nn.Module):
             query, key = rotary(query, *rotation), rotary(key, *rotation)
         return query, key, value
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        rotation: Rotation | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        prefix: Prefix | None = None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        query, key, value = self.project(hidden, rotation)
-        if cache is not None:
-            key, value = cache.extend(key, value)
+    def forward(self, hidden: Float[Tensor, "B T D"], around: Surroundings) -> Float[Tensor, "B T D"]:
+        query, key, value = self.project(hidden, around.rotation)
+        if around.cache is not None:
+            key, value = around.cache.extend(key, value)
         probability = self.dropout if self.training else 0.0
-        read = attention(query, key, value, mask=mask, prefix=prefix, dropout_probability=probability)
+        read = attention(
+            query, key, value, mask=around.mask, prefix=around.prefix, dropout_probability=probability
+        )  # fmt: skip
         return self.out(rearrange(read, "B H T K -> B T (H K)"))
 
 
@@ -151,19 +155,11 @@ class Block(nn.Module):
     def _drop(self, hidden: Tensor) -> Tensor:
         return dropout(hidden, self.dropout if self.training else 0.0)
 
-    def forward(
-        self,
-        hidden: Float[Tensor, "B T D"],
-        rotation: Rotation | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        prefix: Prefix | None = None,
-        cache: LayerCache | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        where = (rotation, mask, prefix, cache)
+    def forward(self, hidden: Float[Tensor, "B T D"], around: Surroundings) -> Float[Tensor, "B T D"]:
         if self.norm_first:
-            hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), *where))
+            hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), around))
             return hidden + self._drop(self.feed_forward(self.feed_forward_norm(hidden)))
-        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, *where)))
+        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, around)))
         return self.feed_forward_norm(hidden + self._drop(self.feed_forward(hidden)))
 
 
@@ -195,11 +191,7 @@ class Decoder(nn.Module):
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
 
     def forward(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        prefix: KeyValues | None = None,
-        mask: Bool[Tensor, "B T"] | None = None,
+        self, ids: Int[Tensor, "B T"], *, prefix: KeyValues | None = None, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
         """Next-token logits at every position. `mask` is true for a token, false for padding on either side."""
         return self.head(self.features(ids, prefix=prefix, mask=mask))
@@ -219,10 +211,8 @@ class Decoder(nn.Module):
         """What a prompt, of token ids or of embeddings, leaves behind in every layer."""
         recorders = [_Recorder() for _ in self.blocks]
         self._climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
-        return KeyValues(
-            torch.stack([recorder.key for recorder in recorders]),
-            torch.stack([recorder.value for recorder in recorders]),
-        )
+        keys, values = zip(*(recorder.seen for recorder in recorders), strict=True)
+        return KeyValues(torch.stack(keys), torch.stack(values))
 
     def _climb(
         self,
@@ -231,35 +221,30 @@ class Decoder(nn.Module):
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        positions = self._positions(embeddings, len(prefix) if prefix is not None else 0, mask, cache)
+        start, cached = len(prefix) if prefix is not None else 0, cache[0].length if cache is not None else 0
+        positions = self._positions(embeddings, start, cached, mask)
         hidden, rotation = self.encode_positions(embeddings, positions)
         hidden = dropout(hidden, self.config.dropout if self.training else 0.0)
         for index, block in enumerate(self.blocks):
             layer_prefix = prefix.layer(index) if prefix is not None else None
-            hidden = block(hidden, rotation, mask, layer_prefix, cache[index] if cache is not None else None)
+            layer_cache = cache[index] if cache is not None else None
+            hidden = block(hidden, Surroundings(rotation, mask, layer_prefix, layer_cache))
         return self.norm(hidden)
 
     def _positions(
-        self,
-        embeddings: Float[Tensor, "B T D"],
-        start: int,
-        mask: Bool[Tensor, "B S"] | None,
-        cache: Sequence[LayerCache] | None,
+        self, embeddings: Float[Tensor, "B T D"], start: int, cached: int, mask: Bool[Tensor, "B S"] | None
     ) -> Int[Tensor, "*B T"]:
         """The T new tokens' places in their rows: after the prompt and the cached tokens, padding not counted."""
-        tokens, cached = embeddings.shape[1], cache[0].length if cache is not None else 0
-        if start + cached + tokens > self.config.context_length:
+        rows, tokens = embeddings.shape[0], cached + embeddings.shape[1]
+        if start + tokens > self.config.context_length:
             raise InputError(
-                f"{start} prompt positions and {cached + tokens} tokens exceed this decoder's context "
-                f"of {self.config.context_length}"
+                f"{start} prompt positions and {tokens} tokens exceed this decoder's context of "
+                f"{self.config.context_length}"
             )
         if mask is None:
-            return torch.arange(start + cached, start + cached + tokens, device=embeddings.device)
-        if mask.shape != (embeddings.shape[0], cached + tokens):
-            raise InputError(
-                f"the mask is {tuple(mask.shape)} and the tokens, cached ones included, are "
-                f"{(embeddings.shape[0], cached + tokens)}"
-            )
+            return torch.arange(start + cached, start + tokens, device=embeddings.device)
+        if mask.shape != (rows, tokens):
+            raise InputError(f"the mask is {tuple(mask.shape)}; the tokens, with cached ones, are {(rows, tokens)}")
         return token_positions(mask, start)[:, cached:]
 
     def encode_positions(
@@ -281,5 +266,5 @@ class _Recorder:
     length = 0
 
     def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self.key, self.value = key, value
+        self.seen = key, value
         return key, value

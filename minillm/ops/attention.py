@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import Tensor
 
 from minillm.ops.dropout import dropout
@@ -41,15 +41,6 @@ def visible_keys(
     return rearrange(causal & mask[:, None] | itself, "B T S -> B 1 T S")
 
 
-def attention_weights(
-    query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], visible: Bool[Tensor, "#B 1 T S"]
-) -> Float[Tensor, "B H T S"]:
-    """softmax(Q Kᵀ / √K) over the visible keys: how much of each position every head reads."""
-    key = repeat(key, "B G S K -> B (G group) S K", group=query.shape[1] // key.shape[1])
-    scores = query @ key.mT / math.sqrt(query.shape[-1])
-    return softmax(scores.masked_fill(~visible, -torch.inf))
-
-
 def explicit_attention(
     query: Float[Tensor, "B H T K"],
     key: Float[Tensor, "B G S K"],
@@ -59,13 +50,19 @@ def explicit_attention(
     prefix: Prefix | None = None,
     dropout_probability: float = 0.0,
 ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B H T _"]]:
-    """The output and the weights, step by step: what `attention` computes without keeping the weights."""
+    """The output, and the weights over the (ungated) prefix and the keys, step by step.
+
+    A group's queries are stacked along T, so that the key head they share is read and not copied.
+    """
     if prefix is not None and prefix.gate is None:
         key, value, mask = _prepend(prefix, key, value, mask)
-    visible = visible_keys(query.shape[2], key.shape[2], mask, query.device)
-    weights = attention_weights(query, key, visible)
-    value = repeat(value, "B G S K -> B (G group) S K", group=query.shape[1] // value.shape[1])
-    out = dropout(weights, dropout_probability) @ value
+    heads, queries, groups = query.shape[1], query.shape[2], key.shape[1]
+    stacked = rearrange(query, "B (G group) T K -> B G (group T) K", G=groups)
+    scores = rearrange(stacked @ key.mT, "B G (group T) S -> B (G group) T S", T=queries) / math.sqrt(query.shape[-1])
+    visible = visible_keys(queries, key.shape[2], mask, query.device)
+    weights = softmax(scores.masked_fill(~visible, -torch.inf))
+    kept = rearrange(dropout(weights, dropout_probability), "B (G group) T S -> B G (group T) S", G=groups)
+    out = rearrange(kept @ value, "B G (group T) K -> B (G group) T K", group=heads // groups)
     if prefix is not None and prefix.gate is not None:
         out = out + _gated(prefix, query)
     return out, weights
@@ -80,7 +77,12 @@ def attention(
     prefix: Prefix | None = None,
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """Causal attention to the prefix and to the real tokens (`mask`) among the keys, by PyTorch's kernel."""
+    """Causal attention to the prefix and to the real tokens (`mask`) among the keys, by the quickest way there is."""
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        # PyTorch's CPU kernel trains slowly in half precision: 9.3 ms at 16 x 40 tokens where this takes 1.0.
+        return explicit_attention(
+            query, key, value, mask=mask, prefix=prefix, dropout_probability=dropout_probability
+        )[0]  # fmt: skip
     if prefix is not None and prefix.gate is None:
         key, value, mask = _prepend(prefix, key, value, mask)
     queries, keys = query.shape[2], key.shape[2]

@@ -1,0 +1,38 @@
+"""In-context learning (place 1 of figure 1, the prompt): nothing is trained, the task is told or shown.
+
+Zero-shot, few-shot, with a chain of thought or without: all of them are ids that stand before the text (Brown et al.
+2020; Wei et al. 2022). The decoder is causal, so that what it makes of the prompt, its keys and values in every layer,
+does not depend on what follows: they are computed once, here, and not once for every query.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.adapt.method import Method
+from minillm.adapt.surgery import frozen
+from minillm.decoder import Decoder, KeyValues
+from minillm.shapes import Int
+
+
+class InContext(Method):
+    """A prompt of P tokens before every row. Seam: TOKENS. Raises InputError where it exceeds the context."""
+
+    ids: Tensor
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, decoder: Decoder, ids: Int[Tensor, "1 P"]):
+        super().__init__(frozen(decoder))
+        with torch.no_grad():
+            prompt = self.decoder.eval().keys_values(ids)
+        self.register_buffer("ids", ids)
+        self.register_buffer("keys", prompt.keys)
+        self.register_buffer("values", prompt.values)
+
+    def prefix(self) -> KeyValues:
+        return KeyValues(self.keys, self.values)
+
+    def options(self) -> dict[str, Any]:
+        return {"ids": self.ids[0].tolist()}

@@ -1,0 +1,64 @@
+"""What every way of adapting a decoder offers, so that training, generation and the laws know only this."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from minillm.config import DecoderConfig
+from minillm.decoder import Decoder, KeyValues, LayerCache
+from minillm.shapes import Bool, Float, Int
+
+
+class Adaptation(nn.Module, ABC):
+    """A body over a base decoder's weights, and what is trained beside or in it. The base is never written to."""
+
+    def __init__(self, body: Decoder):
+        super().__init__()
+        self.decoder = body
+
+    @property
+    def config(self) -> DecoderConfig:
+        return self.decoder.config
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """What the method was built with, beside the decoder: JSON's types only."""
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Exactly what the optimizer gets, by name."""
+        return {
+            name.removeprefix("decoder."): parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad
+        }
+
+    def state(self) -> dict[str, Tensor]:
+        """What is saved and published: enough to rebuild the method on its base."""
+        return {name: parameter.detach() for name, parameter in self.trainable().items()}
+
+
+class Method(Adaptation):
+    """An adaptation that is called like a decoder: it may put keys and values before the text, or change the body."""
+
+    @abstractmethod
+    def prefix(self) -> KeyValues | None:
+        """What stands before every row, in every layer; None if nothing does."""
+
+    @property
+    def head(self) -> nn.Module:
+        return self.decoder.head
+
+    def features(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        mask: Bool[Tensor, "B S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]:
+        """What the head reads, as `Decoder.features`."""
+        return self.decoder.features(ids, prefix=self.prefix(), mask=mask, cache=cache)
+
+    def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
+        return self.head(self.features(ids, mask=mask))

@@ -1,0 +1,81 @@
+"""Operating on a decoder without touching it: a second body over the same weights, in which parts are replaced.
+
+This is the one place that freezes and unfreezes.
+"""
+
+import copy
+import difflib
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+
+import torch
+from torch import nn
+
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+
+ALL_LINEAR = "all-linear"
+
+
+def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
+    """A decoder over the same weights, none of them trainable; what is replaced in it leaves the base as it was.
+
+    With a `dtype` the blocks' matrices are copied into it (half the bytes in bfloat16), while embeddings, norms and
+    so the residual stream keep theirs; run it under autocast.
+    """
+    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in decoder.parameters()}
+    body = copy.deepcopy(decoder, shared)
+    if dtype is not None:
+        for linear in linears(body).values():
+            linear.to(dtype)
+    return body
+
+
+def linears(decoder: Decoder) -> dict[str, nn.Linear]:
+    """The Linears of the blocks by path: `blocks.0.attention.query`, ..."""
+    return {
+        path: module
+        for path, module in decoder.named_modules()
+        if path.startswith("blocks.") and isinstance(module, nn.Linear)
+    }
+
+
+def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[str]:
+    """The paths that match a pattern: a role (`query`, `feed_forward.up`), a path with wildcards (`blocks.3.*`) or
+    `all-linear`. Raises InputError for a pattern that matches none, naming the nearest."""
+    paths, found = list(paths), set()
+    for pattern in patterns:
+        hits = {path for path in paths if _matches(path, pattern)}
+        if not hits:
+            roles = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
+            near = difflib.get_close_matches(pattern, roles + paths, n=3, cutoff=0.5)
+            hint = f" (nearest: {', '.join(near)})" if near else ""
+            raise InputError(f"{what} {pattern!r} matches nothing in this decoder; it has: {', '.join(roles)}{hint}")
+        found |= hits
+    return [path for path in paths if path in found]
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return pattern == ALL_LINEAR or fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+
+
+def replace(decoder: Decoder, paths: Iterable[str], make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `make(linear)` in the place of each Linear, in this body."""
+    for path in paths:
+        parent, _, name = path.rpartition(".")
+        owner = decoder.get_submodule(parent)
+        setattr(owner, name, make(getattr(owner, name)))
+
+
+def train_copies(decoder: Decoder, chosen: Callable[[str], bool]) -> None:
+    """Give this body trainable copies of the parameters whose names are chosen; what they shared stays untouched.
+
+    A parameter with two names (a tied head) stays one if both are chosen, and is untied if one of them is.
+    """
+    copies: dict[int, nn.Parameter] = {}
+    for name, parameter in list(decoder.named_parameters(remove_duplicate=False)):
+        if not chosen(name):
+            continue
+        owner, _, last = name.rpartition(".")
+        trained = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
+        setattr(decoder.get_submodule(owner), last, trained)

@@ -1,0 +1,153 @@
+"""From the decoder's logits to text: decoding with a cache, greedily or by sampling.
+
+The cache keeps each layer's keys and values of the tokens read so far, so that every new token costs one position and
+not the whole text again. It is this file's alone; a prompt's `KeyValues`, which an adaptation owns, is not a cache.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.config import DecoderConfig
+from minillm.decoder import LayerCache
+from minillm.errors import InputError
+from minillm.ops.softmax import softmax
+from minillm.shapes import Bool, Float, Int
+
+
+class LanguageModel(Protocol):
+    """What generation and scoring need: a Decoder, or a method that adapts one."""
+
+    @property
+    def config(self) -> DecoderConfig: ...
+
+    @property
+    def head(self) -> nn.Module: ...
+
+    def features(
+        self,
+        ids: Int[Tensor, "B T"],
+        *,
+        mask: Bool[Tensor, "B S"] | None = None,
+        cache: Sequence[LayerCache] | None = None,
+    ) -> Float[Tensor, "B T D"]: ...
+
+
+class GrowingLayer:
+    """One layer's keys and values, in memory taken once for `capacity` positions."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.length = capacity, 0
+
+    def extend(
+        self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
+    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
+        rows, heads, tokens, width = key.shape
+        if self.length == 0:
+            self.key, self.value = (side.new_empty(rows, heads, self.capacity, width) for side in (key, value))
+        now, self.length = self.length, self.length + tokens
+        self.key[:, :, now : self.length] = key
+        self.value[:, :, now : self.length] = value
+        return self.key[:, :, : self.length], self.value[:, :, : self.length]
+
+
+def next_token_distribution(
+    logits: Float[Tensor, "B V"], temperature: float, top_k: int | None, top_p: float | None
+) -> Float[Tensor, "B V"]:
+    """softmax(logits / temperature), kept to the `top_k` likeliest tokens and to the fewest that hold `top_p`."""
+    logits = logits / temperature
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    probabilities = softmax(logits)
+    if top_p is None:
+        return probabilities
+    ordered, places = probabilities.sort(descending=True, stable=True)
+    # A token stays if those likelier than it hold less than top_p: the one that crosses the line stays too.
+    ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
+    kept = torch.zeros_like(probabilities).scatter(-1, places, ordered)
+    return kept / kept.sum(-1, keepdim=True)
+
+
+def stream(
+    model: LanguageModel,
+    ids: Int[Tensor, "B T"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Iterable[int] = (),
+    mask: Bool[Tensor, "B T"] | None = None,
+) -> Iterator[Int[Tensor, "B"]]:
+    """Each row's next token, one at a time, until all rows have met a stop token or `max_new_tokens` are out.
+
+    A temperature of 0 takes the likeliest token. Rows of unequal length are padded on the left (`pad_left`) and
+    come with their mask. A row that has ended goes on yielding its stop token.
+    """
+    _check(model.config, ids, max_new_tokens, temperature, top_k, top_p)
+    generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
+    stops = torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(model.config.layers)]
+    token = ids[:, :0]
+    for _ in range(max_new_tokens):
+        with torch.inference_mode():
+            logits = model.head(model.features(ids, mask=mask, cache=cache)[:, -1])
+            if temperature == 0:
+                new = logits.argmax(-1)
+            else:
+                probabilities = next_token_distribution(logits, temperature, top_k, top_p)
+                new = probabilities.multinomial(1, generator=generator)[:, 0]
+            token = torch.where(ended, token, new) if ended.any() else new
+            ended = ended | torch.isin(token, stops)
+            mask = None if mask is None else F.pad(mask, (0, 1), value=True)
+            ids = token[:, None]
+        yield token
+        if ended.all():
+            return
+
+
+def generate(
+    model: LanguageModel, ids: Int[Tensor, "B T"], *, max_new_tokens: int, temperature: float = 0.0,
+    top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: Iterable[int] = (),
+    mask: Bool[Tensor, "B T"] | None = None,
+) -> Int[Tensor, "B S"]:  # fmt: skip
+    """The prompt and what `stream` adds to it, in one tensor. A model in training mode is put back into it."""
+    training = isinstance(model, nn.Module) and model.training
+    if isinstance(model, nn.Module):
+        model.eval()
+    try:
+        new = list(
+            stream(
+                model, ids, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                seed=seed, stop=stop, mask=mask,
+            )
+        )  # fmt: skip
+    finally:
+        if isinstance(model, nn.Module):
+            model.train(training)
+    return torch.cat((ids, torch.stack(new, 1)), 1)
+
+
+def _check(
+    config: DecoderConfig, ids: Tensor, new: int, temperature: float, top_k: int | None, top_p: float | None
+) -> None:
+    if ids.shape[1] == 0:
+        raise InputError("there is nothing to continue: the prompt has no tokens")
+    if new < 1:
+        raise InputError(f"max_new_tokens is {new}; it must be at least 1")
+    if ids.shape[1] + new > config.context_length:
+        raise InputError(
+            f"a prompt of {ids.shape[1]} tokens and {new} new ones exceed the context of {config.context_length}"
+        )
+    if temperature < 0:
+        raise InputError(f"the temperature is {temperature}; it must be 0 (the likeliest token) or above")
+    if top_k is not None and top_k < 1:
+        raise InputError(f"top_k is {top_k}; it must be at least 1")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(f"top_p is {top_p}; it must lie above 0 and be at most 1")

@@ -1,0 +1,1 @@
+"""Comparing the methods: one task, one base, every way to adapt."""
