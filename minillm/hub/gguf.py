@@ -97,17 +97,17 @@ class _Sizes:
 
 def _shared(sizes: _Sizes) -> dict[str, Any]:
     heads = sizes.take("attention.head_count", int)
-    return dict(
-        norm_first=True,
-        vocabulary=sizes.vocabulary(),
-        layers=sizes.take("block_count", int),
-        width=sizes.take("embedding_length", int),
-        heads=heads,
-        kv_heads=sizes.take("attention.head_count_kv", int, heads),
-        feed_forward_width=sizes.take("feed_forward_length", int),
-        context_length=sizes.take("context_length", int),
-        tie_embeddings="output.weight" not in sizes.file.shapes,
-    )
+    return {
+        "norm_first": True,
+        "vocabulary": sizes.vocabulary(),
+        "layers": sizes.take("block_count", int),
+        "width": sizes.take("embedding_length", int),
+        "heads": heads,
+        "kv_heads": sizes.take("attention.head_count_kv", int, heads),
+        "feed_forward_width": sizes.take("feed_forward_length", int),
+        "context_length": sizes.take("context_length", int),
+        "tie_embeddings": "output.weight" not in sizes.file.shapes,
+    }
 
 
 def _llama(sizes: _Sizes) -> DecoderConfig:

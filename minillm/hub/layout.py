@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
@@ -99,11 +100,18 @@ class Layout:
                     yield Entry(f"{full}.{kind}", parts, kind == "weight" and module in self.transposed, heads)
 
 
+class _Unfilled(TorchFunctionMode):
+    """Leaves the random fills out: torch spends a second on imports to fill a tensor that has no numbers."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
+
+
 def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype) -> Decoder:
     """A decoder, in evaluation mode, with the source's weights; nothing is initialised and nothing copied twice."""
     if config.layers > len(source.shapes):
         raise InputError(f"{source.path} speaks of {config.layers} layers and holds {len(source.shapes)} tensors")
-    with torch.device("meta"):
+    with torch.device("meta"), _Unfilled():
         decoder = Decoder(config)
     ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
     entries = {entry.name: entry for entry in layout.entries(decoder)}

