@@ -61,7 +61,7 @@ def _located(source: str | Path) -> Path:
     if source in loadable:
         return pull(str(source))
     if isinstance(source, str) and source.startswith("hf:"):
-        from minillm.hub.huggingface_hub import fetch
+        from minillm.hub.huggingface import fetch
 
         return fetch(source[len("hf:") :])
     path = Path(source).expanduser()

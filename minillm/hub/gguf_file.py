@@ -7,7 +7,6 @@ tensor mean is the `gguf` package's business. What the names mean is in `hub/ggu
 
 import struct
 from dataclasses import dataclass
-from functools import cached_property
 from math import gcd, prod
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ class GGUFFile:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self._data = _mapped(self.path)
-        cursor = _Cursor(memoryview(self._data), self.path)
+        cursor = _Cursor(self._data.data, self.path)
         tensors, entries = _counts(cursor)
         self.metadata: dict[str, Any] = {}
         for _ in range(entries):
@@ -93,10 +92,7 @@ class GGUFFile:
                 raise InputError(f"{self.path} is damaged: it has the metadata {key!r} twice")
             self.metadata[key] = cursor.value(cursor.number("I"))
         self.tensors = _tensors(cursor, tensors, self.metadata.get("general.alignment", 32))
-
-    @cached_property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {name: tensor.shape for name, tensor in self.tensors.items()}
+        self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
         """The tensor in float32, in memory of its own."""

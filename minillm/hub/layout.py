@@ -27,8 +27,7 @@ class Source(Protocol):
 
     path: Path
 
-    @property
-    def shapes(self) -> Mapping[str, Shape]: ...
+    shapes: dict[str, Shape]
 
     def read(self, name: str) -> Tensor: ...
 
@@ -71,7 +70,8 @@ class Layout:
     """Modules by name, theirs to ours: `outer` once, `inner` in every block under `block.format(index)`.
 
     `transposed` lists those whose matrices are stored input by output, `interleaved` those whose rows are, with
-    the DecoderConfig field that counts their heads; `ignored` matches what carries no weights.
+    the DecoderConfig field that counts their heads; `ignored` matches what carries no weights. `prefix` is
+    what every name but the head's begins with, where a whole file may leave it out.
     """
 
     head: str
@@ -81,11 +81,14 @@ class Layout:
     transposed: frozenset[str] = frozenset()
     interleaved: Mapping[str, str] = field(default_factory=dict)
     ignored: re.Pattern[str] = re.compile(r"(?!)")
+    prefix: str = ""
 
     def entries(self, decoder: Decoder) -> Iterator[Entry]:
         """Every tensor that a file with this decoder's weights holds."""
         config, ours = decoder.config, decoder.state_dict()
-        modules = [(theirs, theirs, (mine,)) for theirs, mine in self.outer.items()]
+        modules: list[tuple[str, str, tuple[str, ...]]] = [
+            (theirs, theirs, (mine,)) for theirs, mine in self.outer.items()
+        ]
         if not config.tie_embeddings:
             modules.append((self.head, self.head, ("head",)))
         for index in range(config.layers):

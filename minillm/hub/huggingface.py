@@ -1,0 +1,129 @@
+"""Hugging Face directories: config.json and safetensors of the GPT-2 and Llama families, read and written.
+
+GPT-2's matrices are stored input by output (its Conv1D), with query, key and value side by side in `c_attn`. A
+decoder that is neither is written under our own names as `model_type` minillm, which transformers cannot load.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.hub import huggingface_config
+from minillm.hub.files import replacing, write_text
+from minillm.hub.layout import Layout, assemble
+from minillm.hub.safetensors_file import SINGLE, SafetensorsDirectory
+from minillm.tokenizer import Tokenizer
+
+GPT2 = Layout(
+    prefix="transformer.",
+    head="lm_head",
+    block="transformer.h.{}.",
+    outer={"transformer.wte": "embed", "transformer.wpe": "positions", "transformer.ln_f": "norm"},
+    inner={
+        "ln_1": "attention_norm",
+        "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
+        "attn.c_proj": "attention.out",
+        "ln_2": "feed_forward_norm",
+        "mlp.c_fc": "feed_forward.up",
+        "mlp.c_proj": "feed_forward.down",
+    },
+    transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
+    # The causal mask, which older versions of transformers stored.
+    ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
+)
+LLAMA = Layout(
+    prefix="model.",
+    head="lm_head",
+    block="model.layers.{}.",
+    outer={"model.embed_tokens": "embed", "model.norm": "norm"},
+    inner={
+        "input_layernorm": "attention_norm",
+        "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key",
+        "self_attn.v_proj": "attention.value",
+        "self_attn.o_proj": "attention.out",
+        "post_attention_layernorm": "feed_forward_norm",
+        "mlp.gate_proj": "feed_forward.gate",
+        "mlp.up_proj": "feed_forward.up",
+        "mlp.down_proj": "feed_forward.down",
+    },
+    # The rotation's frequencies, which follow from rope_theta.
+    ignored=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
+)
+_OWN_MODULES = (
+    *("attention_norm", "attention.query", "attention.key", "attention.value", "attention.out"),
+    *("feed_forward_norm", "feed_forward.gate", "feed_forward.up", "feed_forward.down"),
+)
+OWN = Layout(
+    head="head",
+    block="blocks.{}.",
+    outer={"embed": "embed", "positions": "positions", "norm": "norm"},
+    inner={name: name for name in _OWN_MODULES},
+)
+LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
+
+
+def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+    """The decoder, in evaluation mode, and its tokenizer, if there is a tokenizer.json.
+
+    Raises InputError for another model_type than gpt2, llama and minillm, for settings that ask for a computation
+    that minillm does not have, and for tensors that are missing, unknown or misshapen.
+    """
+    kind, config = huggingface_config.read(directory / "config.json")
+    layout = LAYOUTS[kind]
+    source = SafetensorsDirectory(directory, layout.prefix, f"{layout.head}.weight")
+    decoder = assemble(config, layout, source, dtype)
+    return decoder, Tokenizer.from_directory(directory) if (directory / "tokenizer.json").is_file() else None
+
+
+def fetch(name: str) -> Path:
+    """The directory of a model of the Hugging Face hub, downloaded by huggingface_hub into its own cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise InputError(
+            f"hf:{name} needs huggingface_hub, which is not installed; `pip install huggingface_hub` adds it"
+        ) from None
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+    except Exception as problem:  # of a dozen kinds, from several libraries
+        said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+        raise InputError(
+            f"hf:{name} cannot be fetched from the Hugging Face hub ({said}); "
+            "a directory or a .gguf file that is already here would do too"
+        ) from None
+
+
+def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
+    """Write config.json, model.safetensors and the tokenizer's files; config.json, which makes it a model, last."""
+    from safetensors.torch import save_file
+
+    settings = huggingface_config.written(decoder.config)
+    layout = LAYOUTS[settings["model_type"]]
+    parameters = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
+    _check_whole(decoder, parameters, layout)
+    if tokenizer is not None:
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+        settings |= {key: id_ for key, id_ in ids.items() if id_ is not None}
+        tokenizer.save(directory)
+    settings["torch_dtype"] = str(parameters["embed.weight"].dtype).removeprefix("torch.")
+    tensors = {entry.name: entry.join(parameters) for entry in layout.entries(decoder)}
+    with replacing(directory / SINGLE) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_text(directory / "config.json", json.dumps(settings, indent=2) + "\n")
+
+
+def _check_whole(decoder: Decoder, parameters: Mapping[str, torch.Tensor], layout: Layout) -> None:
+    """Nothing may be left out of the file without a word."""
+    stored = {part for entry in layout.entries(decoder) for part in entry.parts}
+    if decoder.config.tie_embeddings:
+        stored.add("head.weight")
+        if not parameters["head.weight"].equal(parameters["embed.weight"]):
+            raise InputError("the head is tied by the config and differs from the embeddings: set tie_embeddings false")
+    if odd := sorted(parameters.keys() ^ stored):
+        raise InputError(f"{odd[0]} is no weight of a plain decoder; merge an adapted one before saving it")
