@@ -24,15 +24,17 @@ def slope_by_differences(loss, array):
 
 
 def slope_along(loss, arrays, directions):
-    """The central difference of loss() as all arrays move together, in place."""
-    values = []
-    for step in (STEP, -2 * STEP):
-        for array, direction in zip(arrays, directions, strict=True):
-            array += step * direction
-        values.append(loss())
-    for array, direction in zip(arrays, directions, strict=True):
-        array += STEP * direction
-    return (values[0] - values[1]) / (2 * STEP)
+    """d loss() / dh as all arrays move along, in place; of fourth order, for many numbers move at once."""
+    starts = [array.copy() for array in arrays]
+
+    def loss_at(step):
+        for array, start, direction in zip(arrays, starts, directions, strict=True):
+            array[...] = start + step * direction
+        return loss()
+
+    near, far = (loss_at(reach * STEP) - loss_at(-reach * STEP) for reach in (1, 2))
+    loss_at(0.0)
+    return (8 * near - far) / (12 * STEP)
 
 
 def check_gradient_by_differences(forward, backward, inputs, random):
@@ -61,7 +63,9 @@ def check_against_torch(operation, forward, backward, inputs, random, constants=
     for name, gradient in backward(dout, cache).items():
         if name in constants:
             continue
-        parts = zip(tensors[name], gradient, strict=True) if isinstance(gradient, tuple) else [(tensors[name], gradient)]
+        parts = (
+            zip(tensors[name], gradient, strict=True) if isinstance(gradient, tuple) else [(tensors[name], gradient)]
+        )
         for tensor, slope in parts:
             if tensor is not None:
                 assert_close(tensor.grad, slope, what=f"the gradient of {name}")

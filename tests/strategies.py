@@ -20,11 +20,11 @@ class AttentionCase(NamedTuple):
 
 
 @st.composite
-def attention_cases(draw, cached=st.booleans()):
+def attention_cases(draw):
     """Grouped heads, queries at the end of more keys, padding on either side, prefixes of every kind."""
     random = draw(randoms)
     batch, queries, width, groups, sharing = (draw(sizes) for _ in range(5))
-    keys = queries + (draw(sizes) if draw(cached) else 0)
+    keys = queries + (draw(sizes) if draw(st.booleans()) else 0)
     heads = groups * sharing
     arrays = {
         "query": random.normal(size=(batch, heads, queries, width)),

@@ -1,0 +1,44 @@
+"""The loss in torch equals numpy's, in one chunk or in many."""
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minillm.ops import linear_cross_entropy as ops
+from minillm.reference import linear_cross_entropy as reference
+from tests.rungs import check_against_torch
+from tests.strategies import labels, randoms, sizes
+from tests.tolerances import assert_close
+
+
+@given(st.data(), sizes, sizes, sizes, randoms)
+def test_the_loss_equals_numpys(data, rows, width, vocabulary, random):
+    inputs = {"hidden": random.normal(size=(rows, width)), "weight": random.normal(size=(vocabulary, width))}
+    inputs["labels"] = data.draw(labels(rows, vocabulary))
+    twins = reference.linear_cross_entropy_forward, reference.linear_cross_entropy_backward
+    check_against_torch(ops.linear_cross_entropy, *twins, inputs, random)
+
+
+def test_chunks_change_nothing():
+    random = np.random.default_rng(0)
+    rows = 2 * ops.CHUNK + 17
+    inputs = {"hidden": random.normal(size=(rows, 3)), "weight": random.normal(size=(5, 3))}
+    inputs["labels"] = random.integers(0, 5, rows)
+    twins = reference.linear_cross_entropy_forward, reference.linear_cross_entropy_backward
+    check_against_torch(ops.linear_cross_entropy, *twins, inputs, random)
+
+
+def test_the_loss_of_half_precision_is_summed_in_float32():
+    random = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(257, 8, generator=random), torch.randn(11, 8, generator=random)
+    labels = torch.randint(0, 11, (257,), generator=random)
+    half = ops.linear_cross_entropy(hidden.bfloat16(), weight.bfloat16(), labels)
+    rounded = ops.linear_cross_entropy(hidden.bfloat16().double(), weight.bfloat16().double(), labels)
+    assert abs(half.double() - rounded) / rounded < 1e-3
+
+
+def test_a_batch_without_labels_has_no_loss_and_no_gradient():
+    hidden, weight = torch.randn(3, 2, requires_grad=True), torch.randn(5, 2, requires_grad=True)
+    loss = ops.linear_cross_entropy(hidden, weight, torch.full((3,), ops.IGNORED))
+    assert_close(loss, torch.tensor(0.0))
