@@ -9,7 +9,7 @@ make it GPT-2 or a Llama. Where an adaptation can enter is an argument or an att
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -46,6 +46,7 @@ class KeyValues:
         return Prefix(self.keys[index], self.values[index], None if self.gate is None else self.gate[index])
 
 
+@runtime_checkable
 class LayerCache(Protocol):
     """One layer of a decoding cache (which `generation` owns): it is shown new keys, and answers with all."""
 
