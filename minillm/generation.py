@@ -5,7 +5,7 @@ not the whole text again. It is this file's alone; a prompt's `KeyValues`, which
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float, Int
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """What generation and scoring need: a Decoder, or a method that adapts one."""
 
@@ -96,7 +97,7 @@ def stream(
     cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(model.config.layers)]
     token = ids[:, :0]
     for _ in range(max_new_tokens):
-        with torch.inference_mode():
+        with torch.no_grad():
             logits = model.head(model.features(ids, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)

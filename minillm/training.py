@@ -10,19 +10,20 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from minillm.batches import length_buckets
 from minillm.device import autocast
 from minillm.errors import InputError
+from minillm.progress import progress
 
 Example = TypeVar("Example")
 
 
+@runtime_checkable
 class Trainable(Protocol):
     """What the loop needs of a method."""
 
@@ -155,7 +156,7 @@ def train(
     loop = Loop(method, examples, loss, length, settings)
     best: dict[str, Tensor] = {}
     try:
-        with tqdm(total=loop.steps, desc=name, unit="step", dynamic_ncols=True) as bar:
+        with progress(total=loop.steps, desc=name, unit="step") as bar:
             for epoch in range(settings.epochs):
                 method.train()
                 for batches in loop.groups():

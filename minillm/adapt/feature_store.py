@@ -14,13 +14,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minillm.adapt.fingerprint import fingerprint
 from minillm.batches import length_buckets, pad_right
 from minillm.decoder import Decoder
 from minillm.device import autocast
 from minillm.errors import InputError
+from minillm.progress import progress
 from minillm.shapes import Float
 
 BATCH = 32
@@ -39,7 +39,7 @@ def feature_key(decoder: Decoder, texts: Sequence[Sequence[int]], precision: str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def last_token_features(
     decoder: Decoder, texts: Sequence[Sequence[int]], precision: str = "float32", name: str = "features"
 ) -> Float[Tensor, "N D"]:
@@ -47,7 +47,7 @@ def last_token_features(
     device, lengths = decoder.embed.weight.device, [len(text) for text in texts]
     found = torch.empty(len(texts), decoder.config.width, dtype=decoder.embed.weight.dtype)
     decoder.eval()
-    for batch in tqdm(length_buckets(lengths, BATCH), desc=name, unit="batch", dynamic_ncols=True):
+    for batch in progress(length_buckets(lengths, BATCH), desc=name, unit="batch"):
         ids, last = pad_right([texts[index] for index in batch])
         with autocast(device, precision):
             hidden = decoder.features(ids.to(device))

@@ -42,7 +42,9 @@ class LoRA(Method):
     target that matches nothing and for a rank that no matrix of that size can have.
     """
 
-    def __init__(self, decoder: Decoder, r: int = 8, alpha: float = 16, targets: Sequence[str] = ("query", "value")):
+    def __init__(
+        self, decoder: Decoder, r: int = 8, alpha: int | float = 16, targets: Sequence[str] = ("query", "value")
+    ):
         super().__init__(frozen(decoder))
         self.r, self.alpha, self.targets = r, alpha, tuple(targets)
         found = linears(self.decoder)

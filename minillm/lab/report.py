@@ -63,6 +63,7 @@ def picture(ladder: dict[str, Any], path: Path) -> None:
     time.set_xlabel("seconds to train and to score the test rows")
     parameters.set_ylabel(f"accuracy on {ladder['test']} test rows (± standard error)")
     for axes in (parameters, time):
+        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{ladder['base']} on {ladder['data'] or ladder['task']}, {ladder['train']} training rows")
     figure.savefig(path, dpi=150)

@@ -4,11 +4,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from minillm.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
 from minillm.ops.softmax import log_softmax
+from minillm.progress import progress
 from minillm.shapes import Float, Int
 
 BATCH = 32
@@ -50,8 +50,8 @@ def score_all(
 ) -> Float[Tensor, "N C"]:
     """`score(indices)` of all rows, in batches of neighbours in length, back in the order of the rows."""
     batches = length_buckets(lengths, BATCH)
-    with torch.inference_mode():
-        found = [score(batch).cpu() for batch in tqdm(batches, desc=name, unit="batch", dynamic_ncols=True)]
+    with torch.no_grad():
+        found = [score(batch).cpu() for batch in progress(batches, desc=name, unit="batch")]
     scores = torch.cat(found)
     return scores[torch.tensor([index for batch in batches for index in batch]).argsort()]
 

@@ -5,19 +5,20 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from minillm.errors import InputError
 from minillm.tasks import LabelledText, Task, divide
 
 
-def read_rows(path: Path) -> Iterator[dict[str, str]]:
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Each row as a mapping from column to value. Raises InputError for what is no such file."""
     if path.suffix not in (".csv", ".jsonl"):
         raise InputError(f"{path} is neither a .csv nor a .jsonl file")
     try:
         with path.open(encoding="utf-8", newline="") as file:
             if path.suffix == ".jsonl":
-                yield from (json.loads(line) for line in file if line.strip())
+                yield from (_json_row(line, path) for line in file if line.strip())
             else:
                 # Reviews are longer than the 128 kB that a field may have by default.
                 csv.field_size_limit(sys.maxsize)
@@ -28,11 +29,17 @@ def read_rows(path: Path) -> Iterator[dict[str, str]]:
         raise InputError(f"{path} is not a readable {path.suffix[1:].upper()} file: {error}") from error
 
 
-def column(row: dict[str, str], name: str, path: Path) -> str:
+def _json_row(line: str, path: Path) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise InputError(f"{path} has a line that is no JSON object: {line.strip()[:40]}")
+    return row
+
+
+def column(row: dict[str, Any], name: str, path: Path) -> str:
     """A row's value in a column, as text. Raises InputError, naming the columns there are."""
-    if not isinstance(row, dict) or row.get(name) is None:
-        found = ", ".join(str(key) for key in row) if isinstance(row, dict) else "no columns"
-        raise InputError(f"{path} has a row without a value in column {name!r}; it has: {found}")
+    if row.get(name) is None:
+        raise InputError(f"{path} has a row without a value in column {name!r}; it has: {', '.join(map(str, row))}")
     return str(row[name])
 
 

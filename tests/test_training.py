@@ -1,0 +1,123 @@
+"""The one training loop: exact accumulation, the best epoch, and what it does when things go wrong."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from minillm import InputError
+from minillm.training import TrainingSettings, rate_at, train
+from tests.tolerances import assert_close
+
+
+class Line(nn.Module):
+    """A method as small as can be: y = w · x."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64))
+
+    def trainable(self):
+        return dict(self.named_parameters())
+
+
+EXAMPLES = [
+    (torch.randn(3, generator=torch.Generator().manual_seed(i), dtype=torch.float64), float(i)) for i in range(11)
+]
+
+
+def fit(settings, examples=EXAMPLES, **more):
+    method = Line()
+
+    def loss(batch):
+        x, y = torch.stack([x for x, _ in batch]), torch.tensor([y for _, y in batch], dtype=torch.float64)
+        return F.mse_loss(x @ method.w, y, reduction="sum"), len(batch)
+
+    return method, train(method, examples, loss, lambda _: 3, settings, **more)
+
+
+def test_accumulated_batches_equal_one_big_batch_even_where_the_last_is_short():
+    whole, _ = fit(TrainingSettings(epochs=3, batch=11, rate=0.1))
+    parts, history = fit(TrainingSettings(epochs=3, batch=4, accumulate=3, rate=0.1))
+    assert len(history.losses) == 3
+    assert_close(parts.w, whole.w, "law")
+
+
+def test_a_step_is_adamw_on_the_clipped_mean_gradient():
+    method, history = fit(TrainingSettings(epochs=1, batch=11, rate=0.1, clip=0.3, weight_decay=0.2))
+    w = Line().w
+    optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=0.2)
+    x, y = torch.stack([x for x, _ in EXAMPLES]), torch.tensor([y for _, y in EXAMPLES], dtype=torch.float64)
+    loss = F.mse_loss(x @ w, y)
+    loss.backward()
+    nn.utils.clip_grad_norm_([w], 0.3)
+    optimizer.step()
+    assert_close(method.w, w, "law")
+    assert history.losses == [pytest.approx(loss.item(), rel=1e-12)]
+
+
+def test_the_epoch_that_validated_best_is_what_remains():
+    scores, snapshots, method = iter((0.2, 0.9, 0.4)), [], Line()
+
+    def loss(batch):
+        x, y = torch.stack([x for x, _ in batch]), torch.tensor([y for _, y in batch], dtype=torch.float64)
+        return F.mse_loss(x @ method.w, y, reduction="sum"), len(batch)
+
+    def validate_and_look():
+        snapshots.append(method.w.detach().clone())
+        return next(scores)
+
+    settings = TrainingSettings(epochs=3, rate=0.1, batch=5)
+    history = train(method, EXAMPLES, loss, lambda _: 3, settings, validate=validate_and_look)
+    assert history.best_epoch == 1
+    assert torch.equal(method.w, snapshots[1])
+    assert not torch.equal(snapshots[1], snapshots[2])
+
+
+def test_the_same_seed_takes_the_same_steps_and_another_seed_others():
+    losses = [fit(TrainingSettings(epochs=2, batch=3, seed=seed))[1].losses for seed in (0, 0, 1)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence():
+    broken = [*EXAMPLES, (torch.full((3,), math.nan, dtype=torch.float64), 0.0)]
+    with pytest.raises(InputError, match=r"the loss is nan at step 1: a lower rate than 0\.0005"):
+        fit(TrainingSettings(epochs=1, batch=12), broken)
+
+
+def test_an_interrupt_saves_what_there_is_and_goes_on():
+    saved = []
+
+    def validate():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(TrainingSettings(epochs=2), validate=validate, interrupted=lambda: saved.append(True))
+    assert saved == [True]
+
+
+def test_the_rate_climbs_in_a_straight_line_and_falls_by_a_cosine():
+    settings = TrainingSettings(rate=2.0, warmup=0.25)
+    rates = [rate_at(step, 20, settings) for step in range(20)]
+    assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
+    assert all(later < earlier for earlier, later in pairwise(rates[5:]))
+    assert rate_at(20, 20, settings) == pytest.approx(0.2), "it ends at a tenth"
+    assert rate_at(5 + 15 // 2, 20, settings) > rate_at(13, 20, settings) > 0.2
+
+
+def test_settings_that_cannot_work_are_refused_in_a_sentence():
+    for wrong in ({"epochs": 0}, {"rate": 0.0}, {"precision": "float16"}, {"accumulate": 0}):
+        with pytest.raises(InputError):
+            TrainingSettings(**wrong)
+
+
+def test_a_method_with_nothing_to_train_is_refused():
+    class Nothing(Line):
+        def trainable(self):
+            return {}
+
+    with pytest.raises(InputError, match="nothing to train"):
+        train(Nothing(), EXAMPLES, lambda batch: (torch.zeros(()), 1), lambda _: 1, TrainingSettings())
