@@ -197,6 +197,10 @@ class Decoder(nn.Module):
         """Next-token logits at every position. `mask` is true for a token, false for padding on either side."""
         return self.head(self.features(ids, prefix=prefix, mask=mask))
 
+    def prefix(self) -> KeyValues | None:
+        """What stands before every text of this model: nothing, as long as no method adapts it."""
+        return None
+
     def features(
         self,
         ids: Int[Tensor, "B T"],

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
-from minillm.decoder import LayerCache
+from minillm.decoder import KeyValues, LayerCache
 from minillm.errors import InputError
 from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float, Int
@@ -28,10 +28,13 @@ class LanguageModel(Protocol):
     @property
     def head(self) -> nn.Module: ...
 
+    def prefix(self) -> KeyValues | None: ...
+
     def features(
         self,
         ids: Int[Tensor, "B T"],
         *,
+        prefix: KeyValues | None = None,
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]: ...
@@ -95,10 +98,12 @@ def stream(
     stops = torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(model.config.layers)]
+    with torch.no_grad():
+        prefix = model.prefix()
     token = ids[:, :0]
     for _ in range(max_new_tokens):
         with torch.no_grad():
-            logits = model.head(model.features(ids, mask=mask, cache=cache)[:, -1])
+            logits = model.head(model.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)
             else:

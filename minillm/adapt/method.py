@@ -54,11 +54,12 @@ class Method(Adaptation):
         self,
         ids: Int[Tensor, "B T"],
         *,
+        prefix: KeyValues | None = None,
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """What the head reads, as `Decoder.features`."""
-        return self.decoder.features(ids, prefix=self.prefix(), mask=mask, cache=cache)
+        """What the head reads, as `Decoder.features`. Who calls this often hands in a `prefix()` made once."""
+        return self.decoder.features(ids, prefix=self.prefix() if prefix is None else prefix, mask=mask, cache=cache)
 
     def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
         return self.head(self.features(ids, mask=mask))
