@@ -8,5 +8,5 @@ gradient}`. There is one scalar at the end, the loss, and `dx` is short for its 
 a name are its shape, by the key in `minillm/shapes.py`: `scores_BHTS`. In a `_ND` the N stands for any leading axes.
 
 Read in this order: softmax, linear, embedding, positions, norm, attention, feed_forward, dropout; then layers,
-block, tower and decoder; linear_cross_entropy, adamw and training; lora and prefix; sampling; bpe.
+block, tower and decoder; linear_cross_entropy, adamw and training; lora and prefix; sampling; words and bpe.
 """
