@@ -12,12 +12,11 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import tokenizers
 
 from minillm.errors import InputError
-
-if TYPE_CHECKING:
-    import tokenizers
 
 # What ends a turn or a document, under the names that models give it.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")
@@ -33,7 +32,7 @@ class Tokenizer:
     prompts a model for which `starts_with_bos` is true puts `bos` in front.
     """
 
-    def __init__(self, pipeline: "tokenizers.Tokenizer", names: Mapping[str, str], chat_template: str | None = None):
+    def __init__(self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None):
         for role, token in names.items():
             if role not in ROLES or pipeline.token_to_id(token) is None:
                 raise InputError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
@@ -55,11 +54,9 @@ class Tokenizer:
     @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
-        from tokenizers import Tokenizer as Pipeline
-
         directory = Path(directory)
         try:
-            pipeline = Pipeline.from_file(str(directory / "tokenizer.json"))
+            pipeline = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
         except Exception as problem:  # the library raises bare Exceptions
             raise InputError(f"{directory / 'tokenizer.json'} cannot be read as a tokenizer: {problem}") from None
         settings = _settings(directory / "tokenizer_config.json")
@@ -167,11 +164,9 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
-    def _recognising(self) -> "tokenizers.Tokenizer":
+    def _recognising(self) -> tokenizers.Tokenizer:
         """The same pipeline for text that a template wrote; a second one, for the setting is the pipeline's."""
-        from tokenizers import Tokenizer as Pipeline
-
-        recognising = Pipeline.from_str(self.pipeline.to_str())
+        recognising = tokenizers.Tokenizer.from_str(self.pipeline.to_str())
         recognising.encode_special_tokens = False
         return recognising
 

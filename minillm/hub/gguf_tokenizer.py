@@ -4,12 +4,12 @@ transformers' conversion of the same metadata leaves SmolLM2's single digits out
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from minillm.errors import InputError
-
-if TYPE_CHECKING:
-    import tokenizers
 
 # llama.cpp's token types: special tokens, and whole words that its user added.
 CONTROL, USER_DEFINED = 3, 4
@@ -22,10 +22,8 @@ LLAMA_3 = (
 )
 
 
-def pipeline(metadata: Mapping[str, Any]) -> "tokenizers.Tokenizer":
+def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
     """Byte-level BPE with the file's vocabulary, merges, special tokens and pre-tokeniser."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, processors
-
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
         raise InputError(f"this GGUF file's tokenizer is a {model!r}; minillm reads 'gpt2', which is byte-level BPE")
@@ -73,10 +71,7 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     return texts
 
 
-def _pretokeniser(kind: Any) -> "tokenizers.pre_tokenizers.PreTokenizer":
-    from tokenizers import Regex
-    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
-
+def _pretokeniser(kind: Any) -> PreTokenizer:
     if kind == "smollm":
         return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
     if kind == "gpt-2":

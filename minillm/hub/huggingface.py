@@ -107,9 +107,10 @@ def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None
     layout = LAYOUTS[settings["model_type"]]
     parameters = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     _check_whole(decoder, parameters, layout)
+    # Without a tokenizer they are null: what transformers would assume belongs to another vocabulary.
+    for role in ("bos", "eos", "pad"):
+        settings[f"{role}_token_id"] = getattr(tokenizer, role) if tokenizer is not None else None
     if tokenizer is not None:
-        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
-        settings |= {key: id_ for key, id_ in ids.items() if id_ is not None}
         tokenizer.save(directory)
     settings["torch_dtype"] = str(parameters["embed.weight"].dtype).removeprefix("torch.")
     tensors = {entry.name: entry.join(parameters) for entry in layout.entries(decoder)}

@@ -80,7 +80,7 @@ LLAMA = Family(
         "minillm_dropout": "dropout",
     },
     silent={"norm_eps": 1e-6, "rope_theta": 10_000.0, "bias": False, "tie_embeddings": False, "dropout": 0.0},
-    fixed={"hidden_act": ("silu",), "attention_dropout": (0,), "quantization_config": (None,)},
+    fixed={"hidden_act": ("silu",), "attention_dropout": (0.0,), "quantization_config": (None,)},
 )
 FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -22,6 +22,7 @@ from minillm.errors import InputError
 Shape = tuple[int, ...]
 
 
+@runtime_checkable
 class Source(Protocol):
     """A file, or several, with named tensors."""
 
