@@ -55,10 +55,14 @@ def test_explicit_attention_equals_attention_with_its_gradients(case):
 @given(attention_cases())
 def test_the_weights_equal_numpys(case):
     query, key = case.arrays["query"], case.arrays["key"]
-    visible = reference.visible_keys(query.shape[2], key.shape[2], case.mask)
+    mask = None if case.mask is None else torch.from_numpy(case.mask)
+    inputs = {"query": query, "key": key, "visible": reference.visible_keys(query.shape[2], key.shape[2], case.mask)}
+
+    def weights(query, key, visible):
+        return ops.explicit_attention(query, key, key, mask=mask)[1]
+
     twins = reference.attention_weights_forward, reference.attention_weights_backward
-    inputs = {"query": query, "key": key, "visible": visible}
-    check_against_torch(ops.attention_weights, *twins, inputs, case.random)
+    check_against_torch(weights, *twins, inputs, case.random)
 
 
 @given(attention_cases())
@@ -116,9 +120,16 @@ def test_dropout_drops_weights_and_makes_up_for_them():
     assert (many.mean(0) - ops.attention(query, key, value)[0]).abs().max() < 0.05
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_attention_answers_in_the_dtype_it_was_asked_in(dtype):
-    query, key, value = torch.randn(3, 1, 2, 5, 3).to(dtype)
-    mask = torch.ones(1, 5, dtype=torch.bool)
-    assert ops.attention(query, key, value, mask=mask).dtype == dtype
-    assert ops.explicit_attention(query, key, value, mask=mask)[0].dtype == dtype
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
+@given(case=attention_cases())
+def test_lower_precision_rounds_and_does_nothing_else(dtype, tolerance, case):
+    rounded = {name: torch.from_numpy(array).to(dtype) for name, array in case.arrays.items()}
+    others = {name: value for name, value in _tensors(case).items() if name in ("mask", "prefix")}
+    prefix = others["prefix"]
+    if prefix is not None:
+        others["prefix"] = ops.Prefix(*(None if side is None else side.to(dtype) for side in prefix))
+        prefix = ops.Prefix(*(None if side is None else side.double() for side in others["prefix"]))
+    exact = ops.attention(**{name: side.double() for name, side in rounded.items()}, mask=others["mask"], prefix=prefix)
+    for out in (ops.attention(**rounded, **others), ops.explicit_attention(**rounded, **others)[0]):
+        assert out.dtype == dtype
+        assert (out.double() - exact).abs().max() <= 5 * tolerance * max(1, exact.abs().max())

@@ -1,0 +1,125 @@
+"""The houses mirror each other: an operation has one name in ops, reference and kernels, and so have its arguments."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import minillm
+from minillm import shapes
+
+HOME = Path(minillm.__file__).parent
+
+# What numpy has no use for: it computes on one device, in one dtype, and draws no random numbers.
+TORCH_ALONE = {"device", "dtype", "dropout_probability"}
+# Two torch programs for one formula have one twin.
+ONE_TWIN = {"explicit_attention": "attention"}
+# Differentiable in no argument: numpy needs no pair of functions for them.
+WITHOUT_GRADIENT = {"visible_keys", "token_positions", "sinusoidal", "rotary_tables"}
+
+
+def _stems(house):
+    return sorted(path.stem for path in (HOME / house).glob("*.py") if not path.stem.startswith("_"))
+
+
+def _public_functions(house, stem):
+    module = importlib.import_module(f"minillm.{house}.{stem}")
+    members = inspect.getmembers(module, inspect.isfunction)
+    return {
+        name: function
+        for name, function in members
+        if function.__module__ == module.__name__ and not name.startswith("_")
+    }
+
+
+OPERATIONS = [(stem, name) for stem in _stems("ops") for name in _public_functions("ops", stem)]
+
+
+def _parameters(function):
+    return [name for name in inspect.signature(function).parameters if name not in TORCH_ALONE]
+
+
+def test_every_file_of_ops_has_its_twin():
+    assert set(_stems("ops")) <= set(_stems("reference"))
+    assert len(OPERATIONS) >= 15
+
+
+@pytest.mark.parametrize(("stem", "name"), OPERATIONS)
+def test_every_operation_has_a_twin_with_the_same_arguments(stem, name):
+    operation = _public_functions("ops", stem)[name]
+    twins, name = _public_functions("reference", stem), ONE_TWIN.get(name, name)
+    twin = twins[name] if name in WITHOUT_GRADIENT else twins[f"{name}_forward"]
+    assert _parameters(twin) == _parameters(operation)
+
+
+@pytest.mark.parametrize("stem", _stems("reference"))
+def test_what_goes_forward_comes_back(stem):
+    functions = _public_functions("reference", stem)
+    for name in functions:
+        if name.endswith("_forward"):
+            assert f"{name.removesuffix('_forward')}_backward" in functions
+        if name.endswith("_backward"):
+            assert f"{name.removesuffix('_backward')}_forward" in functions
+            assert list(inspect.signature(functions[name]).parameters)[:2] == ["dout", "cache"]
+
+
+def test_a_prefix_has_the_same_parts_in_both():
+    ops, reference = (importlib.import_module(f"minillm.{house}.attention") for house in ("ops", "reference"))
+    assert ops.Prefix._fields == reference.Prefix._fields
+    decoder, tower = importlib.import_module("minillm.decoder"), importlib.import_module("minillm.reference.tower")
+    assert tuple(inspect.signature(decoder.KeyValues).parameters) == tower.KeyValues._fields
+
+
+def test_unlabelled_positions_are_marked_alike():
+    ops, reference = (
+        importlib.import_module(f"minillm.{house}.linear_cross_entropy") for house in ("ops", "reference")
+    )
+    assert ops.IGNORED == reference.IGNORED
+
+
+def _defined_in(house, stem):
+    """Public functions of a file by their text: a kernel's file cannot be imported where there is no triton."""
+    source = (HOME / house / f"{stem}.py").read_text()
+    return dict(re.findall(r"^def ([a-z]\w*)\(((?:[^()]|\([^()]*\))*)\)", source, re.M))
+
+
+@pytest.mark.parametrize("stem", _stems("kernels") or [pytest.param(None, marks=pytest.mark.skip("no kernels yet"))])
+def test_a_kernel_has_the_name_and_arguments_of_its_operation(stem):
+    assert stem in _stems("ops")
+    operations = _public_functions("ops", stem)
+    kernels = {name for name in _defined_in("kernels", stem) if name in operations}
+    assert kernels, f"kernels/{stem}.py has no function of ops/{stem}.py: {', '.join(operations)}"
+    for name in kernels:
+        arguments = [part.split(":")[0].strip() for part in _defined_in("kernels", stem)[name].split(",")]
+        assert [argument for argument in arguments if argument in inspect.signature(operations[name]).parameters]
+
+
+@pytest.mark.parametrize("stem", _stems("reference"))
+def test_a_file_of_the_reference_is_short_and_opens_with_its_mathematics(stem):
+    text = (HOME / "reference" / f"{stem}.py").read_text()
+    assert len(text.splitlines()) <= 120
+    assert text.startswith('"""')
+
+
+def _signature_letters():
+    for path in HOME.rglob("*.py"):
+        for shape in re.findall(r"(?:Float|Int|Bool)\[[^\"\]]*\"([^\"]*)\"\]", path.read_text()):
+            yield from ((path.name, part) for part in shape.split())
+
+
+def test_no_signature_uses_a_letter_that_the_key_does_not_have():
+    letters = list(_signature_letters())
+    assert len(letters) > 100
+    for file, part in letters:
+        plain = re.sub(r"\{\w+\}|[*#_/+\d]", "", part)
+        assert plain == "" or plain in shapes.DIMENSIONS, f"{file}: {part}"
+
+
+def test_no_numpy_name_carries_a_letter_that_the_key_does_not_have():
+    suffixes = set()
+    for path in (HOME / "reference").glob("*.py"):
+        suffixes |= set(re.findall(r"\b[a-z]\w*_([A-Z1]+)\b", path.read_text()))
+    assert {"BHTS", "BTD", "NV"} <= suffixes
+    assert set("".join(suffixes)) <= shapes.DIMENSIONS.keys() | {"1"}
