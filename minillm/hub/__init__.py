@@ -25,7 +25,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     """
     if not dtype.is_floating_point:
         raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
-    path = _located(source)
+    path = locate(source)
     if path.is_dir():
         from minillm.hub import huggingface
 
@@ -53,8 +53,8 @@ def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -
     huggingface.save(decoder, tokenizer, Path(directory))
 
 
-def _located(source: str | Path) -> Path:
-    """The file or directory that a source stands for."""
+def locate(source: str | Path) -> Path:
+    """The file or directory that a source stands for, pulled if need be. Raises InputError for one that is unknown."""
     from minillm.hub.pull import PINNED, pull
 
     loadable = [name for name, pinned in PINNED.items() if pinned.kind == "weights"]
