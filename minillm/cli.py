@@ -123,11 +123,19 @@ def ladder(
     from minillm.tasks.reviews import PROMPT
 
     settings = LadderSettings(
-        base=base, task=task, train=train, test=test, seed=seed, device=device,
-        threads=threads or torch.get_num_threads(), data=None if data is None else str(data), text_column=text_column,
-        label_column=label_column, prompt=(prompt or PROMPT).replace("\\n", "\n"),
+        base=base,
+        task=task,
+        train=train,
+        test=test,
+        seed=seed,
+        device=device,
+        threads=torch.get_num_threads() if threads is None else threads,
+        data=None if data is None else str(data),
+        text_column=text_column,
+        label_column=label_column,
+        prompt=PROMPT if prompt is None else prompt.replace("\\n", "\n"),
         labels=None if labels is None else tuple(label.strip() for label in labels.split(",")),
-    )  # fmt: skip
+    )
     finished = []
     try:
         finished.extend(climb(rungs, settings, out, fresh))

@@ -6,7 +6,6 @@ ladder begun again with the same settings goes on where it stopped.
 
 import json
 import multiprocessing
-import os
 import platform
 import signal
 import sys
@@ -22,6 +21,7 @@ import torch
 from minillm import hub
 from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device
 from minillm.errors import InputError
+from minillm.hub.files import write_text
 from minillm.hub.pull import pull
 from minillm.lab.rungs import RUNGS, Rung, World, chosen_rungs, labels
 from minillm.lab.statistics import standard_error
@@ -47,6 +47,12 @@ class LadderSettings:
     label_column: str = "label"
     prompt: str = PROMPT
     labels: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.threads < 1:
+            raise InputError(f"threads is {self.threads}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"the seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1")
 
 
 def load_task(settings: LadderSettings) -> Task:
@@ -141,8 +147,7 @@ def climb(rungs: str, settings: LadderSettings, out: Path, fresh: bool = False) 
     chosen = chosen_rungs(rungs)
     pick_device(settings.device)
     load_task(settings)
-    if settings.base in hub.pull.PINNED:
-        pull(settings.base)
+    hub.locate(settings.base)
     path = out / "ladder.json"
     described = json.loads(json.dumps({**asdict(settings), "versions": versions()}))
     finished = {} if fresh else _finished(path, described)
@@ -166,13 +171,3 @@ def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return {}
     return rungs if earlier == described else {}
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or none of it."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -34,7 +34,7 @@ def _align(cell: str, width: int, index: int) -> str:
     return cell.ljust(width) if index < 2 else cell.rjust(width)
 
 
-def in_bytes(count: float) -> str:
+def in_bytes(count: int | float) -> str:
     """A number of bytes in the unit that reads best: 0, 4.6 kB, 1.8 MB, 2.1 GiB."""
     if count < 1000:
         return f"{count:.0f} B"

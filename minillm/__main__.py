@@ -1,0 +1,5 @@
+"""`python -m minillm`: the command line."""
+
+from minillm.cli import main
+
+main()

@@ -1,0 +1,43 @@
+"""What a ladder's reader sees."""
+
+import pytest
+
+from minillm.lab.report import in_bytes, picture, table
+from minillm.lab.statistics import standard_error
+
+RUNG = {
+    "name": "lora", "technique": "LoRA", "place": "3 weights", "accuracy": 0.83, "standard_error": 0.0188,
+    "trainable_parameters": 460800, "stored_bytes": 1843200, "train_seconds": 31.04, "eval_seconds": 11.7,
+    "tokens_per_second": 1005.4, "peak_memory_bytes": None,
+}  # fmt: skip
+LADDER = {
+    "base": "b",
+    "task": "reviews",
+    "data": None,
+    "train": 500,
+    "test": 400,
+    "rungs": [RUNG, {**RUNG, "name": "full"}],
+}
+
+
+def test_the_table_holds_every_measured_figure_in_aligned_columns():
+    lines = table(LADDER).splitlines()
+    assert len({len(line) for line in lines[2:]}) == 1
+    for cell in ("LoRA", "3 weights", "460,800", "1.8 MB", "0.830 ± 0.019", "31.0 s", "11.7 s", "1,005", "-"):
+        assert cell in lines[2].split("  ") or cell in [part.strip() for part in lines[2].split("  ")]
+
+
+def test_the_picture_is_a_png(tmp_path):
+    picture(LADDER, tmp_path / "ladder.png")
+    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (4616, "4.6 kB"), (1843200, "1.8 MB"), (538060032, "0.50 GiB"), (2**31, "2.00 GiB")]
+)
+def test_bytes_are_said_in_the_unit_that_reads_best(count, said):
+    assert in_bytes(count) == said
+
+
+def test_the_standard_error_of_79_percent_of_400_is_2_points():
+    assert standard_error(0.79, 400) == pytest.approx(0.02036, abs=1e-5)

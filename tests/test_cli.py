@@ -1,0 +1,132 @@
+"""The commands as a user meets them: the whole ladder on a tiny base, and one sentence for whatever is wrong."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import decoders, models, pre_tokenizers
+
+from minillm import Decoder, DecoderConfig, Tokenizer, save
+from minillm.cli import main
+from minillm.lab.rungs import RUNGS
+
+KEYS = {
+    "name", "accuracy", "standard_error", "trainable_parameters", "stored_bytes", "train_seconds", "eval_seconds",
+    "tokens_per_second", "peak_memory_bytes",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with a tiny model of bytes, and a table that is easy to learn: who likes it says so at the end."""
+    place = tmp_path_factory.mktemp("place")
+    byte_names = pre_tokenizers.ByteLevel.alphabet()
+    pipeline = Pipeline(models.BPE(vocab={name: index for index, name in enumerate(sorted(byte_names))}, merges=[]))
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    pipeline.decoder = decoders.ByteLevel()
+    pipeline.save(str(place / "tokenizer.json"))
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.tiny(vocabulary=256, context_length=512))
+    save(decoder, Tokenizer.from_directory(place), place / "base")
+    rows = [f"word {n} {'yes' if n % 2 else 'no'},{n % 2}" for n in range(90)]
+    (place / "mine.csv").write_text("words,liked\n" + "\n".join(rows) + "\n")
+    (place / "one.csv").write_text("words,liked\n" + "a,1\n" * 90)
+    (place / "broken").mkdir()
+    for path in (place / "base").iterdir():
+        data = path.read_bytes()
+        (place / "broken" / path.name).write_bytes(data[: len(data) // 2] if path.suffix == ".safetensors" else data)
+    (place / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    return place
+
+
+def run(place, *words, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "minillm", *words], cwd=place, capture_output=True, text=True, timeout=240, **more
+    )
+
+
+LADDER = (
+    "ladder", "--base", "base", "--data", "mine.csv", "--text-column", "words", "--label-column", "liked",
+    "--prompt", "{text}:", "--labels", "bad,very good", "--train", "40", "--test", "30", "--threads", "1",
+)  # fmt: skip
+
+
+def test_the_ladder_climbs_every_rung_writes_what_it_prints_and_goes_on_where_it_stopped(place):
+    first = run(place, *LADDER, "--rungs", "zero-shot,features", "--out", "out")
+    assert first.returncode == 0, first.stderr
+    begun = json.loads((place / "out" / "ladder.json").read_text())
+    assert [rung["name"] for rung in begun["rungs"]] == ["zero-shot", "features"]
+
+    second = run(place, *LADDER, "--out", "out")
+    assert second.returncode == 0, second.stderr
+    ladder = json.loads((place / "out" / "ladder.json").read_text())
+    assert [rung["name"] for rung in ladder["rungs"]] == list(RUNGS)
+    assert ladder["rungs"][0] == begun["rungs"][0], "a finished rung is not climbed again"
+    assert {"base", "task", "train", "test", "seed", "device", "versions"} <= set(ladder)
+    for rung in ladder["rungs"]:
+        assert set(rung) >= KEYS
+        assert 0 <= rung["accuracy"] <= 1
+        assert rung["technique"] in second.stdout
+    assert (place / "out" / "ladder.png").read_bytes().startswith(b"\x89PNG")
+    assert not [path for path in (place / "out").rglob("*") if path.suffix not in (".json", ".png", ".safetensors", "")]
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (("generate", "hello", "--model", "no-such-model"), "no-such-model"),
+        (("generate", "hello", "--model", "cut.gguf"), "cut.gguf"),
+        (("generate", "hello", "--model", "broken"), "broken"),
+        (("generate", "", "--model", "base"), "no tokens"),
+        (("generate", "hello", "--model", "base", "--top-p", "2"), "top_p"),
+        (("generate", "hello", "--model", "base", "--chat"), "chat template"),
+        (("generate", "hello", "--model", "base", "--device", "tpu"), "no device 'tpu'"),
+        (("pull", "nothing"), "nothing"),
+        ((*LADDER, "--rungs", "zero-shot,lorra"), "there is no rung 'lorra'; there are: zero-shot"),
+        ((*LADDER, "--train", "4000"), "too few for 4000 to train"),
+        ((*LADDER, "--data", "one.csv"), "1 class"),
+        ((*LADDER, "--label-column", "stars"), "column 'stars'; it has: words, liked"),
+        ((*LADDER, "--prompt", "Well?"), "has no {text}"),
+        ((*LADDER, "--labels", "bad"), "1 labels are given for the 2 classes"),
+        ((*LADDER, "--base", "no-such-model"), "no-such-model"),
+        (("ladder", "--task", "poems"), "there is no task 'poems'"),
+        ((*LADDER, "--threads", "0"), "threads"),
+        ((*LADDER, "--seed", "-1"), "seed"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place, words, sentence, monkeypatch, capsys):
+    words = (*words, *(("--out", "untouched") if words[0] == "ladder" else ()))
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.argv", ["minillm", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().err
+    assert end.value.code == 2
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1, said
+    assert not (place / "untouched").exists()
+
+
+def test_a_wrong_word_gets_no_traceback_in_a_process_of_its_own_either(place):
+    result = run(place, "generate", "hello", "--model", "no-such-model")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("minillm: there is no model 'no-such-model'")
+    assert "Traceback" not in result.stderr
+
+
+def test_generate_prints_the_prompt_and_what_follows_and_a_seed_repeats_it(place):
+    words = ("generate", "abc", "--model", "base", "--max-new-tokens", "20", "--temperature", "1.5", "--seed", "3")
+    first, second = run(place, *words), run(place, *words)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout == second.stdout
+    assert first.stdout.startswith("abc")
+    assert first.stdout != run(place, *words[:-1], "4").stdout
+
+
+def test_help_names_every_command(place):
+    result = run(place, "--help")
+    assert result.returncode == 0
+    assert all(command in result.stdout for command in ("pull", "generate", "ladder"))
