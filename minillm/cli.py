@@ -138,12 +138,19 @@ def ladder(
     )
     finished = []
     try:
-        finished.extend(climb(rungs, settings, out, fresh))
+        for rung, described in climb(rungs, settings, out, fresh):
+            finished.append(described)
+            _say(rung)
     finally:
         if finished:
             print(table(finished[-1]))
             _draw(finished[-1], out / "ladder.png")
             print(f"\nwritten: {out / 'ladder.json'}")
+
+
+def _say(rung: dict) -> None:
+    spent = rung["train_seconds"] + rung["eval_seconds"]
+    print(f"{rung['name']}: {rung['accuracy']:.3f} ± {rung['standard_error']:.3f} in {spent:.0f} s", file=sys.stderr)
 
 
 def _draw(described: dict, path: Path) -> None:

@@ -139,8 +139,10 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **packages}
 
 
-def climb(rungs: str, settings: LadderSettings, out: Path, fresh: bool = False) -> Iterator[dict[str, Any]]:
-    """The ladder's description after each rung, which is also what `ladder.json` then holds.
+def climb(
+    rungs: str, settings: LadderSettings, out: Path, fresh: bool = False
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """After each rung, the rung and the ladder with all that is climbed, which is what `ladder.json` then holds.
 
     Raises InputError before anything is climbed where the settings cannot work.
     """
@@ -160,7 +162,7 @@ def climb(rungs: str, settings: LadderSettings, out: Path, fresh: bool = False) 
             finished[rung.name] = climb_apart(rung, settings, out)
         ladder = {**described, "rungs": [finished[name] for name in RUNGS if name in finished]}
         write_text(path, json.dumps(ladder, indent=2) + "\n")
-        yield ladder
+        yield finished[rung.name], ladder
 
 
 def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
