@@ -60,7 +60,7 @@ class Tokenizer:
         except Exception as problem:  # the library raises bare Exceptions
             raise InputError(f"{directory / 'tokenizer.json'} cannot be read as a tokenizer: {problem}") from None
         settings = _settings(directory / "tokenizer_config.json")
-        names = {role: _token(settings.get(f"{role}_token")) for role in ROLES}
+        names = {role: _token(directory / "tokenizer_config.json", settings.get(f"{role}_token")) for role in ROLES}
         template = directory / "chat_template.jinja"
         chat_template = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
         return cls(pipeline, {role: name for role, name in names.items() if name}, _default(chat_template))
@@ -106,7 +106,7 @@ class Tokenizer:
             return self._recognising.encode(rendered, add_special_tokens=False).ids
         ids: list[int] = []
         names = "|".join(re.escape(token) for token in self._longest_first)
-        for piece in re.split(f"((?:{names})(?!{mark}))", rendered):
+        for piece in re.split(f"((?:{names})(?!{mark}{mark}))", rendered):
             ids += [self.special[piece]] if piece in self.special else self.encode(piece.replace(mark, ""))
         return ids
 
@@ -195,9 +195,12 @@ def _settings(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _token(stored: Any) -> str | None:
+def _token(path: Path, stored: Any) -> str | None:
     """A special token's name, which older files wrap in an object."""
-    return stored.get("content") if isinstance(stored, dict) else stored
+    name = stored.get("content") if isinstance(stored, dict) else stored
+    if not isinstance(name, str | None):
+        raise InputError(f"{path} has {name!r} for the name of a special token, which is a text")
+    return name
 
 
 def _default(templates: Any) -> str | None:
@@ -220,7 +223,10 @@ def _unused_character(messages: Any, template: str | None) -> str:
 
 
 def _marked(value: Any, tokens: Sequence[str], mark: str) -> Any:
-    """The messages with every special token in them broken up, and edges that could complete one with a neighbour."""
+    """The messages with two marks in every special token, and one at an edge that could complete one with a neighbour.
+
+    (A token of a single character cannot be broken up: the two marks after it tell it from a template's.)
+    """
     if isinstance(value, Mapping):
         return {key: _marked(item, tokens, mark) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -230,7 +236,7 @@ def _marked(value: Any, tokens: Sequence[str], mark: str) -> Any:
     starts = any(value.startswith(token[cut:]) for token in tokens for cut in range(1, len(token)))
     ends = any(value.endswith(token[:cut]) for token in tokens for cut in range(1, len(token)))
     for token in tokens:
-        value = value.replace(token, token[0] + mark + token[1:])
+        value = value.replace(token, token[0] + mark + mark + token[1:])
     return (mark if starts else "") + value + (mark if ends else "")
 
 

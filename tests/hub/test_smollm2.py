@@ -1,0 +1,81 @@
+"""The real model: SmolLM2-135M-Instruct, from the same GGUF file in minillm and in transformers."""
+
+import functools
+import time
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+import minillm
+from minillm import DecoderConfig
+
+PROMPTS = [
+    "The capital of France is",
+    "def fibonacci(n):\n    ",
+    "Once upon a time, there was a small robot who",
+    "Water boils at 100 degrees because",
+    "Review: a dull and lifeless film.\nSentiment:",
+]
+
+
+@pytest.fixture(scope="module")
+def oracle(smollm2_path):
+    """transformers' own conversion. It reads the header twice and makes the same table of names for every module,
+    which takes a third of a minute: here each is done once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
+        patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
+        folder, name = smollm2_path.parent, smollm2_path.name
+        return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
+
+
+def test_it_loads_in_five_seconds(smollm2_path):
+    """Of this process's own time: others may be at work on the same cores."""
+    start = time.process_time()
+    decoder, tokenizer = minillm.load(smollm2_path)
+    assert time.process_time() - start < 5
+    assert decoder.config == DecoderConfig.llama("smollm2-135m")
+    assert tokenizer.vocabulary == decoder.config.vocabulary
+
+
+def test_logits_and_fifty_greedy_tokens_equal_those_of_transformers(smollm2, oracle):
+    """If every token of the oracle is our likeliest after those before it, our own greedy loop writes the same."""
+    decoder, tokenizer = smollm2
+    for prompt in PROMPTS:
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        with torch.no_grad():
+            written = oracle.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=50, do_sample=False, eos_token_id=None
+            )
+            ours, theirs = decoder(written), oracle(written).logits
+        assert written.shape[1] == ids.shape[1] + 50
+        assert (ours - theirs).abs().max() < 1e-3
+        assert torch.equal(ours.argmax(-1)[:, ids.shape[1] - 1 : -1], written[:, ids.shape[1] :])
+
+
+def test_digits_stand_alone_and_spaces_and_line_ends_together(smollm2):
+    """transformers' conversion of this file forgets the digits, and gets both wrong."""
+    _, tokenizer = smollm2
+    tokens = [[tokenizer.pipeline.id_to_token(i) for i in tokenizer.encode(text)] for text in ("a  12", "x\n\n3")]
+    assert tokens == [["a", "ĠĠ", "1", "2"], ["x", "ĊĊ", "3"]]
+
+
+def test_its_turns_end_where_it_says(smollm2):
+    _, tokenizer = smollm2
+    assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, 2)
+    assert tokenizer.stop == (0, 2)
+    assert not tokenizer.starts_with_bos
+    chat = [{"role": "user", "content": "Hi"}]
+    assert tokenizer.render_chat(chat).endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_it_answers_a_question(smollm2):
+    decoder, tokenizer = smollm2
+    ids = tokenizer.chat([{"role": "user", "content": "What is the capital of France?"}])
+    start = len(ids)
+    with torch.no_grad():
+        while ids[-1] != tokenizer.eos or len(ids) == start:
+            ids.append(int(decoder(torch.tensor([ids]))[0, -1].argmax()))
+    assert tokenizer.decode(ids[start:-1]) == "The capital of France is Paris."
