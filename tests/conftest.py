@@ -4,6 +4,7 @@ import importlib.util
 import pkgutil
 
 import pytest
+import torch
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -32,6 +33,11 @@ def _long(config):
 def pytest_configure(config):
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("thorough" if _long(config) else "default")
+
+
+def pytest_runtest_setup():
+    """The same numbers whichever tests ran before."""
+    torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)

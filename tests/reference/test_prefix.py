@@ -28,8 +28,8 @@ def test_the_mlps_gradients_are_its_slopes_and_torchs(length, width, layers, gro
     assert gradients.keys() == inputs.keys()
 
     def loss():
-        keys, values, _ = prefix_forward(**inputs, layers=layers, groups=groups)[0]
-        return (keys * dout.keys + values * dout.values).sum()
+        written, _ = prefix_forward(**inputs, layers=layers, groups=groups)
+        return (written.keys * dout.keys + written.values * dout.values).sum()
 
     tensors = {name: torch.from_numpy(array.copy()).requires_grad_() for name, array in inputs.items()}
     inner = torch.tanh(tensors["embeddings"] @ tensors["inner_weight"].T + tensors["inner_bias"])

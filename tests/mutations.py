@@ -1,0 +1,176 @@
+"""Ways to break the arithmetic, all of which the tests must notice: `python -m pytest -m slow tests/test_mutations.py`.
+
+A mutation is a small edit of a file of `minillm`: (file, old text, new text), and the test file that has to fail for
+it. The old text stands in the file exactly once. Who changes an operation updates its mutations here.
+"""
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    what: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+ATTENTION = ("ops/attention.py", "ops/test_attention.py")
+POSITIONS = ("ops/positions.py", "ops/test_positions.py")
+LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
+DECODER = ("decoder.py", "reference/test_decoder.py")
+LAWS = ("decoder.py", "test_decoder.py")
+
+
+def _mutation(what, where, old, new):
+    file, test = where
+    return Mutation(what, file, old, new, test)
+
+
+MUTATIONS = [
+    _mutation(
+        "a transposed head",
+        DECODER,
+        '"B T (heads K) -> B heads T K"',
+        '"B T (K heads) -> B heads T K"',
+    ),
+    _mutation("heads merged in the wrong order", DECODER, '"B H T K -> B T (H K)"', '"B H T K -> B T (K H)"'),
+    _mutation(
+        "a query that reads another group's keys",
+        ATTENTION,
+        'stacked = rearrange(query, "B (G group) T K -> B G (group T) K"',
+        'stacked = rearrange(query, "B (group G) T K -> B G (group T) K"',
+    ),
+    _mutation("a missing scale, step by step", ATTENTION, " / math.sqrt(query.shape[-1])", ""),
+    _mutation("a missing scale, in the kernel", ATTENTION, "is_causal=square,", "is_causal=square, scale=1.0,"),
+    _mutation("a mask that shows the next token", ATTENTION, ".tril(keys - queries)", ".tril(keys - queries + 1)"),
+    _mutation("a mask that hides the token itself", ATTENTION, ".tril(keys - queries)", ".tril(keys - queries - 1)"),
+    _mutation("a mask aligned at the start", ATTENTION, ".tril(keys - queries)", ".tril(0)"),
+    _mutation("padding that sees nothing", ATTENTION, "causal & mask[:, None] | itself", "causal & mask[:, None]"),
+    _mutation("padding that is read", ATTENTION, "causal & mask[:, None] | itself", "causal | itself"),
+    _mutation("a prefix hidden by the mask", ATTENTION, "value=True", "value=False"),
+    _mutation(
+        "a prefix after the text",
+        ATTENTION,
+        "zip(before, (key, value), strict=True)",
+        "zip((key, value), before, strict=True)",
+    ),
+    _mutation("a gate without its tanh", ATTENTION, "prefix.gate.tanh()", "prefix.gate"),
+    _mutation(
+        "dropout that forgets attention",
+        ATTENTION,
+        "dropout_p=dropout_probability",
+        "dropout_p=0 * dropout_probability",
+    ),
+    _mutation("a dropped 1 / (1 - p)", ("ops/dropout.py", "ops/test_dropout.py"), " / (1.0 - probability)", ""),
+    _mutation(
+        "dropout that keeps what it should drop",
+        ("ops/dropout.py", "ops/test_dropout.py"),
+        "torch.rand_like(hidden) >= probability",
+        "torch.rand_like(hidden) < probability",
+    ),
+    _mutation(
+        "eps outside the root",
+        ("ops/norm.py", "ops/test_norm.py"),
+        "torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)",
+        "1 / (wide.square().mean(-1, keepdim=True).sqrt() + eps)",
+    ),
+    _mutation(
+        "an rms norm that centres",
+        ("ops/norm.py", "ops/test_norm.py"),
+        "wide.square().mean(-1, keepdim=True)",
+        "wide.var(-1, keepdim=True, correction=0)",
+    ),
+    _mutation("a norm in half precision", ("ops/norm.py", "ops/test_norm.py"), "torch.float32", "torch.float16"),
+    _mutation(
+        "a layer norm without its bias", ("ops/norm.py", "ops/test_norm.py"), "weight, bias, eps)", "weight, None, eps)"
+    ),
+    _mutation("a wrong RoPE sign", POSITIONS, "first * cos - second * sin", "first * cos + second * sin"),
+    _mutation(
+        "neighbours turned instead of halves",
+        POSITIONS,
+        "vectors.chunk(2, -1)",
+        "vectors.unflatten(-1, (-1, 2)).unbind(-1)",
+    ),
+    _mutation("frequencies that grow", POSITIONS, "theta ** (-pairs / width)", "theta ** (pairs / width)"),
+    _mutation(
+        "angles in half precision", POSITIONS, "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype"
+    ),
+    _mutation("sines and cosines exchanged", POSITIONS, "(angles.sin(), angles.cos())", "(angles.cos(), angles.sin())"),
+    _mutation("positions that begin at one", POSITIONS, "cumsum(-1) - 1)", "cumsum(-1))"),
+    _mutation("positions that count padding", POSITIONS, "mask.long().cumsum", "torch.ones_like(mask).long().cumsum"),
+    _mutation(
+        "GELU by the error function",
+        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
+        'F.gelu(up, approximate="tanh")',
+        "F.gelu(up)",
+    ),
+    _mutation(
+        "a gate and what it gates exchanged",
+        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
+        "F.silu(gate) * up",
+        "F.silu(up) * gate",
+    ),
+    _mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), "F.linear(x, a).mul_(scale)", "F.linear(x, a)"),
+    _mutation(
+        "an unscaled gradient of A",
+        ("ops/lora.py", "ops/test_lora.py"),
+        "(gradient @ b).mul_(ctx.scale)",
+        "gradient @ b",
+    ),
+    _mutation(
+        "an input that learns from the frozen matrix alone",
+        ("ops/lora.py", "ops/test_lora.py"),
+        ".addmm_(shared, a).view",
+        ".view",
+    ),
+    _mutation("a loss over padding", LOSS, "labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
+    _mutation("a mean of means", LOSS, "labels[:, None]).sum()", "labels[:, None]).mean()"),
+    _mutation("a loss in half precision", LOSS, "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
+    _mutation(
+        "a softmax over the wrong axis",
+        ("ops/softmax.py", "ops/test_softmax.py"),
+        "torch.softmax(scores, -1)",
+        "torch.softmax(scores, 0)",
+    ),
+    _mutation(
+        "a logarithm of a rounded softmax",
+        ("ops/softmax.py", "ops/test_softmax.py"),
+        "torch.log_softmax(scores, -1)",
+        "torch.softmax(scores, -1).log()",
+    ),
+    _mutation("keys that are not turned", DECODER, "rotary(key, *rotation)", "key"),
+    _mutation("embeddings that are not scaled", DECODER, " * math.sqrt(config.width) + sin", " + sin"),
+    _mutation("a prompt that takes no positions", DECODER, "len(prefix) if prefix is not None else 0", "0"),
+    _mutation("a prefix for the first layer alone", DECODER, "prefix.layer(index)", "prefix.layer(0)"),
+    _mutation(
+        "a residual that is dropped",
+        DECODER,
+        "return hidden + self._drop(self.feed_forward(self.feed_forward_norm(hidden)))",
+        "return self._drop(self.feed_forward(self.feed_forward_norm(hidden)))",
+    ),
+    _mutation(
+        "one norm in both places",
+        DECODER,
+        "self.feed_forward(self.feed_forward_norm(hidden))",
+        "self.feed_forward(self.attention_norm(hidden))",
+    ),
+    _mutation("no last norm", DECODER, "self.norm(hidden)", "hidden"),
+    _mutation(
+        "a mask that the blocks do not see", DECODER, "Surroundings(rotation, mask,", "Surroundings(rotation, None,"
+    ),
+    _mutation("a head that is not tied", LAWS, "self.head.weight = self.embed.weight", "pass"),
+    _mutation("a depth that does not calm the start", LAWS, "0.02 / math.sqrt(2 * self.config.layers)", "0.02"),
+    _mutation(
+        "dropout at evaluation",
+        LAWS,
+        "dropout(hidden, self.dropout if self.training else 0.0)",
+        "dropout(hidden, self.dropout)",
+    ),
+    _mutation(
+        "greedy top-p",
+        ("generation.py", "reference/test_sampling.py"),
+        "ordered.cumsum(-1) - ordered >= top_p",
+        "ordered.cumsum(-1) >= top_p",
+    ),
+]
