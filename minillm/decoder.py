@@ -32,12 +32,14 @@ Rotation = tuple[Tensor, Tensor]
 class KeyValues:
     """What P prompt positions leave behind in every layer: a hard prompt, a soft prompt, a tuned prefix.
 
-    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention reads them: after the rotation.
+    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention reads them: after the rotation. The
+    text's positions count on from P, or from 0 where the prompt takes up none.
     """
 
     keys: Float[Tensor, "L B G P K"]
     values: Float[Tensor, "L B G P K"]
     gate: Float[Tensor, "L H"] | None = None
+    takes_positions: bool = True
 
     def __len__(self) -> int:
         return self.keys.shape[3]
@@ -226,8 +228,7 @@ class Decoder(nn.Module):
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        start, cached = len(prefix) if prefix is not None else 0, cache[0].length if cache is not None else 0
-        positions = self._positions(embeddings, start, cached, mask)
+        positions = self._positions(embeddings, prefix, cache[0].length if cache is not None else 0, mask)
         hidden, rotation = self.encode_positions(embeddings, positions)
         hidden = dropout(hidden, self.config.dropout if self.training else 0.0)
         for index, block in enumerate(self.blocks):
@@ -237,15 +238,21 @@ class Decoder(nn.Module):
         return self.norm(hidden)
 
     def _positions(
-        self, embeddings: Float[Tensor, "B T D"], start: int, cached: int, mask: Bool[Tensor, "B S"] | None
+        self,
+        embeddings: Float[Tensor, "B T D"],
+        prefix: KeyValues | None,
+        cached: int,
+        mask: Bool[Tensor, "B S"] | None,
     ) -> Int[Tensor, "*B T"]:
         """The T new tokens' places in their rows: after the prompt and the cached tokens, padding not counted."""
         rows, tokens = embeddings.shape[0], cached + embeddings.shape[1]
-        if start + tokens > self.config.context_length:
+        length = len(prefix) if prefix is not None else 0
+        if length + tokens > self.config.context_length:
             raise InputError(
-                f"{start} prompt positions and {tokens} tokens exceed this decoder's context of "
+                f"{length} prompt positions and {tokens} tokens exceed this decoder's context of "
                 f"{self.config.context_length}"
             )
+        start = length if prefix is not None and prefix.takes_positions else 0
         if mask is None:
             return torch.arange(start + cached, start + tokens, device=embeddings.device)
         if mask.shape != (rows, tokens):

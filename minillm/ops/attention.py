@@ -103,10 +103,12 @@ def attention(
 
 
 def _prepend(prefix: Prefix, key: Tensor, value: Tensor, mask: Tensor | None):
-    """The prefix as the first P of the keys; the causal rule, aligned at the end, shows it to every query."""
-    rows = key.shape[0]
-    key = torch.cat((prefix.key.expand(rows, -1, -1, -1), key), 2)
-    value = torch.cat((prefix.value.expand(rows, -1, -1, -1), value), 2)
+    """The prefix as the first P of the keys; the causal rule, aligned at the end, shows it to every query.
+
+    A prefix in float32 before half-precision text is rounded to it, and its slopes are summed over the rows in float32.
+    """
+    before = (side.expand(key.shape[0], -1, -1, -1).to(key.dtype) for side in (prefix.key, prefix.value))
+    key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
     if mask is not None:
         mask = F.pad(mask, (prefix.key.shape[2], 0), value=True)
     return key, value, mask
@@ -116,6 +118,6 @@ def _gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B 
     """tanh(gate) Attn(prefix): the prefix attended to by itself."""
     assert prefix.gate is not None
     rows, heads = query.shape[:2]
-    key, value = (side.expand(rows, -1, -1, -1) for side in (prefix.key, prefix.value))
+    key, value = (side.expand(rows, -1, -1, -1).to(query.dtype) for side in (prefix.key, prefix.value))
     read = F.scaled_dot_product_attention(query, key, value, enable_gqa=heads != key.shape[1])
-    return rearrange(prefix.gate.tanh(), "H -> H 1 1") * read
+    return rearrange(prefix.gate.tanh(), "H -> H 1 1").to(query.dtype) * read

@@ -20,11 +20,19 @@ from minillm.reference.positions import rotary_tables, sinusoidal, token_positio
 
 
 class KeyValues(NamedTuple):
-    """A prompt in every layer: keys and values, L B G P K (B may be 1), and perhaps each head's gate, L H."""
+    """A prompt in every layer: keys and values, L B G P K (B may be 1), and perhaps each head's gate, L H.
+
+    The text's positions count on from P, or from 0 where the prompt takes up none.
+    """
 
     keys: Any
     values: Any
     gate: Any = None
+    takes_positions: bool = True
+
+    @property
+    def sides(self):
+        return self.keys, self.values, self.gate
 
 
 def tower_forward(weights, config, embeddings, prefix=None, mask=None):
@@ -33,7 +41,7 @@ def tower_forward(weights, config, embeddings, prefix=None, mask=None):
     for layer in range(config.layers):
         its_prefix = None
         if prefix is not None:
-            its_prefix = Prefix(*(None if side is None else side[layer] for side in prefix))
+            its_prefix = Prefix(*(None if side is None else side[layer] for side in prefix.sides))
         its_weights = below(f"blocks.{layer}", weights)
         hidden_BTD, block = block_forward(hidden_BTD, its_weights, config, rotation, mask, its_prefix)
         cache["blocks"].append(block)
@@ -64,7 +72,7 @@ def tower_backward(dout, cache, left_behind=None):
 
 def _positions_forward(weights, config, embeddings, prefix, mask):
     """What enters the first block, and the rotation that every block applies where positions are rotary."""
-    start = 0 if prefix is None else prefix.keys.shape[3]
+    start = prefix.keys.shape[3] if prefix is not None and prefix.takes_positions else 0
     positions_BT = token_positions(np.ones(embeddings.shape[:2], bool) if mask is None else mask, start)
     if config.positions == "rotary":
         rotation = rotary_tables(positions_BT, config.width // config.heads, config.rope_theta)
