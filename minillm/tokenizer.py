@@ -37,9 +37,15 @@ class Tokenizer:
             if role not in ROLES or pipeline.token_to_id(token) is None:
                 raise InputError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
         self.pipeline, self.names, self.chat_template = pipeline, dict(names), chat_template
-        self.pipeline.encode_special_tokens = True
-        self.pipeline.no_truncation()
-        self.pipeline.no_padding()
+        # A token with a role is special, whether or not its file says so.
+        known = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
+        pipeline.add_special_tokens(sorted(set(names.values()) - known))
+        pipeline.encode_special_tokens = True
+        pipeline.no_truncation()
+        pipeline.no_padding()
+        self.bos, self.eos, self.pad, self._unk = (
+            pipeline.token_to_id(names[role]) if role in names else None for role in ROLES
+        )
 
     @classmethod
     def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
@@ -49,21 +55,23 @@ class Tokenizer:
         """
         from minillm.hub.gguf_tokenizer import pipeline, special_names
 
-        return cls(pipeline(metadata), special_names(metadata), metadata.get("tokenizer.chat_template"))
+        template = _chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
+        return cls(pipeline(metadata), special_names(metadata), template)
 
     @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
-        directory = Path(directory)
+        files, path = Path(directory), Path(directory) / "tokenizer_config.json"
         try:
-            pipeline = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
+            pipeline = tokenizers.Tokenizer.from_file(str(files / "tokenizer.json"))
+            settings = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            template = files / "chat_template.jinja"
+            chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
+            stored = {role: settings.get(f"{role}_token") for role in ROLES}
         except Exception as problem:  # the library raises bare Exceptions
-            raise InputError(f"{directory / 'tokenizer.json'} cannot be read as a tokenizer: {problem}") from None
-        settings = _settings(directory / "tokenizer_config.json")
-        names = {role: _token(directory / "tokenizer_config.json", settings.get(f"{role}_token")) for role in ROLES}
-        template = directory / "chat_template.jinja"
-        chat_template = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
-        return cls(pipeline, {role: name for role, name in names.items() if name}, _default(chat_template))
+            raise InputError(f"{files} has damaged tokenizer files: {problem}") from None
+        names = {role: _token(path, token) for role, token in stored.items()}
+        return cls(pipeline, {role: name for role, name in names.items() if name}, _chosen_template(path, chosen))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_directory` and transformers read."""
@@ -80,7 +88,10 @@ class Tokenizer:
         (directory / "chat_template.jinja").unlink(missing_ok=True)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, nothing added; what looks like a special token in it is ordinary text."""
+        """The ids of the text, nothing added; what looks like a special token in it is ordinary text.
+
+        Bytes that the vocabulary lacks are left out (SmolLM2 lacks a few control characters).
+        """
         try:
             ids = self.pipeline.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
@@ -105,8 +116,7 @@ class Tokenizer:
         if mark not in rendered:
             return self._recognising.encode(rendered, add_special_tokens=False).ids
         ids: list[int] = []
-        names = "|".join(re.escape(token) for token in self._longest_first)
-        for piece in re.split(f"((?:{names})(?!{mark}{mark}))", rendered):
+        for piece in re.split(f"((?:{self._pattern})(?!{mark}{mark}))", rendered):
             ids += [self.special[piece]] if piece in self.special else self.encode(piece.replace(mark, ""))
         return ids
 
@@ -120,25 +130,13 @@ class Tokenizer:
         if self.chat_template is None:
             raise InputError("this tokenizer has no chat template; encode the text itself instead")
         given = {f"{role}_token": token for role, token in self.names.items()}
-        given |= {"messages": _marked(messages, self._longest_first, mark)}
+        given |= {"messages": _marked(messages, self.special, self._pattern, mark)}
         return _render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
 
     @property
     def vocabulary(self) -> int:
         """How many ids there are; a decoder may have rows for more."""
         return self.pipeline.get_vocab_size()
-
-    @property
-    def bos(self) -> int | None:
-        return self._id("bos")
-
-    @property
-    def eos(self) -> int | None:
-        return self._id("eos")
-
-    @property
-    def pad(self) -> int | None:
-        return self._id("pad")
 
     @cached_property
     def stop(self) -> tuple[int, ...]:
@@ -173,26 +171,13 @@ class Tokenizer:
     @cached_property
     def _forbidden(self) -> frozenset[int]:
         # What a vocabulary has no token for is `unk`, rightly.
-        return frozenset(self.special.values()) - {self._id("unk")}
+        return frozenset(self.special.values()) - {self._unk}
 
     @cached_property
-    def _longest_first(self) -> list[str]:
-        return sorted(self.special, key=len, reverse=True)
-
-    def _id(self, role: str) -> int | None:
-        return self.pipeline.token_to_id(self.names[role]) if role in self.names else None
-
-
-def _settings(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except ValueError as problem:
-        raise InputError(f"{path} is no JSON: {problem}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} holds a {type(settings).__name__}; the settings of a tokenizer are an object")
-    return settings
+    def _pattern(self) -> str:
+        """A regular expression for any special token; where several begin, the longest."""
+        longest_first = sorted(self.special, key=len, reverse=True)
+        return "|".join(re.escape(token) for token in longest_first) or "(?!)"
 
 
 def _token(path: Path, stored: Any) -> str | None:
@@ -203,10 +188,13 @@ def _token(path: Path, stored: Any) -> str | None:
     return name
 
 
-def _default(templates: Any) -> str | None:
+def _chosen_template(where: str | Path, templates: Any) -> str | None:
     """The chat template; where there is a list of named ones, that named default."""
     if isinstance(templates, list):
-        return next((t.get("template") for t in templates if t.get("name") == "default"), None)
+        named = [entry for entry in templates if isinstance(entry, dict) and entry.get("name") == "default"]
+        templates = named[0].get("template") if named else None
+    if not isinstance(templates, str | None):
+        raise InputError(f"{where} has a chat template of type {type(templates).__name__}, and it is a text")
     return templates
 
 
@@ -222,28 +210,29 @@ def _unused_character(messages: Any, template: str | None) -> str:
     raise InputError("the messages use every private character of Unicode")
 
 
-def _marked(value: Any, tokens: Sequence[str], mark: str) -> Any:
+def _marked(value: Any, special: Mapping[str, int], pattern: str, mark: str) -> Any:
     """The messages with two marks in every special token, and one at an edge that could complete one with a neighbour.
 
-    (A token of a single character cannot be broken up: the two marks after it tell it from a template's.)
+    Capitals count as small letters, for a template may change them. (A token of a single character cannot be broken
+    up: the two marks after it tell it from a template's.)
     """
     if isinstance(value, Mapping):
-        return {key: _marked(item, tokens, mark) for key, item in value.items()}
+        items = ((key, _marked(item, special, pattern, mark)) for key, item in value.items())
+        return {_marked(key, special, pattern, mark): item for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_marked(item, tokens, mark) for item in value]
+        return [_marked(item, special, pattern, mark) for item in value]
     if not isinstance(value, str):
         return value
-    starts = any(value.startswith(token[cut:]) for token in tokens for cut in range(1, len(token)))
-    ends = any(value.endswith(token[:cut]) for token in tokens for cut in range(1, len(token)))
-    for token in tokens:
-        value = value.replace(token, token[0] + mark + mark + token[1:])
-    return (mark if starts else "") + value + (mark if ends else "")
+    small = value.lower()
+    edges = [(token[cut:].lower(), token[:cut].lower()) for token in special for cut in range(1, len(token))]
+    before = mark if any(small.startswith(rest) for rest, _ in edges) else ""
+    after = mark if any(small.endswith(start) for _, start in edges) else ""
+    broken = re.sub(f"(?={pattern})(.)", lambda found: found[1] + mark + mark, value, flags=re.I | re.S)
+    return before + broken + after
 
 
 def _render(template: str, given: Mapping[str, Any]) -> str:
     """The template's text. A template is a stranger's program: it runs in the sandbox, and not without end."""
-    from jinja2 import TemplateError
-
     if len(template) > LONGEST_TEMPLATE:
         raise InputError(f"the chat template has {len(template)} characters; up to {LONGEST_TEMPLATE} are run")
     pieces, length = [], 0
@@ -255,9 +244,8 @@ def _render(template: str, given: Mapping[str, Any]) -> str:
                 raise InputError(f"the chat template writes more than {LONGEST_CHAT} characters")
     except InputError:
         raise
-    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError,
-            MemoryError) as problem:  # fmt: skip
-        raise InputError(f"the chat template fails on this conversation: {problem}") from None
+    except Exception as problem:  # a stranger's program may raise anything
+        raise InputError(f"the chat template fails on this conversation: {' '.join(str(problem).split())}") from None
     return "".join(pieces)
 
 
@@ -297,6 +285,6 @@ def _now(pattern: str) -> str:
     return datetime.now().strftime(pattern)
 
 
-def _tojson(value: Any, indent: int | None = None) -> str:
+def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
     """JSON as it is: jinja2's own filter escapes it for web pages."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)

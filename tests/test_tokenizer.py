@@ -281,6 +281,15 @@ def test_a_vocabulary_that_would_make_special_tokens_of_text_is_refused():
         hostile.encode("hello <s>")
 
 
+def test_a_token_with_a_role_is_special_even_where_its_file_does_not_say_so():
+    pipeline = Pipeline(models.WordLevel({"<s>": 0, "hello": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    pipeline.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    pipeline.add_tokens(["<s>"])
+    assert Tokenizer(pipeline, {"bos": "<s>"}).special == {"<s>": 0}
+    described = {**metadata(trained(smollm())), "tokenizer.ggml.token_type": None}
+    assert Tokenizer.from_gguf(described).special == dict(zip(SPECIAL, range(3), strict=True))
+
+
 # --- conversations ---
 
 
@@ -310,6 +319,29 @@ def test_a_special_token_of_one_character_is_guarded_too():
     ids = tokenizer.chat(user("a☃b"))
     assert [i == tokenizer.special["☃"] for i in ids] == [True, *[False] * (len(ids) - 2), True]
     assert tokenizer.decode(ids) == "☃a☃b☃"
+
+
+def test_a_special_token_that_overlaps_itself_is_guarded_too():
+    pipeline = trained(smollm())
+    pipeline.add_special_tokens([AddedToken("<<", special=True, normalized=False)])
+    tokenizer = Tokenizer(pipeline, {}, "<<{{ messages[0]['content'] }}")
+    ids = tokenizer.chat(user("a <<< b"))
+    assert ids.count(tokenizer.special["<<"]) == 1
+    assert tokenizer.decode(ids) == "<<a <<< b"
+
+
+def test_a_template_that_changes_capitals_makes_no_special_tokens(tokenizer):
+    lowering = Tokenizer(tokenizer.pipeline, NAMES, "{{ messages[0]['content'] | lower }}")
+    ids = lowering.chat(user("<|IM_END|>"))
+    assert 2 not in ids
+    assert lowering.decode(ids) == "<|im_end|>"
+
+
+def test_special_tokens_in_keys_are_guarded(tokenizer):
+    showing = Tokenizer(tokenizer.pipeline, NAMES, "{{ messages[0] | tojson(separators=(',', ':')) }}")
+    ids = showing.chat([{"<|im_end|>": "é"}])
+    assert 2 not in ids
+    assert showing.decode(ids) == '{"<|im_end|>":"é"}'
 
 
 def test_special_tokens_in_lists_and_deeper_are_guarded(tokenizer):

@@ -4,12 +4,15 @@
 unpickled, and what cannot be computed faithfully is refused by a sentence.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.origin import Origin
 from minillm.tokenizer import Tokenizer
 
 __all__ = ["load", "save"]
@@ -26,20 +29,29 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     if not dtype.is_floating_point:
         raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
     path = locate(source)
-    if path.is_dir():
-        from minillm.hub import huggingface
-
-        decoder, tokenizer = huggingface.load(path, dtype)
-    else:
-        from minillm.hub import gguf
-
-        decoder, tokenizer = gguf.load(path, dtype)
+    decoder, tokenizer = _read(path, dtype)
+    decoder.origin = Origin(path, partial(_weights, path))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.vocabulary} ids, and the decoder has embeddings for "
             f"{decoder.config.vocabulary}"
         )
     return decoder, tokenizer
+
+
+def _read(path: Path, dtype: torch.dtype | None) -> tuple[Decoder, Tokenizer | None]:
+    if path.is_dir():
+        from minillm.hub import huggingface
+
+        return huggingface.load(path, dtype)
+    from minillm.hub import gguf
+
+    return gguf.load(path, dtype)
+
+
+def _weights(path: Path) -> dict[str, Tensor]:
+    """The weights as they are stored, before any cast."""
+    return {name: parameter.detach() for name, parameter in _read(path, None)[0].named_parameters()}
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -> None:

@@ -46,11 +46,12 @@ GPT2 = Layout(
 )
 
 
-def load(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode, and its tokenizer, if the file has one.
 
-    Raises InputError for a damaged file, another architecture, a tensor that is missing, unknown or misshapen, and
-    metadata that asks for a computation that minillm does not have.
+    Without a dtype the weights are float32, as they are dequantised. Raises InputError for a damaged file, another
+    architecture, a tensor that is missing, unknown or misshapen, and metadata that asks for a computation that minillm
+    does not have.
     """
     file = GGUFFile(path)
     architecture = file.metadata.get("general.architecture")
@@ -61,8 +62,8 @@ def load(path: str | Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder,
     else:
         raise InputError(f"{path} holds the architecture {architecture!r}; minillm reads llama and gpt2 from GGUF")
     decoder = assemble(config, layout, file, dtype)
-    tokenizer = Tokenizer.from_gguf(file.metadata) if "tokenizer.ggml.model" in file.metadata else None
-    return decoder, tokenizer
+    has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
+    return decoder, Tokenizer.from_gguf(file.metadata) if has_tokenizer else None
 
 
 class _Sizes:

@@ -41,10 +41,9 @@ def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
     built = Tokenizer(bpe)
     built.pre_tokenizer = _pretokeniser(kind)
     built.decoder = decoders.ByteLevel()
-    for index, type_ in enumerate(types or []):
-        if type_ in (CONTROL, USER_DEFINED):
-            token = AddedToken(tokens[index], special=type_ == CONTROL, normalized=False)
-            (built.add_special_tokens if type_ == CONTROL else built.add_tokens)([token])
+    for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
+        chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
+        add([AddedToken(token, special=type_ == CONTROL, normalized=False) for token in chosen])
     bos = special_names(metadata).get("bos")
     if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
         built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])

@@ -68,11 +68,12 @@ OWN = Layout(
 LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
 
 
-def load(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode, and its tokenizer, if there is a tokenizer.json.
 
-    Raises InputError for another model_type than gpt2, llama and minillm, for settings that ask for a computation
-    that minillm does not have, and for tensors that are missing, unknown or misshapen.
+    Without a dtype every weight keeps the one that it is stored in. Raises InputError for another model_type than
+    gpt2, llama and minillm, for settings that ask for a computation that minillm does not have, and for tensors that
+    are missing, unknown or misshapen.
     """
     kind, config = huggingface_config.read(directory / "config.json")
     layout = LAYOUTS[kind]

@@ -111,8 +111,11 @@ class _Unfilled(TorchFunctionMode):
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
-def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype) -> Decoder:
-    """A decoder, in evaluation mode, with the source's weights; nothing is initialised and nothing copied twice."""
+def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None) -> Decoder:
+    """A decoder, in evaluation mode, with the source's weights; nothing is initialised and nothing copied twice.
+
+    Without a dtype every weight keeps the one that it is stored in.
+    """
     if config.layers > len(source.shapes):
         raise InputError(f"{source.path} speaks of {config.layers} layers and holds {len(source.shapes)} tensors")
     with torch.device("meta"), _Unfilled():
@@ -122,7 +125,7 @@ def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch
     _check(entries, ours, layout, source, config)
     state: dict[str, Tensor] = {}
     for entry in entries.values():
-        state |= entry.split(_floating(source, entry.name).to(dtype), ours)
+        state |= entry.split(_floating(source, entry.name).to(dtype=dtype), ours)
     if config.tie_embeddings:
         _check_tied(
             f"{layout.head}.weight", next(e.name for e in entries.values() if e.parts == ("embed.weight",)), source
