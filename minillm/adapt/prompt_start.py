@@ -1,0 +1,61 @@
+"""Where a trained prompt starts: the tokens whose embeddings, or keys and values, it begins as.
+
+A prompt far from anything that the decoder has read is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021,
+section 7.4): real words are the better start, and words of the task the best.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from minillm.adapt.surgery import frozen
+from minillm.decoder import Decoder, KeyValues
+from minillm.device import autocast
+from minillm.errors import InputError
+from minillm.shapes import Int
+
+
+def check_length(decoder: Decoder, length: int) -> None:
+    """Raises InputError for a prompt that is empty, or that leaves no room for a text."""
+    room = decoder.config.context_length - 1
+    if not 1 <= length <= room:
+        raise InputError(f"a prompt of {length} positions does not fit this decoder: it takes from 1 to {room} of them")
+
+
+def sampled_tokens(decoder: Decoder, rows: int, length: int) -> Int[Tensor, "B P"]:
+    """Tokens drawn evenly from the vocabulary."""
+    return torch.randint(decoder.config.vocabulary, (rows, length), device=decoder.embed.weight.device)
+
+
+def given_tokens(decoder: Decoder, ids: Sequence[int], length: int) -> Int[Tensor, "1 P"]:
+    """A text, or the labels of the classes, repeated and cut to `length`. Raises InputError for unknown ids or none."""
+    vocabulary = decoder.config.vocabulary
+    unknown = [token for token in ids if not 0 <= token < vocabulary]
+    if unknown or not len(ids):
+        wrong = f"the token {unknown[0]}" if unknown else "no token at all"
+        raise InputError(f"a prompt cannot start from {wrong}: this decoder knows 0 to {vocabulary - 1}")
+    repeated = [ids[place % len(ids)] for place in range(length)]
+    return torch.tensor([repeated], device=decoder.embed.weight.device)
+
+
+@torch.no_grad()
+def left_behind(decoder: Decoder, ids: Int[Tensor, "B P"]) -> KeyValues:
+    """What tokens leave behind in every layer, dropout off, in float32 at least."""
+    body = frozen(decoder).eval()
+    matrix = next(parameter for name, parameter in body.named_parameters() if name.endswith("attention.key.weight"))
+    with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
+        seen = body.keys_values(ids)
+    wide = torch.promote_types(seen.keys.dtype, torch.float32)
+    return KeyValues(seen.keys.to(wide), seen.values.to(wide))
+
+
+@torch.no_grad()
+def restore(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
+    """Give the parameters the values that were kept of them. Raises InputError for other names or shapes."""
+    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != expected:
+        raise InputError(f"the state holds {found}; this method needs {expected}")
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])

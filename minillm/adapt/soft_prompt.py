@@ -1,0 +1,62 @@
+"""The soft prompt (place 2 of figure 1, the input embeddings): P trained vectors p before every text's embeddings.
+
+    logits = decoder([p; embed(ids)]), of which the text's T positions are kept
+
+These are the lecture's trainable prefix p0 and prompt tuning (Lester et al. 2021). The vectors stand first and
+attention is causal, so that what they become in every layer does not depend on the text: they climb the decoder once a
+batch, as one row, and all rows share the keys and values that they leave behind. That is exact, gradients included.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minillm.adapt.method import Method
+from minillm.adapt.prompt_start import check_length, given_tokens, restore, sampled_tokens
+from minillm.adapt.surgery import frozen
+from minillm.decoder import Decoder, KeyValues
+from minillm.errors import InputError
+from minillm.shapes import Float
+
+
+class SoftPrompt(Method):
+    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not the base at the start: a prompt is read.
+
+    `init` is `"random"` (normal, with the spread of the embedding table), `"vocabulary"` (rows of it, drawn evenly), or
+    token ids: those of a text, or of the classes' labels, repeated and cut to `length`. Raises InputError for another
+    start and for a prompt that leaves no room for a text.
+    """
+
+    def __init__(self, decoder: Decoder, length: int, init: str | Sequence[int] = "vocabulary"):
+        super().__init__(frozen(decoder))
+        check_length(decoder, length)
+        self.init = init if isinstance(init, str) else [int(token) for token in init]
+        # The vectors keep float32 (or float64) where the table is held in half precision.
+        start = self._start(length)
+        self.prompt = nn.Parameter(start.to(torch.promote_types(start.dtype, torch.float32)))
+
+    def _start(self, length: int) -> Float[Tensor, "P D"]:
+        table = self.decoder.embed.weight.detach()
+        if self.init == "random":
+            return torch.randn_like(table[:1].expand(length, -1)) * table.std()
+        if self.init == "vocabulary":
+            return table[sampled_tokens(self.decoder, 1, length)[0]]
+        if isinstance(self.init, str):
+            raise InputError(f"init {self.init!r} is unknown; it can be random, vocabulary or a list of token ids")
+        return table[given_tokens(self.decoder, self.init, length)[0]]
+
+    def prefix(self) -> KeyValues:
+        return self.decoder.keys_values(self.prompt[None].to(self.decoder.embed.weight.dtype))
+
+    def options(self) -> dict[str, Any]:
+        return {"length": len(self.prompt), "init": self.init}
+
+    @classmethod
+    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "SoftPrompt":
+        """The method that had these options and this state."""
+        method = cls(decoder, **{**options, "init": [0]})
+        method.init = options["init"]
+        restore(method.trainable(), state)
+        return method

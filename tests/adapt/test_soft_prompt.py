@@ -1,0 +1,155 @@
+"""A soft prompt that climbs the decoder once is the soft prompt that stands before every row."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from minillm import Decoder, DecoderConfig, InputError
+from minillm.adapt import InContext
+from minillm.adapt.soft_prompt import SoftPrompt
+from minillm.adapt.surgery import frozen
+from minillm.decoder import Surroundings
+from tests.decoders import STYLES, random_decoder
+from tests.tolerances import assert_close
+
+ROWS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [9, 9, 1, 0, 3]])
+STARTS = ["random", "vocabulary", [3, 1, 12]]
+
+
+def prepended(decoder, vectors, ids):
+    """The vectors before the embeddings of every row, all of it climbing the decoder's blocks: no prefix anywhere."""
+    rows = torch.cat((vectors.expand(len(ids), -1, -1), decoder.embed(ids)), 1)
+    hidden, rotation = decoder.encode_positions(rows, torch.arange(rows.shape[1]))
+    for block in decoder.blocks:
+        hidden = block(hidden, Surroundings(rotation))
+    return decoder.head(decoder.norm(hidden))[:, len(vectors) :]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("length", [1, 3, 7])
+def test_it_is_the_vectors_before_every_row_and_its_gradient_is_theirs(style, length):
+    decoder = random_decoder(STYLES[style])
+    method = SoftPrompt(decoder, length)
+    vectors = method.prompt.detach().clone().requires_grad_()
+    logits, expected = method(ROWS), prepended(decoder, vectors, ROWS)
+    assert_close(logits, expected, "law")
+    dout = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits.backward(dout)
+    expected.backward(dout)
+    assert_close(method.prompt.grad, vectors.grad, "law", "the gradient")
+
+
+def test_padding_on_the_left_moves_nothing():
+    method = SoftPrompt(random_decoder(STYLES["Llama"]), 3)
+    padded = torch.cat((torch.zeros(3, 2, dtype=torch.long), ROWS), 1)
+    mask = torch.tensor([False] * 2 + [True] * 5).expand(3, -1)
+    assert_close(method(padded, mask=mask)[:, 2:], method(ROWS), "law")
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_made_of_token_embeddings_it_is_the_hard_prompt(style):
+    decoder = random_decoder(STYLES[style])
+    hard = InContext(decoder, torch.tensor([[3, 1, 12]]))
+    assert_close(SoftPrompt(decoder, 3, init=[3, 1, 12])(ROWS), hard(ROWS), "law")
+
+
+def test_tokens_are_repeated_and_cut_to_the_length():
+    decoder = random_decoder(STYLES["Llama"])
+    table = decoder.embed.weight
+    assert torch.equal(SoftPrompt(decoder, 5, init=[3, 1, 12]).prompt, table[[3, 1, 12, 3, 1]])
+    assert torch.equal(SoftPrompt(decoder, 2, init=[3, 1, 12]).prompt, table[[3, 1]])
+
+
+def test_sampled_rows_are_the_tables_and_random_ones_only_spread_like_them():
+    decoder = random_decoder(DecoderConfig.tiny())
+    torch.manual_seed(0)
+    sampled, again, random = (SoftPrompt(decoder, 61, init).prompt for init in ("vocabulary", "vocabulary", "random"))
+    table = decoder.embed.weight
+    assert (sampled[:, None] == table).all(-1).any(-1).all()
+    assert not torch.equal(sampled, again), "drawn anew for every prompt"
+    assert not (random[:, None] == table).all(-1).any()
+    assert 0.9 < random.std() / table.std() < 1.1
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_every_number_learns_at_once_and_the_base_stays_as_it_was(start):
+    decoder = random_decoder(STYLES["Llama"])
+    before = {name: parameter.clone() for name, parameter in decoder.named_parameters()}
+    method = SoftPrompt(decoder, 3, start)
+    first = method.prompt.detach().clone()
+    optimizer = torch.optim.AdamW(method.trainable().values(), lr=0.01, weight_decay=0.0)
+    logits = []
+    for _ in range(2):
+        with torch.no_grad():
+            logits.append(method(ROWS))
+        optimizer.zero_grad()
+        method(ROWS).square().sum().backward()
+        assert (method.prompt.grad != 0).all()
+        optimizer.step()
+    assert (method.prompt != first).all()
+    assert not torch.equal(*logits), "what an evaluation has seen is not kept for the next"
+    assert method.trainable().keys() == {"prompt"}
+    assert all(torch.equal(parameter, before[name]) for name, parameter in decoder.named_parameters())
+
+
+def test_a_prompt_costs_one_row_and_not_one_for_every_text():
+    decoder = random_decoder(STYLES["Llama"])
+    method = SoftPrompt(decoder, 3)
+
+    def linears(run):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        return counter.get_flop_counts()["Global"][torch.ops.aten.mm]
+
+    matrices = sum(p.numel() for name, p in decoder.named_parameters() if name.startswith("blocks.") and p.dim() == 2)
+    assert linears(lambda: method(ROWS)) - linears(lambda: decoder(ROWS)) == 2 * 3 * matrices
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_from_its_state_it_is_the_same_bit_for_bit(start):
+    decoder = random_decoder(STYLES["Llama"])
+    method = SoftPrompt(decoder, 3, start)
+    with torch.no_grad():
+        method.prompt += 1
+    drawn = torch.get_rng_state()
+    again = SoftPrompt.from_state(decoder, method.options(), method.state())
+    assert torch.equal(torch.get_rng_state(), drawn), "loading draws no random numbers"
+    assert torch.equal(again(ROWS), method(ROWS))
+    assert again.options() == method.options()
+    with torch.no_grad():
+        method.prompt += 1
+    assert not torch.equal(again(ROWS), method(ROWS)), "the two are not one"
+    with pytest.raises(InputError, match=r"holds \{'prompt': \(1, 30\)\}; this method needs \{'prompt': \(3, 30\)\}"):
+        SoftPrompt.from_state(decoder, method.options(), {"prompt": method.prompt[:1]})
+
+
+def test_half_precision_weights_leave_the_vectors_in_float32():
+    decoder = random_decoder(STYLES["Llama"]).float()
+    whole = SoftPrompt(random_decoder(STYLES["Llama"]).bfloat16(), 3)
+    assert whole.prompt.dtype == torch.float32
+    assert whole(ROWS).dtype == torch.bfloat16
+    method = SoftPrompt(frozen(decoder, torch.bfloat16), 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        method(ROWS).square().sum().backward()
+    assert method.prompt.grad.abs().max() > 0
+
+
+def test_it_has_length_times_width_parameters():
+    with torch.device("meta"):
+        method = SoftPrompt(Decoder(DecoderConfig.llama("smollm2-135m")), 10)
+    assert {name: tuple(p.shape) for name, p in method.trainable().items()} == {"prompt": (10, 576)}
+
+
+def test_what_it_cannot_start_from_is_refused_with_a_sentence():
+    decoder = random_decoder(STYLES["Llama"])
+    for length in (0, 17):
+        with pytest.raises(InputError, match=f"a prompt of {length} positions does not fit .* from 1 to 16"):
+            SoftPrompt(decoder, length)
+    with pytest.raises(InputError, match="'words' is unknown; it can be random, vocabulary or"):
+        SoftPrompt(decoder, 3, init="words")
+    with pytest.raises(InputError, match="from the token 13: this decoder knows 0 to 12"):
+        SoftPrompt(decoder, 3, init=[1, 13])
+    with pytest.raises(InputError, match="from no token at all"):
+        SoftPrompt(decoder, 3, init=[])
+    with pytest.raises(InputError, match="13 prompt positions and 5 tokens exceed"):
+        SoftPrompt(decoder, 13)(ROWS)
