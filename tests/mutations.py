@@ -111,7 +111,7 @@ MUTATIONS = [
         "F.silu(gate) * up",
         "F.silu(up) * gate",
     ),
-    _mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), "F.linear(x, a).mul_(scale)", "F.linear(x, a)"),
+    _mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), ".mul_(scale)", ""),
     _mutation(
         "an unscaled gradient of A",
         ("ops/lora.py", "ops/test_lora.py"),
@@ -121,8 +121,8 @@ MUTATIONS = [
     _mutation(
         "an input that learns from the frozen matrix alone",
         ("ops/lora.py", "ops/test_lora.py"),
-        ".addmm_(shared, a).view",
-        ".view",
+        ".addmm_(shared, a)",
+        "",
     ),
     _mutation("a loss over padding", LOSS, "labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
     _mutation("a mean of means", LOSS, "labels[:, None]).sum()", "labels[:, None]).mean()"),
