@@ -1,0 +1,53 @@
+"""A tuned prefix written by an MLP, which makes it easier to train (Li & Liang 2021, section 4.3).
+
+    keys and values = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂
+
+E has a row of width D for each of P positions; W₂ writes all layers' keys and values of a position side by side, in the
+order layer, key or value, head. Nothing in it depends on the text, so that it runs on one row; once trained, it is
+dropped and what it writes is kept.
+"""
+
+from contextlib import nullcontext
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.shapes import Float
+
+
+class Reparametrisation(nn.Module):
+    """The MLP of `hidden` units between E and the keys and values; it starts by writing those that it is given.
+
+    Raises InputError for fewer units than positions: it could not write them all.
+    """
+
+    def __init__(self, decoder: Decoder, keys: Float[Tensor, "L G P K"], values: Float[Tensor, "L G P K"], hidden: int):
+        super().__init__()
+        length, width = keys.shape[2], decoder.config.width
+        if hidden < length:
+            raise InputError(f"an MLP of {hidden} units cannot write {length} positions: it needs {length} at least")
+        self.layers, self.head_width = len(keys), keys.shape[-1]
+        written = 2 * keys[:, :, 0].numel()
+        place = {"device": keys.device, "dtype": keys.dtype}
+        self.embeddings = nn.Parameter(torch.randn(length, width, **place))
+        self.inner = nn.Linear(width, hidden, **place)
+        self.outer = nn.Linear(hidden, written, **place)
+        self._fit(rearrange(torch.stack((keys, values)), "side L G P K -> P (L side G K)"))
+
+    def forward(self) -> tuple[Float[Tensor, "L G P K"], Float[Tensor, "L G P K"]]:
+        # In full precision, under autocast too: what is trained is then what is kept.
+        kind = self.embeddings.device.type
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            written = self.outer(self.inner(self.embeddings).tanh())
+        sides = rearrange(written, "P (L side G K) -> side L G P K", side=2, L=self.layers, K=self.head_width)
+        return sides[0].contiguous(), sides[1].contiguous()
+
+    @torch.no_grad()
+    def _fit(self, target: Float[Tensor, "P O"]) -> None:
+        """The smallest W₂ that writes `target`: where tanh(E W₁ᵀ + b₁) = Rᵀ Qᵀ, W₂ᵀ = Q R⁻ᵀ target, and b₂ = 0."""
+        q, r = torch.linalg.qr(self.inner(self.embeddings).tanh().T)
+        self.outer.weight.copy_((q @ torch.linalg.solve_triangular(r.T, target, upper=False)).T)
+        self.outer.bias.zero_()
