@@ -1,0 +1,145 @@
+"""Adapting SmolLM2 to the reviews, in minillm and in transformers + peft + scikit-learn: check first, then time.
+
+Before anything is timed every side must give the same logits, first loss and gradients (or features) as the peer in
+float32, and afterwards the same losses all along (or the same classifier). One epoch over the rows is cut into rounds,
+and the sides do each round in turn, each in a process of its own.
+
+The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16 with the frozen matrices held in
+it. The peer in float32 as its manual shows it, which all are compared with, and under torch.autocast in bfloat16. The
+peer "tuned", in both: glibc keeps freed memory for it, and its head runs on the last position only. minillm's sides
+do both always. All sides stay loaded: 15 GB together, 8 with --no-tuned.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from benchmarks.beside import Side, Worker, at_work, run, shares, take_turns
+from benchmarks.comparison import Comparison, Errors, check, cores, multiplies_bfloat16, write_json
+from benchmarks.reviews import Work, reviews
+from minillm.errors import InputError
+
+PEER = "peer, float32"
+BATCH, READING_BATCH = 16, 32
+C = 0.01  # of the logistic regression
+# Of a quantity's length. 30 blocks, forward and back, carry a rounding error of float32 so far.
+TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}
+
+
+class Plan(NamedTuple):
+    """What all comparisons share."""
+
+    work: Work
+    rounds: int
+    threads: int
+    tuned: bool
+
+
+def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
+    """minillm's and the peer's contestants of that kind, in each precision worth timing."""
+    from benchmarks import minillm_side, peer_side
+
+    peer_side.directory()  # converts the weights, the first time, before several processes would
+    precisions = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
+    ours, theirs = getattr(minillm_side, kind), getattr(peer_side, kind)
+    rows = [(f"minillm, {precision}", ours, {"precision": precision}) for precision in precisions]
+    for is_tuned in (False, True) if tuned else (False,):
+        for precision in precisions:
+            name = f"peer{' tuned' * is_tuned}, {precision}"
+            rows.append((name, theirs, {"precision": precision, "tuned": is_tuned}))
+    return [Side(name, contestant, {**options, **more}) for name, contestant, more in rows]
+
+
+def compared(workers: list[Worker], answers: list[dict[str, Any]]) -> Errors:
+    """The errors of all sides' answers, against the reference's. Raises InputError for one beyond tolerance."""
+    expected = next(answer for worker, answer in zip(workers, answers, strict=True) if worker.name == PEER)
+    return {
+        worker.name: check(worker.name, answer, expected, TOLERANCES[worker.name.rsplit(" ", 1)[-1]])
+        for worker, answer in zip(workers, answers, strict=True)
+    }
+
+
+def trained(method: str, rate: float, plan: Plan) -> list[Comparison]:
+    """A method of gradient descent. Its sides are in METHODS of minillm_side and of peer_side."""
+    batches = plan.work.batches(BATCH)
+    options = {"work": plan.work, "batch": BATCH, "method": method, "rate": rate}
+    with at_work(sides("Training", plan.tuned, options), plan.threads) as workers:
+        start = workers[0].ask("parameters")
+        # What starts at zero (LoRA's B) would hide the gradients of its partner (A's): nudge all for the check.
+        random = np.random.default_rng(0)
+        nudged = {name: value + 0.01 * random.standard_normal(value.shape, "f4") for name, value in start.items()}
+        errors = compared(workers, [_probed(worker, nudged, batches[0]) for worker in workers])
+        for worker in workers:
+            worker.ask("start_from", start)
+        rounds = take_turns(workers, "train", shares(batches, plan.rounds), plan.work.tokens, method)
+    later = compared(workers, [{"later losses": np.concatenate(one.answers)} for one in rounds])
+    for name, found in later.items():
+        errors[name] |= found
+    return [Comparison(f"{method}, training", "tokens", PEER, rounds, errors)]
+
+
+def _probed(worker: Worker, parameters: dict[str, np.ndarray], batch: list[int]) -> dict[str, Any]:
+    worker.ask("start_from", parameters)
+    return worker.ask("probe", batch)
+
+
+def features(plan: Plan) -> list[Comparison]:
+    """The stored features of all rows, and then the classifier, both sides' on the reference's features."""
+    batches = plan.work.batches(READING_BATCH)
+    with at_work(sides("Features", plan.tuned, {"work": plan.work, "c": C}), plan.threads) as workers:
+        errors = compared(workers, [{"features": worker.ask("read", batches[:1])} for worker in workers])
+        rounds = take_turns(workers, "read", shares(batches, plan.rounds), plan.work.tokens, "features")
+        found = next(np.concatenate(one.answers) for one in rounds if one.side == PEER)
+        rows = [row for share in shares(batches, plan.rounds) for batch in share for row in batch]
+        stored = np.empty_like(found)
+        stored[rows] = found
+        pair = [worker for worker in workers if worker.name in (PEER, "minillm, float32")]
+        fitted = compared(pair, [{"classifier": worker.ask("fit", stored)} for worker in pair])
+        fits = take_turns(pair, "fit", [stored] * plan.rounds, len, "classifier")
+    return [
+        Comparison("features, reading", "tokens", PEER, rounds, errors),
+        Comparison("features, classifier", "rows", PEER, fits, fitted),
+    ]
+
+
+METHODS: dict[str, Callable[[Plan], list[Comparison]]] = {
+    "lora": lambda plan: trained("lora", 5e-4, plan),
+    "features": features,
+}
+
+
+def main(
+    rounds: int = 8,
+    rows: int = 500,
+    threads: int = cores(),
+    methods: str = "lora,features",
+    tuned: bool = True,
+    json: Path | None = None,
+) -> None:
+    """Both sides, in turns.
+
+    Args:
+        rounds: How many parts the epoch is cut into; every side does each of them once.
+        rows: Rows of reviews.
+        threads: CPU threads of each side; one side works at a time.
+        methods: What to compare, comma-separated: lora, features.
+        tuned: Time the tuned peers too.
+        json: Write every round of every side here.
+    """
+    chosen = [name.strip() for name in methods.split(",")]
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise InputError(f"there is no method {unknown[0]!r}; there is: {', '.join(METHODS)}")
+    settings = {"rounds": rounds, "rows": rows, "threads": threads, "methods": chosen}
+    plan, comparisons = Plan(reviews(rows), rounds, threads, tuned), []
+    for name in chosen:
+        for comparison in METHODS[name](plan):
+            comparisons.append(comparison)
+            print(comparison.table(), end="\n\n", flush=True)
+    if json is not None:
+        write_json(json, settings, comparisons)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

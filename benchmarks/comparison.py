@@ -1,0 +1,156 @@
+"""What was measured, compared: how many times as quick a side is, how sure that is, and whether all compute the same.
+
+A round's rate is compared with the reference's rate in the same round. The ratio of the medians is the figure to
+quote; the range of the single rounds' ratios says how much to trust it.
+"""
+
+import json
+import os
+import platform
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.errors import InputError
+from minillm.lab.report import in_bytes
+
+PACKAGES = ("minillm", "torch", "numpy", "transformers", "peft", "scikit-learn")
+
+Errors = dict[str, dict[str, float]]
+"""By side, and by quantity."""
+
+
+@dataclass
+class Rounds:
+    """What one side did: in each round so much work (tokens, rows, one load) in so many seconds, and its answer."""
+
+    side: str
+    answers: list[Any] = field(default_factory=list)
+    amounts: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int | None = None
+
+    @property
+    def rates(self) -> list[float]:
+        return [amount / seconds for amount, seconds in zip(self.amounts, self.seconds, strict=True)]
+
+
+class Ratio(NamedTuple):
+    """How many times as quick, by the medians, and the lowest and highest that a single round said."""
+
+    of_medians: float
+    lowest: float
+    highest: float
+
+
+def ratio(side: Rounds, reference: Rounds) -> Ratio:
+    """The side's rate over the reference's."""
+    single = [mine / theirs for mine, theirs in zip(side.rates, reference.rates, strict=True)]
+    return Ratio(statistics.median(side.rates) / statistics.median(reference.rates), min(single), max(single))
+
+
+def error(found: Any, expected: Any) -> float:
+    """The length of the difference, as a share of the length of what was expected.
+
+    Dictionaries of arrays (gradients by name) count as one long vector.
+    """
+    import numpy as np
+
+    if isinstance(expected, dict):
+        if found.keys() != expected.keys():
+            return float("inf")
+        found, expected = (np.concatenate([side[key].ravel() for key in expected]) for side in (found, expected))
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def check(side: str, found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> dict[str, float]:
+    """The error of each quantity. Raises InputError where a side does not compute what the others do."""
+    errors = {what: error(found[what], expected[what]) for what in expected}
+    for what, size in errors.items():
+        if not size <= tolerance:  # a NaN is not within any tolerance
+            raise InputError(f"{side}: the {what} are off by {size:.1e} of their size, and {tolerance:.0e} is allowed")
+    return errors
+
+
+@dataclass
+class Comparison:
+    """One kind of work by all sides, the checks that went before, and the side that all are compared with."""
+
+    title: str
+    unit: str  # of the work, if its rate is of interest
+    reference: str
+    rounds: list[Rounds]
+    errors: Errors = field(default_factory=dict)
+
+    def ratios(self) -> list[Ratio]:
+        reference = next(rounds for rounds in self.rounds if rounds.side == self.reference)
+        return [ratio(rounds, reference) for rounds in self.rounds]
+
+    def table(self) -> str:
+        """Medians, the ratio of medians, and the range of the single rounds' ratios; no column without a figure."""
+        head = ("side", "a round", f"{self.unit}/s", "times", "in single rounds", "peak memory", "checked to")
+        columns = zip(head, *map(self._cells, self.rounds, self.ratios()), strict=True)
+        rows = list(zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        about = f"{self.title}: medians of {len(self.rounds[0].seconds)} rounds; times = as quick as {self.reference}"
+        return "\n".join([about, lines[0], "-" * len(lines[0]), *lines[1:]])
+
+    def _cells(self, rounds: Rounds, ratio: Ratio) -> tuple[str, ...]:
+        errors = self.errors.get(rounds.side, {})
+        return (
+            rounds.side,
+            f"{statistics.median(rounds.seconds):.3g} s",
+            f"{statistics.median(rounds.rates):,.0f}" if self.unit else "-",
+            f"{ratio.of_medians:.2f}",
+            f"{ratio.lowest:.2f} to {ratio.highest:.2f}",
+            "-" if rounds.peak_bytes is None else in_bytes(rounds.peak_bytes),
+            f"{max(errors.values()):.0e}" if errors else "-",
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        sides = [
+            {
+                "side": rounds.side,
+                "amounts": rounds.amounts,
+                "seconds": rounds.seconds,
+                "median_rate": statistics.median(rounds.rates),
+                "ratio": ratio._asdict(),
+                "peak_memory_bytes": rounds.peak_bytes,
+                "errors": self.errors.get(rounds.side, {}),
+            }
+            for rounds, ratio in zip(self.rounds, self.ratios(), strict=True)
+        ]
+        return {"title": self.title, "unit": self.unit, "reference": self.reference, "sides": sides}
+
+
+def cores() -> int:
+    """The cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 natively; elsewhere those rows would say nothing."""
+    import torch
+
+    from minillm.device import best_precision
+
+    return best_precision(torch.device("cpu")) == "bfloat16"
+
+
+def write_json(path: Path, settings: dict[str, Any], comparisons: Sequence[Comparison]) -> None:
+    """All rounds of all sides, and what they depend on as far as it can be said without naming the machine."""
+    from minillm.hub.files import write_text
+
+    described = {
+        "date": date.today().isoformat(),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "cpu": {"architecture": platform.machine(), "cores": cores(), "bfloat16": multiplies_bfloat16()},
+        "settings": settings,
+        "comparisons": [comparison.as_json() for comparison in comparisons],
+    }
+    write_text(path, json.dumps(described, indent=2) + "\n")

@@ -1,0 +1,100 @@
+"""minillm's contestants, made of what the ladder is made of: its loop, its scoring, its feature store.
+
+Each has `keep_freed_memory` switched on, as minillm's commands have. A contestant runs in a process of its own; what
+it takes and gives are lists, dictionaries and numpy arrays.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.reviews import BASE, Work
+from minillm import load
+from minillm.adapt import FrozenHead, LoRA, Method
+from minillm.adapt.feature_store import last_token_features
+from minillm.adapt.surgery import frozen
+from minillm.batches import pad_right
+from minillm.decoder import Decoder
+from minillm.device import autocast, keep_freed_memory
+from minillm.prompting.scoring import answer_scores
+from minillm.training import Loop, TrainingSettings
+
+METHODS: dict[str, Callable[[Decoder], Method]] = {
+    "lora": lambda decoder: LoRA(decoder, r=8, alpha=16, targets=("query", "value")),
+}
+CPU = torch.device("cpu")
+
+
+def working_body(precision: str) -> Decoder:
+    keep_freed_memory()
+    decoder = load(BASE)[0]
+    return frozen(decoder, torch.bfloat16) if precision == "bfloat16" else decoder
+
+
+class Training:
+    """A method trained on the answers' cross-entropy, in one epoch with warm-up, cosine and clipping."""
+
+    def __init__(self, work: Work, batch: int, method: str, rate: float, precision: str):
+        self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
+        torch.manual_seed(0)
+        self.method = METHODS[method](working_body(precision)).train()
+        settings = TrainingSettings(epochs=1, rate=rate, batch=batch, precision=precision)
+        self.loop = Loop(
+            self.method, range(len(work.prompts)), self.loss, lambda row: len(work.prompts[row]), settings
+        )  # fmt: skip
+
+    def loss(self, batch: list[int]) -> tuple[torch.Tensor, int]:
+        answers = [[answer] for answer in self.work.answers]
+        scores = answer_scores(self.method, [self.work.prompts[row] for row in batch], answers)
+        return F.cross_entropy(scores, self.labels[batch], reduction="sum"), len(batch)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: parameter.detach().numpy() for name, parameter in self.method.trainable().items()}
+
+    @torch.no_grad()
+    def start_from(self, values: dict[str, np.ndarray]) -> None:
+        for name, parameter in self.method.trainable().items():
+            parameter.copy_(torch.from_numpy(values[name]))
+
+    def probe(self, batch: list[int]) -> dict:
+        """The logits after each prompt, the loss and its gradients: what is compared before anything is timed."""
+        ids, last = pad_right([self.work.prompts[row] for row in batch])
+        with torch.no_grad(), autocast(CPU, self.precision):
+            logits = self.method.head(self.method.features(ids)[torch.arange(len(batch)), last])
+        with autocast(CPU, self.precision):
+            summed, count = self.loss(batch)
+        (summed / count).backward()
+        trainable = self.method.trainable()
+        gradients = {name: parameter.grad.numpy().copy() for name, parameter in trainable.items()}
+        self.method.zero_grad()
+        return {
+            "logits": logits.float().numpy(),
+            "losses": np.array([summed.item() / count]),
+            "gradients": gradients,
+        }  # fmt: skip
+
+    def train(self, batches: list[list[int]]) -> list[float]:
+        return [self.loop.step([batch]) for batch in batches]
+
+
+class Features:
+    """Stored features, and the classifier on them. `c` is scikit-learn's, of a single weight vector."""
+
+    def __init__(self, work: Work, precision: str, c: float):
+        self.work, self.labels, self.precision, self.c = work, torch.tensor(work.labels), precision, c
+        self.head = FrozenHead(working_body(precision), classes=2)
+        self.found = torch.zeros(len(work.prompts), self.head.config.width)
+
+    def read(self, batches: list[list[int]]) -> np.ndarray:
+        rows = [row for batch in batches for row in batch]
+        texts = [self.work.prompts[row] for row in rows]
+        self.found[rows] = last_token_features(self.head.decoder, texts, self.precision)
+        return self.found[rows].numpy()
+
+    def fit(self, features: np.ndarray) -> np.ndarray:
+        # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
+        self.head.fit(torch.from_numpy(features), self.labels, self.c / 2)
+        weight = self.head.classifier.weight.detach()
+        return (weight[1] - weight[0]).numpy()

@@ -1,0 +1,149 @@
+"""The peers' contestants: transformers, peft and scikit-learn, used as their manuals show, on the same weights.
+
+`tuned` gives a peer what minillm does and can be had without changing the peer: freed memory kept, and the head run at
+the last position only.
+"""
+
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk; do not ask
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import transformers
+from peft import LoraConfig, get_peft_model
+from sklearn.linear_model import LogisticRegression
+
+from benchmarks.reviews import BASE, Work
+from minillm.batches import pad_left
+from minillm.device import autocast, keep_freed_memory
+from minillm.hub.pull import cache_directory, pull
+from minillm.training import TrainingSettings, rate_at
+
+Model = torch.nn.Module
+METHODS: dict[str, Callable[[Model], Model]] = {
+    "lora": lambda model: get_peft_model(
+        model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    ),
+}
+# minillm's names of what is trained, from the peers'; rules are applied in turn.
+NAMES = (
+    ("base_model.model.model.layers.", "blocks."),
+    ("self_attn.q_proj", "attention.query"),
+    ("self_attn.v_proj", "attention.value"),
+    ("lora_A.default.weight", "a"),
+    ("lora_B.default.weight", "b"),
+)
+CPU = torch.device("cpu")
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between the peers themselves
+
+
+def directory() -> Path:
+    """The GGUF file's weights as a directory in float32, converted by transformers itself, once."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    path = cache_directory() / "peers" / BASE
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        gguf = pull(BASE)
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )  # fmt: skip
+        model.is_quantized, model.hf_quantizer = False, None
+        del model.config.quantization_config
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            model.save_pretrained(folder)
+            Path(folder).rename(path)
+            Path(folder).mkdir()  # for the temporary directory to remove
+    return path
+
+
+def peer(tuned: bool) -> Model:
+    if tuned:
+        keep_freed_memory()
+    return transformers.AutoModelForCausalLM.from_pretrained(directory(), dtype=torch.float32)
+
+
+def shared_name(name: str) -> str:
+    for theirs, ours in NAMES:
+        name = name.replace(theirs, ours)
+    return name
+
+
+class Training:
+    """The same epoch as minillm's: AdamW, the same rates, the same clipping. Rows are padded on the left."""
+
+    def __init__(self, work: Work, batch: int, method: str, rate: float, precision: str, tuned: bool = False):
+        self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
+        self.model = METHODS[method](peer(tuned)).train()
+        self.only_last = {"logits_to_keep": 1} if tuned else {}
+        self.trainable = {
+            shared_name(name): parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        self.settings = TrainingSettings(epochs=1, rate=rate, batch=batch)
+        self.steps, self.step = -(-len(work.prompts) // batch), 0
+        self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=rate, weight_decay=0.0)
+
+    def logits(self, batch: list[int]) -> torch.Tensor:
+        ids, mask = pad_left([self.work.prompts[row] for row in batch])
+        with autocast(CPU, self.precision):
+            return self.model(input_ids=ids, attention_mask=mask.long(), **self.only_last).logits[:, -1]
+
+    def loss(self, batch: list[int]) -> torch.Tensor:
+        return F.cross_entropy(self.logits(batch)[:, self.work.answers].float(), self.labels[batch])
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: parameter.detach().numpy() for name, parameter in self.trainable.items()}
+
+    @torch.no_grad()
+    def start_from(self, values: dict[str, np.ndarray]) -> None:
+        for name, parameter in self.trainable.items():
+            parameter.copy_(torch.from_numpy(values[name]))
+
+    def probe(self, batch: list[int]) -> dict:
+        with torch.no_grad():
+            logits = self.logits(batch).float().numpy()
+        loss = self.loss(batch)
+        loss.backward()
+        gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.trainable.items()}
+        self.optimizer.zero_grad()
+        return {"logits": logits, "losses": np.array([loss.item()]), "gradients": gradients}
+
+    def train(self, batches: list[list[int]]) -> list[float]:
+        losses = []
+        for batch in batches:
+            self.optimizer.param_groups[0]["lr"] = rate_at(self.step, self.steps, self.settings)
+            loss = self.loss(batch)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.trainable.values(), self.settings.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            losses.append(loss.item())
+            self.step += 1
+        return losses
+
+
+class Features:
+    """The last token's hidden state after the last norm, and a logistic regression on it."""
+
+    def __init__(self, work: Work, precision: str, c: float, tuned: bool = False):
+        self.work, self.precision, self.c = work, precision, c
+        self.model = peer(tuned).eval()
+        self.found = np.zeros((len(work.prompts), self.model.config.hidden_size), np.float32)
+
+    @torch.inference_mode()
+    def read(self, batches: list[list[int]]) -> np.ndarray:
+        for batch in batches:
+            ids, mask = pad_left([self.work.prompts[row] for row in batch])
+            with autocast(CPU, self.precision):
+                hidden = self.model.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+            self.found[batch] = hidden[:, -1].float().numpy()
+        return self.found[[row for batch in batches for row in batch]]
+
+    def fit(self, features: np.ndarray) -> np.ndarray:
+        return LogisticRegression(C=self.c, max_iter=2000).fit(features, self.work.labels).coef_[0]

@@ -1,0 +1,119 @@
+"""The benchmarks' arithmetic, and that each says what it does when asked. Their figures are for `make bench`."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from benchmarks.beside import Side, at_work, shares, take_turns
+from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
+from minillm.errors import InputError
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = [path.stem for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text("utf-8")]
+
+
+def rounds(side, seconds, amounts=None, peak_bytes=None):
+    return Rounds(side, amounts=amounts or [1.0] * len(seconds), seconds=seconds, peak_bytes=peak_bytes)
+
+
+def test_a_side_that_needs_half_the_time_is_twice_as_quick():
+    assert ratio(rounds("ours", [1.0, 2.0, 3.0]), rounds("peer", [2.0, 4.0, 6.0])) == (2.0, 2.0, 2.0)
+
+
+def test_the_ratio_of_medians_is_quoted_and_the_single_rounds_give_its_range():
+    ours, peer = rounds("ours", [1.0, 1.0, 5.0]), rounds("peer", [2.0, 3.0, 2.0])
+    assert ratio(ours, peer) == (2.0, 0.4, 3.0)
+
+
+def test_a_round_with_twice_the_work_in_twice_the_time_is_as_quick():
+    assert ratio(rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [1.0, 1.0], [10, 10])).of_medians == 1.0
+
+
+@given(batches=some.lists(some.integers(), min_size=1), data=some.data())
+def test_the_rounds_together_are_all_the_work_in_even_parts(batches, data):
+    parts = shares(batches, data.draw(some.integers(1, len(batches))))
+    assert sorted(batch for part in parts for batch in part) == sorted(batches)
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_more_rounds_than_batches_are_refused():
+    with pytest.raises(InputError, match="2 batches cannot be spread over 3 rounds"):
+        shares([[0], [1]], 3)
+
+
+def test_what_is_not_the_same_is_not_timed():
+    expected = {"logits": np.array([3.0, 4.0]), "gradients": {"a": np.ones((2, 2)), "b": np.zeros(1)}}
+    assert check("ours", expected, expected, 1e-9) == {"logits": 0.0, "gradients": 0.0}
+    with pytest.raises(InputError, match="ours: the logits are off"):
+        check("ours", {**expected, "logits": np.array([3.0, 5.0])}, expected, 1e-3)
+    with pytest.raises(InputError, match="nan"):
+        check("ours", {**expected, "logits": np.array([3.0, np.nan])}, expected, 1e-3)
+    assert error({"a": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)}) == float("inf")
+
+
+def test_the_table_compares_with_the_reference_and_leaves_out_columns_without_figures():
+    sides = [rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [2.0, 4.0], [10, 20], 2**30)]
+    lines = Comparison("work", "tokens", "peer", sides).table().splitlines()
+    assert lines[1].split("  ")[0] == "side"
+    assert "checked to" not in lines[1]
+    assert lines[3].split() == ["ours", "1.5", "s", "10", "2.00", "2.00", "to", "2.00", "-"]
+    assert lines[4].split() == ["peer", "3", "s", "5", "1.00", "1.00", "to", "1.00", "1.00", "GiB"]
+
+
+def test_the_json_holds_every_round_and_names_no_machine(tmp_path):
+    sides = [rounds("ours", [1.0, 2.0]), rounds("peer", [2.0, 4.0])]
+    write_json(tmp_path / "found.json", {"rounds": 2}, [Comparison("work", "rows", "peer", sides)])
+    found = json.loads((tmp_path / "found.json").read_text("utf-8"))
+    assert set(found) == {"date", "versions", "cpu", "settings", "comparisons"}
+    ours = found["comparisons"][0]["sides"][0]
+    assert (ours["seconds"], ours["ratio"]["of_medians"]) == ([1.0, 2.0], 2.0)
+
+
+class Adder:
+    """A contestant that can be followed by eye."""
+
+    def __init__(self, start):
+        self.total = start
+
+    def add(self, share):
+        self.total += sum(share)
+        return self.total
+
+
+def test_sides_take_turns_in_processes_that_remember():
+    sides = [Side("from 0", Adder, {"start": 0}), Side("from 10", Adder, {"start": 10})]
+    with at_work(sides, threads=1) as workers:
+        found = take_turns(workers, "add", [[1, 2], [3]], len, "adding")
+    assert [one.answers for one in found] == [[3, 6], [13, 16]]
+    assert all(one.amounts == [2, 1] and len(one.seconds) == 2 for one in found)
+
+
+def test_a_side_that_dies_is_named(capfd):
+    with (
+        pytest.raises(InputError, match="'no such start' died"),
+        at_work([Side("no such start", Adder, {"begin": 0})], threads=1),
+    ):
+        pass
+    assert "begin" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_says_what_it_does(name):
+    asked = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=20
+    )  # fmt: skip
+    assert asked.returncode == 0
+    assert "--rounds" in asked.stdout
+
+
+def test_wrong_use_is_one_sentence_and_exit_code_2():
+    command = [sys.executable, "-m", "benchmarks.adapt_vs_peft", "--methods", "magic"]
+    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert asked.returncode == 2
+    assert asked.stderr == "benchmark: there is no method 'magic'; there is: lora, features\n"
