@@ -79,8 +79,8 @@ def test_importing_load_costs_less_than_three_tenths_of_a_second_beyond_torch():
         "import time, torch; start = time.perf_counter(); import minillm; minillm.load; "
         "print(time.perf_counter() - start)"
     )
-    times = [float(subprocess.check_output([sys.executable, "-c", program])) for _ in range(2)]
-    assert min(times) < 0.3
+    # A busy machine may be slow once.
+    assert any(float(subprocess.check_output([sys.executable, "-c", program])) < 0.3 for _ in range(3))
 
 
 def test_loading_needs_neither_transformers_nor_a_pickle(tmp_path):

@@ -1,0 +1,48 @@
+"""Random tiny models of transformers, and ways to change the directories that they are saved to."""
+
+import json
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+IDS = torch.randint(61, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+def gpt2(**changes):
+    sizes = {"vocab_size": 61, "n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32, "n_inner": 44}
+    return randomised(GPT2LMHeadModel(GPT2Config(**{**sizes, "bos_token_id": 0, "eos_token_id": 0, **changes})))
+
+
+def llama(**changes):
+    sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    return randomised(LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})))
+
+
+def randomised(oracle):
+    """In float64, with norms that are not ones and biases that are not zeros."""
+    torch.manual_seed(0)
+    for parameter in oracle.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return oracle.double().eval()
+
+
+def difference(ours, theirs):
+    with torch.no_grad():
+        return (ours(IDS) - theirs(IDS).logits).abs().max()
+
+
+def edited(directory, **changes):
+    """The directory with its config.json changed; None takes a setting out."""
+    settings = {**json.loads((directory / "config.json").read_text()), **changes}
+    (directory / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    return directory
+
+
+def restored(directory, change):
+    """The directory with its tensors changed by a function of the dictionary."""
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+    return directory

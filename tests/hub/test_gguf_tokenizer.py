@@ -1,0 +1,94 @@
+"""The tokenizer that a GGUF file describes is the pipeline that its writer had."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
+from tokenizers.pre_tokenizers import ByteLevel
+
+from minillm import InputError, Tokenizer
+from minillm.hub import gguf_tokenizer
+from tests.tokenizer_training import SPECIAL, TEMPLATE, metadata, smollm, trained
+
+LLAMA_3 = Regex(gguf_tokenizer.LLAMA_3)
+PRETOKENISERS = {
+    "smollm": smollm(),
+    "gpt-2": ByteLevel(add_prefix_space=False, use_regex=True),
+    "llama-bpe": pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(LLAMA_3, "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    ),
+}
+
+
+@pytest.mark.parametrize("pre", PRETOKENISERS)
+@given(text=st.one_of(st.text(), st.text(alphabet="a1 \n'tTHEhe.", max_size=30)))
+def test_a_gguf_tokenizer_encodes_as_the_pipeline_that_it_describes(pre, text):
+    pipeline, read = _described(pre)
+    assert read.encode(text) == pipeline.encode(text, add_special_tokens=False).ids
+
+
+def _described(pre, made={}):  # noqa: B006 (a cache: hypothesis calls this often)
+    if pre not in made:
+        pipeline = trained(PRETOKENISERS[pre])
+        made[pre] = pipeline, Tokenizer.from_gguf(metadata(pipeline, pre))
+        pipeline.encode_special_tokens = True
+    return made[pre]
+
+
+@pytest.mark.parametrize(
+    ("pre", "text", "pieces"),
+    [
+        ("smollm", "a  12", ["a", "ĠĠ", "1", "2"]),
+        ("smollm", "x\n\n3", ["x", "ĊĊ", "3"]),
+        ("gpt-2", "a  12", ["a", "Ġ", "Ġ12"]),
+        ("gpt-2", "don't 1234", ["don", "'t", "Ġ1234"]),
+        ("llama-bpe", "a  1234", ["a", "Ġ", "Ġ", "123", "4"]),
+        ("llama-bpe", "x!\n\n3", ["x", "!ĊĊ", "3"]),
+        ("llama-bpe", "I'LL say", ["I", "'LL", "Ġsay"]),
+    ],
+)
+def test_a_pretokeniser_cuts_where_llama_cpp_cuts(pre, text, pieces):
+    built = Tokenizer.from_gguf(metadata(trained(smollm()), pre)).pipeline.pre_tokenizer
+    assert [piece for piece, _ in built.pre_tokenize_str(text)] == pieces
+
+
+def test_gguf_metadata_says_which_tokens_are_special():
+    read = Tokenizer.from_gguf(metadata(trained(smollm())))
+    assert read.special == dict(zip(SPECIAL, range(3), strict=True))
+    assert (read.bos, read.eos, read.pad, read.chat_template) == (1, 2, 2, TEMPLATE)
+    assert not read.starts_with_bos
+    assert Tokenizer.from_gguf(metadata(trained(smollm()), add_bos_token=True)).starts_with_bos
+
+
+def test_words_that_users_added_are_found_in_text_and_are_not_special():
+    pipeline = trained(smollm())
+    described = metadata(pipeline)
+    described["tokenizer.ggml.tokens"].append("<tool_call>")
+    described["tokenizer.ggml.token_type"].append(4)
+    read = Tokenizer.from_gguf(described)
+    assert read.encode("<tool_call>") == [len(described["tokenizer.ggml.tokens"]) - 1]
+    assert "<tool_call>" not in read.special
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"pre": "falcon"}, "'falcon'; minillm knows smollm, gpt-2, llama-bpe"),
+        ({"pre": None}, "None; minillm knows"),
+        ({"model": "llama"}, "'llama'; minillm reads 'gpt2'"),
+        ({"tokens": None}, "lacks its tokens"),
+        ({"merges": [1, 2]}, "lacks its merges"),
+        ({"merges": ["nonsense"]}, "merges do not fit"),
+        ({"merges": ["zzzz qqqq"]}, "merges do not fit"),
+        ({"tokens": ["a", "a"]}, "a token twice"),
+        ({"token_type": [1]}, "number of token types"),
+        ({"eos_token_id": 1_000_000}, "eos token is 1000000"),
+        ({"eos_token_id": -1}, "eos token is -1"),
+    ],
+    ids=str,
+)
+def test_gguf_metadata_that_makes_no_tokenizer_is_a_sentence(changes, says):
+    with pytest.raises(InputError, match=re.escape(says)):
+        Tokenizer.from_gguf(metadata(trained(smollm()), **changes))

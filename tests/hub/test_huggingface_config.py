@@ -1,0 +1,83 @@
+"""config.json: every setting that asks for what minillm does not compute is a sentence."""
+
+import pytest
+import torch
+
+import minillm
+from minillm import DecoderConfig, InputError
+
+from .gguf_writing import random_decoder
+from .huggingface_writing import difference, edited, gpt2, llama
+
+
+def test_rope_theta_is_read_where_older_versions_of_transformers_wrote_it(tmp_path, exact_llama):
+    oracle = llama(rope_parameters={"rope_type": "default", "rope_theta": 100.0})
+    oracle.save_pretrained(tmp_path)
+    edited(tmp_path, rope_parameters=None, rope_theta=100)
+    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
+    assert difference(ours, oracle) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (gpt2, {"activation_function": "relu"}),
+        (gpt2, {"scale_attn_weights": False}),
+        (gpt2, {"scale_attn_by_inverse_layer_idx": True}),
+        (gpt2, {"add_cross_attention": True}),
+        (gpt2, {"attn_pdrop": 0.5}),
+        (gpt2, {"quantization_config": {"bits": 4}}),
+        (gpt2, {"n_head": 5}),
+        (gpt2, {"n_layer": 2_000_000_000}),
+        (gpt2, {"n_layer": "2"}),
+        (gpt2, {"n_embd": 24.0}),
+        (gpt2, {"layer_norm_epsilon": float("nan")}),
+        (gpt2, {"tie_word_embeddings": 1}),
+        (llama, {"hidden_act": "gelu"}),
+        (llama, {"attention_dropout": 0.1}),
+        (llama, {"attention_bias": True}),
+        (llama, {"mlp_bias": True}),
+        (llama, {"head_dim": 8}),
+        (llama, {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}}),
+        (llama, {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+        (llama, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}),
+        (llama, {"rope_parameters": "plain"}),
+        (llama, {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}}),
+        (llama, {"partial_rotary_factor": 0.5}),
+        (llama, {"num_key_value_heads": 3}),
+        (llama, {"rope_parameters": {"rope_theta": -1.0}}),
+    ],
+    ids=str,
+)
+def test_a_setting_that_asks_for_another_computation_is_refused(tmp_path, make, changes):
+    make().save_pretrained(tmp_path)
+    with pytest.raises(InputError) as refusal:
+        minillm.load(edited(tmp_path, **changes))
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["n_embd", "vocab_size"])
+def test_a_size_that_is_not_there_is_named(tmp_path, name):
+    gpt2().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=f"lacks {name}"):
+        minillm.load(edited(tmp_path, **{name: None}))
+
+
+def test_another_model_type_is_told_which_are_read(tmp_path):
+    llama().save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="'mamba'; minillm reads gpt2, llama and its own, minillm"):
+        minillm.load(edited(tmp_path, model_type="mamba"))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\x00"])
+def test_a_config_that_is_no_object_is_a_sentence(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(InputError):
+        minillm.load(tmp_path)
+
+
+@pytest.mark.parametrize("changes", [{"layers": "2"}, {"bias": 1}, {"norm": "batch"}, {"dropout": "none"}], ids=str)
+def test_our_own_config_is_read_as_strictly(tmp_path, changes):
+    minillm.save(random_decoder(DecoderConfig.tiny(feed_forward="relu")), None, tmp_path)
+    with pytest.raises(InputError, match=next(iter(changes))):
+        minillm.load(edited(tmp_path, **changes))

@@ -1,0 +1,91 @@
+"""The files with the tensors: shards, damage, and what is in their place."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import minillm
+from minillm import InputError
+
+from .huggingface_writing import difference, llama, restored
+
+
+def test_shards_are_read_through_their_index(tmp_path):
+    oracle = llama()
+    oracle.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert not (tmp_path / "model.safetensors").exists()
+    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
+    assert difference(ours, oracle) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "file", ["../model.safetensors", "/etc/model.safetensors", "a\\b.safetensors", "..", "x.bin", 7]
+)
+def test_an_index_cannot_lead_out_of_its_directory(tmp_path, file):
+    inside = tmp_path / "inside"
+    llama().save_pretrained(inside)
+    (inside / "model.safetensors").rename(tmp_path / "model.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(tmp_path / "model.safetensors"), file)}
+    (inside / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json (names the shard|is damaged)"):
+        minillm.load(inside)
+
+
+@pytest.mark.parametrize(
+    "index", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": "model-9.safetensors"}}']
+)
+def test_an_index_that_is_wrong_is_a_sentence(tmp_path, index):
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(InputError):
+        minillm.load(tmp_path)
+
+
+def test_an_index_and_its_shards_must_agree(tmp_path):
+    llama().save_pretrained(tmp_path, max_shard_size="20KB")
+    path = tmp_path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    del index["weight_map"]["model.norm.weight"]
+    path.write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"model\.norm\.weight"):
+        minillm.load(tmp_path)
+
+
+def test_integer_weights_are_refused(tmp_path):
+    llama().save_pretrained(tmp_path)
+    whole = restored(tmp_path, lambda tensors: tensors.update({"model.norm.weight": torch.ones(24).to(torch.int8)}))
+    with pytest.raises(InputError, match=r"model\.norm\.weight is stored as torch\.int8"):
+        minillm.load(whole)
+
+
+def test_safetensors_cut_anywhere_or_overwritten_are_a_sentence(tmp_path):
+    llama().save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for length in (0, 1, 7, 8, 9, 500, 2000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"model\.safetensors cannot be read as safetensors"):
+            minillm.load(tmp_path)
+    path.write_bytes(b"\xff" * 8 + whole[8:])
+    with pytest.raises(InputError):
+        minillm.load(tmp_path)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError, match="a pickle"):
+        minillm.load(tmp_path)
+
+
+def test_a_directory_without_weights_says_what_is_missing(tmp_path):
+    with pytest.raises(InputError, match=r"config\.json"):
+        minillm.load(tmp_path)
+    llama().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.gguf")
+    with pytest.raises(InputError, match=r"weights\.gguf"):
+        minillm.load(tmp_path)

@@ -1,0 +1,55 @@
+"""Byte-level tokenizers trained in a moment, and their description in a GGUF file's metadata."""
+
+import json
+
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Pipeline
+from tokenizers import models, pre_tokenizers, trainers
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.pre_tokenizers import ByteLevel, Digits
+
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+NAMES = {"bos": "<|im_start|>", "eos": "<|im_end|>", "pad": "<|im_end|>", "unk": "<|endoftext|>"}
+TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+TEXT = "the theme of the film is 1234 567 times thinner than this: don't, I'LL say!\n\n\n  It's\tthe end.\r\n" * 3
+
+
+def trained(pretokeniser):
+    """A byte-level BPE of every byte and a few dozen merges, ids of special tokens first."""
+    pipeline = Pipeline(models.BPE())
+    pipeline.pre_tokenizer = pretokeniser
+    pipeline.decoder = ByteLevelDecoder()
+    alphabet = ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
+    )
+    pipeline.train_from_iterator([TEXT, "<|im_end|>", " 12 34"], trainer)
+    return pipeline
+
+
+def smollm():
+    return pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+
+
+def metadata(pipeline, pre="smollm", **changes):
+    """The pipeline as a GGUF file's metadata describes it."""
+    model = json.loads(pipeline.to_str())["model"]
+    tokens = sorted(model["vocab"], key=model["vocab"].get)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    described = {"model": "gpt2", "pre": pre, "tokens": tokens, "merges": merges}
+    described |= {"token_type": [3 if token in SPECIAL else 1 for token in tokens]}
+    described |= {"bos_token_id": 1, "eos_token_id": 2, "padding_token_id": 2, "unknown_token_id": 0, **changes}
+    entries = {f"tokenizer.ggml.{key}": value for key, value in described.items() if value is not None}
+    return entries | {"tokenizer.chat_template": TEMPLATE}
+
+
+def user(content):
+    return [{"role": "user", "content": content}]
+
+
+# Text that is half made of what could hurt.
+FRAGMENTS = [*SPECIAL, "<|im_", "im_end|>", "<", "|>", ">", "end", "\n", " 12", "<|im_start|>assistant\n"]
+HOSTILE = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=5)), max_size=6).map("".join)
