@@ -23,6 +23,7 @@ from minillm.ops.embedding import embedding
 from minillm.ops.feed_forward import gelu, relu, swiglu
 from minillm.ops.norm import layer_norm, rms_norm
 from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
+from minillm.origin import Origin
 from minillm.shapes import Bool, Float, Int
 
 Rotation = tuple[Tensor, Tensor]
@@ -172,6 +173,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+        self.origin = Origin()
         self.embed = Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.positions = Embedding(config.context_length, config.width)

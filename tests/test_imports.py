@@ -18,7 +18,7 @@ MODULES = sorted(
 
 # Each floor imports from floors below it, and within itself; `shapes -> ops` reads: ops stands on shapes.
 FLOORS = [
-    {"shapes", "config", "errors"},
+    {"shapes", "config", "errors", "origin"},
     {"ops", "kernels"},
     {"decoder"},
     {"generation", "training", "tokenizer", "batches", "device", "progress"},
@@ -27,8 +27,9 @@ FLOORS = [
     {"lab"},
     {"cli", "__main__"},
 ]
-# Looked up from a function, knowingly: a tokenizer can be made from what a file format says of it.
-LOOKS_UP = {("tokenizer", "hub")}
+# Looked up from a function, knowingly: a tokenizer can be made from what a file format says of it, and an adapter is
+# written as every file is, whole or not at all.
+LOOKS_UP = {("tokenizer", "hub"), ("adapt", "hub")}
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 EXTRAS = {"transformers", "peft", "sklearn", "matplotlib", "triton", "pytest", "hypothesis", "beartype", "nbformat"}
 

@@ -1,21 +1,109 @@
-"""Which weights a thing belongs to: a sha256 per tensor, so that an adapter or a stored feature finds its own base."""
+"""Which weights a thing belongs to: a sha256 per tensor, so that an adapter or a stored feature finds its own base.
+
+Stored features belong to the present values. An adapter belongs to the values as they were loaded, before any cast: a
+base in bfloat16 or float64, or on a GPU, takes its own adapter. What a decoder was is learnt once, from the file that
+it came from or, for one built in memory, from its first values; a tensor is then recognised, in whatever dtype, by a
+checksum of what that value is in this dtype. A changed one is not recognised, and is what it has become.
+"""
 
 import hashlib
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.origin import Origin
+
+CASTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def tensor_fingerprint(tensor: Tensor) -> str:
     """sha256 of a tensor's dtype, shape and bytes, in hexadecimal."""
-    data = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{data.dtype} {tuple(data.shape)} ".encode())
-    digest.update(data.flatten().view(torch.uint8).numpy().data)
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 
 def fingerprint(decoder: Decoder) -> dict[str, str]:
     """The fingerprint of every parameter by its name. A tied head is the embedding, and is not named again."""
     return {name: tensor_fingerprint(parameter) for name, parameter in decoder.named_parameters()}
+
+
+def base_fingerprint(tensors: Mapping[str, Tensor], origin: Origin) -> dict[str, str]:
+    """The sha256 of each tensor's value as it was loaded, whatever dtype and device it has now.
+
+    Equal numbers have equal fingerprints: a float64 that fits into float32 counts as one.
+    """
+    if origin.read is not None and not origin.fingerprints:
+        _learn_from_file(origin)
+    found = {}
+    for name, tensor in tensors.items():
+        checksum = _checksum(name, tensor)
+        if checksum not in origin.fingerprints:
+            _learn(name, tensor, origin.fingerprints)
+        found[name] = origin.fingerprints[checksum]
+    return found
+
+
+def _learn(name: str, tensor: Tensor, known: dict[str, str]) -> None:
+    narrow = tensor.float()
+    fits = tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor)
+    value = tensor_fingerprint(narrow if fits else tensor)
+    for dtype in CASTS:
+        known.setdefault(_checksum(name, tensor.to(dtype)), value)
+
+
+def _checksum(name: str, tensor: Tensor) -> str:
+    """Tells one state of a tensor from another: quick, and no proof against those who would deceive themselves."""
+    return f"{name} {tensor.dtype} {zlib.crc32(_bytes(tensor)):08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _learn_from_file(origin: Origin) -> None:
+    """What the weights are in their file, or from the cache beside it, if that is of these very files.
+
+    A file that is gone tells nothing, and a directory that cannot be written to keeps no cache.
+    """
+    from minillm.hub.files import write_text
+
+    assert origin.path is not None
+    assert origin.read is not None
+    cache = _cache(origin.path)
+    try:
+        stamp = _stamp(origin.path)
+        origin.fingerprints |= _cached(cache, stamp)
+        if origin.fingerprints:
+            return
+        for name, tensor in origin.read().items():
+            _learn(name, tensor, origin.fingerprints)
+        write_text(cache, json.dumps({"files": stamp, "fingerprints": origin.fingerprints}))
+    except (OSError, InputError):
+        return
+
+
+def _cache(path: Path) -> Path:
+    return path / ".fingerprints.json" if path.is_dir() else path.with_name(f".{path.name}.fingerprints.json")
+
+
+def _stamp(path: Path) -> list[list[Any]]:
+    """Names, sizes and times of the files that hold a decoder."""
+    files = sorted([*path.glob("*.safetensors"), path / "config.json"]) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _cached(cache: Path, stamp: list[list[Any]]) -> dict[str, str]:
+    try:
+        kept = json.loads(cache.read_text("utf-8"))
+        found = kept["fingerprints"] if kept["files"] == stamp else {}
+        return {str(checksum): str(value) for checksum, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}

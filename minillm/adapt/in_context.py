@@ -5,14 +5,16 @@ Zero-shot, few-shot, with a chain of thought or without: all of them are ids tha
 does not depend on what follows: they are computed once, here, and not once for every query.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from minillm.adapt.method import Method
+from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder, KeyValues
+from minillm.errors import InputError
 from minillm.shapes import Int
 
 
@@ -36,3 +38,12 @@ class InContext(Method):
 
     def options(self) -> dict[str, Any]:
         return {"ids": self.ids[0].tolist()}
+
+    @classmethod
+    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "InContext":
+        """The method that had these options; it has no state. Raises InputError for ids that this decoder lacks."""
+        restore({}, state)
+        ids, known = options["ids"], range(decoder.config.vocabulary)
+        if not ids or any(type(token) is not int or token not in known for token in ids):
+            raise InputError(f"a prompt is a list of ids from 0 to {known[-1]}; the adapter's is another")
+        return cls(decoder, torch.tensor([ids], device=decoder.embed.weight.device))

@@ -1,14 +1,18 @@
 """What every way of adapting a decoder offers, so that training, generation and the laws know only this."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder, KeyValues, LayerCache
+from minillm.errors import InputError
 from minillm.shapes import Bool, Float, Int
+from minillm.tokenizer import Tokenizer
 
 
 class Adaptation(nn.Module, ABC):
@@ -17,6 +21,8 @@ class Adaptation(nn.Module, ABC):
     def __init__(self, body: Decoder):
         super().__init__()
         self.decoder = body
+        # The base's weights by name, as they are before the method replaces any; no part of the module.
+        self.base = dict(body.named_parameters(remove_duplicate=False))
 
     @property
     def config(self) -> DecoderConfig:
@@ -37,6 +43,31 @@ class Adaptation(nn.Module, ABC):
     def state(self) -> dict[str, Tensor]:
         """What is saved and published: enough to rebuild the method on its base."""
         return {name: parameter.detach() for name, parameter in self.trainable().items()}
+
+    @classmethod
+    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "Adaptation":
+        """The method that had these options and this state. Raises InputError where they do not fit the decoder."""
+        raise NotImplementedError
+
+    def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
+        """Write the adapter that `adapt.load` reads: `state()`, `options()` and whose they are (`files.py`)."""
+        from minillm.adapt.files import save
+
+        save(self, directory, tokenizer=tokenizer)
+
+
+@torch.no_grad()
+def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Give the parameters the values that were kept of them. Raises InputError for a name or a shape that differs."""
+    for name in [*parameters, *state]:
+        if name not in state or name not in parameters:
+            what = "lacks" if name in parameters else "has, with no place for it here,"
+            raise InputError(f"the adapter {what} the tensor {name}")
+        if parameters[name].shape != state[name].shape:
+            shapes = tuple(state[name].shape), tuple(parameters[name].shape)
+            raise InputError(f"the adapter's tensor {name} is {shapes[0]}, and this decoder needs {shapes[1]}")
+    for name, parameter in parameters.items():
+        parameter.copy_(state[name])
 
 
 class Method(Adaptation):
