@@ -22,27 +22,38 @@ def answer_scores(
     Answers of one token are read off one position a prompt. Longer ones run once for every prompt and answer.
     """
     if all(len(answer) == 1 for answer in answers):
-        logits = _logits_at(model, prompts, [[len(prompt) - 1] for prompt in prompts])
-        return log_softmax(logits[:, 0])[:, [answer[0] for answer in answers]]
-    columns = []
-    for answer in answers:
-        rows = [[*prompt, *answer[:-1]] for prompt in prompts]
-        places = [list(range(len(prompt) - 1, len(prompt) - 1 + len(answer))) for prompt in prompts]
-        log_probabilities = log_softmax(_logits_at(model, rows, places))
-        tokens = torch.tensor(list(answer), device=log_probabilities.device).expand(len(prompts), -1)
-        columns.append(log_probabilities.gather(-1, tokens[..., None])[..., 0].sum(-1))
+        log_probabilities = _log_probabilities_at(model, prompts, [[len(prompt) - 1] for prompt in prompts])
+        return log_probabilities[:, [answer[0] for answer in answers]]
+    columns = [answer_log_probabilities(model, prompts, [answer] * len(prompts)) for answer in answers]
     return torch.stack(columns, -1)
 
 
-def _logits_at(model: LanguageModel, rows: Sequence[Sequence[int]], places: list[list[int]]) -> Float[Tensor, "B T V"]:
-    """The logits at some positions of each row; the head runs on no others."""
+def answer_log_probabilities(
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
+) -> Float[Tensor, "B"]:
+    """log P(answer | prompt) of each row's own answer: the sum over its tokens, in nats."""
+    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
+    # The token at each place is foretold from the place before it: the prompt's last token foretells the first.
+    places = [[len(p) - 1 + index for index in range(len(a))] for p, a in zip(prompts, answers, strict=True)]
+    log_probabilities = _log_probabilities_at(model, rows, places)
+    device = log_probabilities.device
+    tokens = torch.tensor([token for answer in answers for token in answer], device=device)
+    owners = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], device=device)
+    each = log_probabilities.gather(-1, tokens[:, None])[:, 0]
+    return each.new_zeros(len(rows)).index_add(0, owners, each)
+
+
+def _log_probabilities_at(
+    model: LanguageModel, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+) -> Float[Tensor, "N V"]:
+    """log softmax of the logits at some places of each row, one row after another; the head runs on no others."""
     device = next(parameter for parameter in model.head.parameters()).device
     ids, _ = pad_right(rows)
     hidden = model.features(ids.to(device))
-    chosen = torch.tensor(places, device=device)
-    hidden = hidden[torch.arange(len(rows), device=device)[:, None], chosen]
-    logits = model.head(hidden)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+    owners = torch.tensor([row for row, some in enumerate(places) for _ in some], device=device)
+    flat = torch.tensor([place for some in places for place in some], device=device)
+    logits = model.head(hidden[owners, flat])
+    return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
 def score_all(
