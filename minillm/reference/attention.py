@@ -58,15 +58,15 @@ def attention_forward(query, key, value, *, mask=None, prefix=None):
     if prefix is None:
         out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
         return out_BHTK, (read, None, None)
-    prompt = Prefix(*(np.broadcast_to(side, (rows, *side.shape[1:])) for side in prefix[:2]), prefix.gate)
+    prompt_key, prompt_value = (np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value))
     if prefix.gate is None:
-        key, value = (np.concatenate(sides, 2) for sides in ((prompt.key, key), (prompt.value, value)))
+        key, value = (np.concatenate(sides, 2) for sides in ((prompt_key, key), (prompt_value, value)))
         if mask is not None:
-            mask = np.concatenate((np.ones((rows, prompt.key.shape[2]), bool), mask), 1)
+            mask = np.concatenate((np.ones((rows, prompt_key.shape[2]), bool), mask), 1)
         out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, key.shape[2], mask))
         return out_BHTK, (read, None, prefix)
     out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
-    from_prefix_BHTK, read_prefix = _read_forward(query, prompt.key, prompt.value, True)
+    from_prefix_BHTK, read_prefix = _read_forward(query, prompt_key, prompt_value, True)
     gate_H11 = np.tanh(prefix.gate)[:, None, None]
     return out_BHTK + gate_H11 * from_prefix_BHTK, (read, (from_prefix_BHTK, gate_H11, read_prefix), prefix)
 

@@ -36,8 +36,8 @@ class KeyValues(NamedTuple):
 
 
 def tower_forward(weights, config, embeddings, prefix=None, mask=None):
-    hidden_BTD, rotation, cache = _positions_forward(weights, config, embeddings, prefix, mask)
-    cache |= {"blocks": [], "prefix": prefix}
+    hidden_BTD, rotation, positions = _positions_forward(weights, config, embeddings, prefix, mask)
+    cache: dict[str, Any] = {"positions": positions, "blocks": [], "prefix": prefix}
     for layer in range(config.layers):
         its_prefix = None
         if prefix is not None:
@@ -62,11 +62,12 @@ def tower_backward(dout, cache, left_behind=None):
         dhidden_BTD = gradients["hidden"]
         weights |= above(f"blocks.{layer}", gradients["weights"])
         prefixes.insert(0, gradients["prefix"])
-    gradients = _positions_backward(dhidden_BTD, cache)
+    gradients = _positions_backward(dhidden_BTD, cache["positions"])
     gradients["weights"] |= weights
     if cache["prefix"] is not None:
         sides = zip(*prefixes, strict=True)
-        gradients["prefix"] = KeyValues(*(None if side[0] is None else np.stack(side) for side in sides))
+        keys, values, gate = (None if side[0] is None else np.stack(side) for side in sides)
+        gradients["prefix"] = KeyValues(keys, values, gate)
     return gradients
 
 
@@ -76,17 +77,16 @@ def _positions_forward(weights, config, embeddings, prefix, mask):
     positions_BT = token_positions(np.ones(embeddings.shape[:2], bool) if mask is None else mask, start)
     if config.positions == "rotary":
         rotation = rotary_tables(positions_BT, config.width // config.heads, config.rope_theta)
-        return embeddings, rotation, {"scale": 1.0}
+        return embeddings, rotation, (1.0, None)
     if config.positions == "learned":
         vectors_BTD, table = embedding_forward(positions_BT, weights["positions.weight"])
-        return embeddings + vectors_BTD, None, {"scale": 1.0, "positions": table}
+        return embeddings + vectors_BTD, None, (1.0, table)
     # Section 3.4 of the figure's paper: embeddings of spread 1 / √D grow to the size of the sinusoids.
     scale = np.sqrt(config.width)
-    return scale * embeddings + sinusoidal(positions_BT, config.width), None, {"scale": scale}
+    return scale * embeddings + sinusoidal(positions_BT, config.width), None, (scale, None)
 
 
-def _positions_backward(dhidden_BTD, cache):
-    weights = {}
-    if "positions" in cache:
-        weights["positions.weight"] = embedding_backward(dhidden_BTD, cache["positions"])["weight"]
-    return {"embeddings": cache["scale"] * dhidden_BTD, "weights": weights}
+def _positions_backward(dout, cache):
+    scale, table = cache
+    weights = {} if table is None else {"positions.weight": embedding_backward(dout, table)["weight"]}
+    return {"embeddings": scale * dout, "weights": weights}
