@@ -1,60 +1,70 @@
-"""LoRA (Hu et al. 2021; place 3 of figure 1, the weights): W stays frozen, a low-rank dW = (alpha / r) B A is trained.
+"""LoRA (Hu et al. 2021; place 3 of figure 1, the weights): W stays frozen, a low-rank dW = s B A is trained.
+
+    x Wᵀ + c + s (x Aᵀ) Bᵀ,    s = alpha / r
 
 A starts uniform (Kaiming), B at zero, so that dW starts at zero and the adapted decoder is the base, bit for bit. Only
-A and B are saved: we only publish dW. The arithmetic of one Linear is in `ops/lora.py`.
+A and B are saved: we only publish dW. The arithmetic of one Linear is in `ops/lora.py`, the options in `low_rank.py`.
 """
 
-import math
-from collections.abc import Sequence
-from typing import Any
+from abc import ABC
+from collections.abc import Mapping
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method
-from minillm.adapt.surgery import frozen, linears, matching, replace
+from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update
+from minillm.adapt.low_rank import LowRank
+from minillm.adapt.surgery import matrices
 from minillm.decoder import Decoder
-from minillm.errors import InputError
+from minillm.ops.dropout import dropout
+from minillm.ops.embedding import embedding
 from minillm.ops.lora import lora
-from minillm.shapes import Float
+from minillm.shapes import Float, Int
 
 
-class LoRALinear(nn.Module):
-    """A frozen Linear with its update: x Wᵀ + bias + scale (x Aᵀ) Bᵀ."""
+class LoRAMatrix(AdaptedMatrix, ABC):
+    """W + s B A, however it is read."""
 
-    def __init__(self, linear: nn.Linear, r: int, scale: float):
-        super().__init__()
-        self.weight, self.bias, self.scale = linear.weight, linear.bias, scale
-        # The update keeps float32 (or float64) where the frozen matrix is held in half precision.
-        dtype = torch.promote_types(linear.weight.dtype, torch.float32)
-        self.a = nn.Parameter(linear.weight.new_empty(r, linear.in_features, dtype=dtype))
-        self.b = nn.Parameter(linear.weight.new_zeros(linear.out_features, r, dtype=dtype))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+    def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None = None):
+        super().__init__(matrix, update, start)
+        factors = self.fresh_factors(update.rank) if start is None else start
+        self.a, self.b = self.trained(factors["a"]), self.trained(factors["b"])
+
+    @staticmethod
+    def shapes(rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
+        return {"a": (rank, width), "b": (rows, rank)}
+
+    def change(self) -> Float[Tensor, "O I"]:
+        return self.scale * self.b @ self.a
+
+
+class LoRALinear(LoRAMatrix):
+    """A frozen Linear with its update: 6 N R (I + O) FLOPs a step more than it."""
 
     def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
-        return lora(hidden, self.weight, self.bias, self.a, self.b, self.scale)
+        dropped = dropout(hidden, self.dropout) if self.training and self.dropout else None
+        return lora(hidden, self.weight, self.bias, self.a, self.b, self.scale, dropped)
 
 
-class LoRA(Method):
-    """Low-rank updates of the Linears that `targets` name. Seam: LINEARS. Equal to the base at the start.
+class LoRAEmbedding(LoRAMatrix):
+    """A frozen table with its update: row `ids` of W + s B A. Dropout is for what A reads, and ids are not dropped."""
 
-    `targets` are roles (`query`), paths with wildcards (`blocks.3.*`) or `all-linear`. Raises InputError for a
-    target that matches nothing and for a rank that no matrix of that size can have.
+    def forward(self, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
+        hidden = embedding(ids, self.weight)
+        return hidden + (F.linear(embedding(ids, self.b), self.a.T) * self.scale).to(hidden.dtype)
+
+
+class LoRA(LowRank):
+    """Low-rank updates, as `LowRank` takes them. Seam: LINEARS. Equal to the base at the start.
+
+    Beside the Linears of the blocks `targets` may name `head`, `embed` and (learned) `positions`. A tied head has two
+    sides: an update of one of them is not the other's.
     """
 
-    def __init__(
-        self, decoder: Decoder, r: int = 8, alpha: int | float = 16, targets: Sequence[str] = ("query", "value")
-    ):
-        super().__init__(frozen(decoder))
-        self.r, self.alpha, self.targets = r, alpha, tuple(targets)
-        found = linears(self.decoder)
-        for path in (chosen := matching(found, self.targets, "LoRA target")):
-            if not 1 <= r <= min(found[path].weight.shape):
-                raise InputError(f"a rank of {r} does not fit {path}, which is {tuple(found[path].weight.shape)}")
-        replace(self.decoder, chosen, lambda linear: LoRALinear(linear, r, alpha / r))
+    @staticmethod
+    def candidates(body: Decoder) -> Mapping[str, Matrix]:
+        return matrices(body)
 
-    def prefix(self) -> None:
-        return None
-
-    def options(self) -> dict[str, Any]:
-        return {"r": self.r, "alpha": self.alpha, "targets": list(self.targets)}
+    @staticmethod
+    def layer(matrix: Matrix) -> type[AdaptedMatrix]:
+        return LoRALinear if isinstance(matrix, nn.Linear) else LoRAEmbedding

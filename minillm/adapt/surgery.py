@@ -7,11 +7,12 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
 
-from minillm.decoder import Decoder
+from minillm.decoder import Decoder, Embedding
 from minillm.errors import InputError
 
 ALL_LINEAR = "all-linear"
@@ -40,9 +41,15 @@ def linears(decoder: Decoder) -> dict[str, nn.Linear]:
     }
 
 
+def matrices(decoder: Decoder) -> dict[str, nn.Linear | Embedding]:
+    """The Linears of the blocks, the head and the embedding tables, by path. A tied head is there by both its sides."""
+    ends = {path: module for path, module in decoder.named_children() if isinstance(module, nn.Linear | Embedding)}
+    return linears(decoder) | ends
+
+
 def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[str]:
     """The paths that match a pattern: a role (`query`, `feed_forward.up`), a path with wildcards (`blocks.3.*`) or
-    `all-linear`. Raises InputError for a pattern that matches none, naming the nearest."""
+    `all-linear`, those in the blocks. Raises InputError for a pattern that matches none, naming the nearest."""
     paths, found = list(paths), set()
     for pattern in patterns:
         hits = {path for path in paths if _matches(path, pattern)}
@@ -56,11 +63,13 @@ def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[s
 
 
 def _matches(path: str, pattern: str) -> bool:
-    return pattern == ALL_LINEAR or fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
+    if pattern == ALL_LINEAR:
+        return path.startswith("blocks.")
+    return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
-def replace(decoder: Decoder, paths: Iterable[str], make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make(linear)` in the place of each Linear, in this body."""
+def replace(decoder: Decoder, paths: Iterable[str], make: Callable[[Any], nn.Module]) -> None:
+    """Put `make(module)` in the place of each module that is named, in this body."""
     for path in paths:
         parent, _, name = path.rpartition(".")
         owner = decoder.get_submodule(parent)

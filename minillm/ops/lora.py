@@ -1,8 +1,8 @@
-"""A frozen Linear and its low-rank update (Hu et al. 2021, equation 3): x Wᵀ + b + s (x Aᵀ) Bᵀ.
+"""A frozen Linear and its low-rank update (Hu et al. 2021, equation 3): x Wᵀ + c + s (x Aᵀ) Bᵀ.
 
 dW = s B A, of rank R at most, with s = alpha / R. The gradient of B reuses x Aᵀ from the forward pass and the
 gradients of A and of x share g B, so that the update costs 6 N R (I + O) FLOPs a step beyond the frozen
-Linear, and W gets no gradient at all.
+Linear (2 N R I less where x needs no gradient), and W gets no gradient at all.
 """
 
 from typing import Any
@@ -16,25 +16,36 @@ from minillm.shapes import Float
 
 class _LoRA(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float):
-        low = F.linear(x, a).mul_(scale)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
+        dropped: Tensor | None,
+    ):  # fmt: skip
+        low = F.linear(x if dropped is None else dropped, a).mul_(scale)
         out = F.linear(x, weight, bias)
         out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T)
-        ctx.save_for_backward(x, weight, a, b, low)
+        ctx.save_for_backward(x, weight, a, b, low, dropped)
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
-        x, weight, a, b, low = ctx.saved_tensors
+        x, weight, a, b, low, dropped = ctx.saved_tensors
+        for_x, _, for_bias, for_a, for_b, _, for_dropped = ctx.needs_input_grad
         gradient = gradients[0].reshape(-1, weight.shape[0])
         shared = (gradient @ b).mul_(ctx.scale)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = (gradient @ weight).addmm_(shared, a).view(x.shape)
-        d_a = shared.T @ x.reshape(-1, x.shape[-1])
-        d_b = gradient.T @ low.view(-1, low.shape[-1])
-        return d_x, None, None, d_a, d_b, None
+        d_x = gradient @ weight if for_x else None
+        if d_x is not None and dropped is None:
+            d_x.addmm_(shared, a)
+        read = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
+        return (
+            d_x.view(x.shape) if d_x is not None else None,
+            None,
+            gradient.sum(0) if for_bias else None,
+            shared.T @ read if for_a else None,
+            gradient.T @ low.view(-1, low.shape[-1]) if for_b else None,
+            None,
+            (shared @ a).view(x.shape) if for_dropped else None,
+        )
 
 
 def lora(
@@ -43,11 +54,33 @@ def lora(
     bias: Float[Tensor, "O"] | None,
     a: Float[Tensor, "R I"],
     b: Float[Tensor, "O R"],
-    scale: float,
+    scale: int | float,
+    dropped: Float[Tensor, "*N I"] | None = None,
 ) -> Float[Tensor, "*N O"]:
-    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. W and its bias are constants here: only x, A and B get gradients.
+    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ, where A reads `dropped` in x's place if it is given: x after dropout.
 
-    Everything is computed in the dtype of W; A and B may be kept in a wider one.
+    W is a constant here and gets no gradient; the bias gets one if it wants it. Everything is computed in the dtype
+    of W, or in autocast's where W is float32; A, B and the bias may be kept in a wider one.
     """
-    dtype = weight.dtype
-    return _LoRA.apply(x.to(dtype), weight, bias, a.to(dtype), b.to(dtype), scale)  # pyright: ignore[reportReturnType]
+    dtype, kind = weight.dtype, weight.device.type
+    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+    bias = None if bias is None else bias.to(dtype)
+    dropped = None if dropped is None else dropped.to(dtype)
+    arguments = x.to(dtype), weight.to(dtype), bias, a.to(dtype), b.to(dtype), scale, dropped
+    return _LoRA.apply(*arguments)  # pyright: ignore[reportReturnType]
+
+
+def updated_norms(
+    weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scale: int | float
+) -> Float[Tensor, "O"]:
+    """The length of each row of W + scale B A, which is never formed; W is a constant.
+
+    |w + s b A|² = |w|² + 2 s b·(A w) + s² b (A Aᵀ) bᵀ, in 4 R I O + 6 R² (I + O) FLOPs a step, however many tokens
+    are read. Everything is computed in the dtype of A and B, autocast or not: a norm of bfloat16 sums would be noise.
+    """
+    with torch.autocast(weight.device.type, enabled=False):
+        wide = weight.detach().to(a.dtype)
+        cross = (b * (wide @ a.T)).sum(-1)
+        square = (b @ (a @ a.T) * b).sum(-1)
+        return (wide.square().sum(-1) + 2 * scale * cross + scale**2 * square).sqrt()

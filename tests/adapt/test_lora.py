@@ -1,4 +1,6 @@
-"""LoRA: what it costs, where it starts, what it leaves alone."""
+"""LoRA: what it costs, where it starts, what it leaves alone, and what its options mean."""
+
+import math
 
 import pytest
 import torch
@@ -6,57 +8,62 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import LoRA
+from minillm.adapt.adapted_matrix import Update
+from minillm.adapt.dora import DoRALinear
 from minillm.adapt.lora import LoRALinear
+from minillm.adapt.merge import updates
+from minillm.adapt.pissa import PiSSALinear
 from minillm.adapt.surgery import frozen
+from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 
-def moved(method):
-    """As if it had been trained: B is no longer 0."""
-    with torch.no_grad():
-        for name, parameter in method.trainable().items():
-            if name.endswith(".b"):
-                parameter.normal_(generator=torch.Generator().manual_seed(0))
-    return method
-
-
 def test_it_starts_as_the_base_bit_for_bit_and_then_leaves_it():
     decoder = random_decoder(STYLES["Llama"])
-    method = LoRA(decoder, r=2, alpha=4)
+    method = LoRA(decoder, r=2, alpha=4, targets=("all-linear", "head", "embed"))
     assert torch.equal(method(IDS), decoder(IDS))
     assert (moved(method)(IDS) - decoder(IDS)).abs().max() > 1e-3
 
 
-def test_it_computes_the_decoder_whose_matrices_have_dw_added():
+@pytest.mark.parametrize("targets", [("all-linear",), ("head",), ("embed",), ("positions",), ("embed", "head", "up")])
+def test_it_computes_the_decoder_whose_matrices_have_dw_added(targets):
     decoder, scale = random_decoder(STYLES["GPT-2"]), 4 / 2
-    method = moved(LoRA(decoder, r=2, alpha=4, targets=("all-linear",)))
-    expected = method(IDS)
+    method = moved(LoRA(decoder, r=2, alpha=4, targets=targets))
+    by_hand = Decoder(decoder.config).double().eval()
+    by_hand.load_state_dict(decoder.state_dict())
+    # Both sides of the tied head get a matrix: an update of one is not the other's.
+    by_hand.head.weight = torch.nn.Parameter(by_hand.head.weight.detach().clone())
     with torch.no_grad():
-        for path, module in method.decoder.named_modules():
-            if isinstance(module, LoRALinear):
-                decoder.get_submodule(path).weight += scale * module.b @ module.a
-    assert_close(decoder(IDS), expected, "law")
+        state = method.state()
+        for path in {name.rsplit(".", 1)[0] for name in state}:
+            by_hand.get_submodule(path).weight += scale * state[f"{path}.b"] @ state[f"{path}.a"]
+    assert_close(method(IDS), by_hand(IDS), "law")
+    assert (method(IDS) - decoder(IDS)).abs().max() > 1e-3
 
 
 def test_only_a_and_b_of_the_targets_are_trained_and_they_are_counted_as_the_paper_counts():
     with torch.device("meta"):
-        small = LoRA(Decoder(DecoderConfig.gpt2("small")), r=4)
-        medium = LoRA(Decoder(DecoderConfig.gpt2("medium")), r=4)
+        small, medium, large = (
+            LoRA(Decoder(DecoderConfig.gpt2(size)), r=4) for size in ("small", "medium", "large")
+        )  # fmt: skip
         llama = LoRA(Decoder(DecoderConfig.llama("llama-2-7b")), r=8)
         smollm2 = LoRA(Decoder(DecoderConfig.llama("smollm2-135m")), r=8)
-    counts = [sum(p.numel() for p in method.trainable().values()) for method in (small, medium, llama, smollm2)]
-    assert counts == [147_456, 393_216, 4_194_304, 460_800]
+    counts = [
+        sum(p.numel() for p in method.trainable().values()) for method in (small, medium, large, llama, smollm2)
+    ]  # fmt: skip
+    assert counts == [147_456, 393_216, 737_280, 4_194_304, 460_800]
     assert {name.rsplit(".", 2)[-2] for name in small.trainable()} == {"query", "value"}
 
 
 def test_a_step_leaves_the_base_as_it_was_bit_for_bit():
-    decoder = random_decoder(STYLES["Llama"])
+    decoder = random_decoder(STYLES["GPT-2"])
     before = {name: parameter.clone() for name, parameter in decoder.named_parameters()}
-    method = moved(LoRA(decoder, r=2, alpha=4))
+    method = moved(LoRA(decoder, r=2, alpha=4, targets=("all-linear", "head", "embed"), dropout=0.1, train_bias=True))
     optimizer = torch.optim.AdamW(method.parameters(), lr=0.1)
+    method.train()
     for _ in range(3):
         method(IDS).square().sum().backward()
         optimizer.step()
@@ -64,35 +71,172 @@ def test_a_step_leaves_the_base_as_it_was_bit_for_bit():
     assert all(parameter.grad is None for parameter in decoder.parameters())
 
 
-@pytest.mark.parametrize(("inputs", "outputs", "rank", "tokens"), [(11, 11, 3, 7), (13, 5, 2, 17)])
-def test_an_update_costs_six_rank_flops_a_token_for_every_input_and_output(inputs, outputs, rank, tokens):
+def test_the_first_gradient_of_a_is_exactly_0_and_that_of_b_is_not():
+    method = LoRA(random_decoder(STYLES["Llama"]), r=2, targets=("all-linear", "head", "embed"))
+    method(IDS).square().sum().backward()
+    for name, parameter in method.trainable().items():
+        assert (parameter.grad.abs().max() > 0) == name.endswith(".b"), name
+
+
+# -- what it costs -----------------------------------------------------------------------------------------------------
+
+
+def extra_flops(layer, inputs, outputs, rank, tokens, **options):
+    """What an adapted Linear costs beyond the frozen one, forward and backward."""
     linear = torch.nn.Linear(inputs, outputs, bias=False).requires_grad_(False)
-    adapted = LoRALinear(linear, rank, 1.0)
-    x = torch.randn(tokens, inputs, requires_grad=True)
+    adapted = layer(linear, Update(rank, 1.0, options.get("dropout", 0.0), False))
+    x = torch.randn(tokens, inputs, requires_grad=options.get("reaches_further", True))
 
     def flops(module):
         # Products in place are unknown to the counter: they cost what the others do.
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product}) as counter:
-            module(x).sum().backward()
+            out = module(x).sum()
+            if out.requires_grad:
+                out.backward()
         return counter.get_total_flops()
 
-    assert flops(adapted) - flops(linear) == 6 * tokens * rank * (inputs + outputs)
+    return flops(adapted) - flops(linear)
 
 
 def _product(_, left, right, *args, out_shape=None, **kwargs):
     return 2 * left[0] * left[1] * right[1]
 
 
-def test_a_rank_that_no_matrix_can_have_is_refused():
-    for rank in (0, 11):
-        with pytest.raises(InputError, match=f"a rank of {rank} does not fit"):
-            LoRA(random_decoder(STYLES["Llama"]), r=rank)
+SIZES = [(11, 11, 3, 7), (13, 5, 2, 17)]
 
 
-def test_half_precision_matrices_keep_a_and_b_in_float32():
-    body = frozen(random_decoder(STYLES["Llama"]).float(), torch.bfloat16)
-    method = LoRA(body, r=2)
+@pytest.mark.parametrize(("inputs", "outputs", "rank", "tokens"), SIZES)
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_update_costs_six_rank_flops_a_token_for_every_input_and_output(inputs, outputs, rank, tokens, dropout):
+    found = extra_flops(LoRALinear, inputs, outputs, rank, tokens, dropout=dropout)
+    assert found == 6 * tokens * rank * (inputs + outputs)
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "rank", "tokens"), SIZES)
+def test_it_costs_less_where_no_gradient_goes_further_down(inputs, outputs, rank, tokens):
+    found = extra_flops(LoRALinear, inputs, outputs, rank, tokens, reaches_further=False)
+    assert found == 6 * tokens * rank * (inputs + outputs) - 2 * tokens * rank * inputs
+
+
+@pytest.mark.parametrize(("inputs", "outputs", "rank", "tokens"), SIZES)
+def test_dora_and_pissa_cost_what_they_say(inputs, outputs, rank, tokens):
+    lora = 6 * tokens * rank * (inputs + outputs)
+    lengths = 4 * rank * inputs * outputs + 6 * rank**2 * (inputs + outputs)
+    assert extra_flops(DoRALinear, inputs, outputs, rank, tokens) == lora + lengths
+    assert extra_flops(PiSSALinear, inputs, outputs, rank, tokens) == 2 * lora
+
+
+# -- its options -------------------------------------------------------------------------------------------------------
+
+
+def scales(method):
+    return {path: matrix.scale for path, matrix in method.decoder.named_modules() if isinstance(matrix, LoRALinear)}
+
+
+def test_a_rank_stabilised_update_is_scaled_by_the_root_of_its_rank():
+    decoder = random_decoder(STYLES["Llama"])
+    assert set(scales(LoRA(decoder, r=4, alpha=6)).values()) == {6 / 4}
+    assert set(scales(LoRA(decoder, r=4, alpha=6, rank_stabilised=True)).values()) == {6 / 2}
+    plain = moved(LoRA(decoder, r=4, alpha=6))
+    stabilised = LoRA(decoder, r=4, alpha=6, rank_stabilised=True, state=plain.state())
+    for path, dw in updates(plain).items():
+        assert_close(updates(stabilised)[path], dw * math.sqrt(4), "law")
+
+
+def test_ranks_and_alphas_are_given_by_pattern_and_the_first_that_matches_counts():
+    method = LoRA(
+        random_decoder(STYLES["Llama"]), r=2, alpha=4, targets=("query", "key", "up"),
+        ranks={"blocks.0.attention.query": 5, "blocks.0.*": 3}, alphas={"up": 8},
+    )  # fmt: skip
+    ranks = {name.removesuffix(".a"): len(p) for name, p in method.trainable().items() if name.endswith(".a")}
+    assert ranks == {
+        "blocks.0.attention.query": 5, "blocks.0.attention.key": 3, "blocks.0.feed_forward.up": 3,
+        "blocks.1.attention.query": 2, "blocks.1.attention.key": 2, "blocks.1.feed_forward.up": 2,
+    }  # fmt: skip
+    assert scales(method) == {path: (8 if "up" in path else 4) / rank for path, rank in ranks.items()}
+
+
+def test_dropout_drops_what_a_reads_and_nothing_else_and_only_in_training():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(5, 7).double().requires_grad_(False)
+    adapted = LoRALinear(linear, Update(2, 1.0, 0.4, False))
+    torch.nn.init.normal_(adapted.b)
+    x = torch.randn(3, 5).double()
+    frozen_part, whole = linear(x), linear(x) + x @ adapted.a.T @ adapted.b.T
+    assert_close(adapted.eval()(x), whole, "law")
+    adapted.train()
+    torch.manual_seed(1)
+    keep = torch.rand_like(x) >= 0.4
+    torch.manual_seed(1)
+    assert_close(adapted(x), frozen_part + (x * keep / 0.6) @ adapted.a.T @ adapted.b.T, "law")
+    assert (adapted(x) - whole).abs().max() > 1e-3
+
+
+def test_dropout_has_the_gradient_of_its_definition():
+    torch.manual_seed(0)
+    adapted = LoRALinear(torch.nn.Linear(5, 7).double().requires_grad_(False), Update(2, 1.5, 0.4, False))
+    torch.nn.init.normal_(adapted.b)
+    x = torch.randn(3, 5).double().requires_grad_()
+
+    def by_definition():
+        dropped = torch.where(torch.rand_like(x) >= 0.4, x / 0.6, 0.0)
+        return x @ adapted.weight.T + adapted.bias + 1.5 * dropped @ adapted.a.T @ adapted.b.T
+
+    slopes = []
+    for run in (lambda: adapted(x), by_definition):
+        torch.manual_seed(2)
+        slopes.append(torch.autograd.grad(run().square().sum(), (x, adapted.a, adapted.b)))
+    for one, other in zip(*slopes, strict=True):
+        assert_close(one, other, "law")
+
+
+def test_the_targets_biases_are_trained_if_asked_for_and_the_bases_are_not():
+    decoder = random_decoder(STYLES["GPT-2"])
+    before = decoder.blocks[0].attention.query.bias.clone()
+    method = LoRA(decoder, r=2, train_bias=True)
+    assert torch.equal(method(IDS), decoder(IDS))
+    trained = {name for name in method.trainable() if name.endswith(".bias")}
+    assert trained == {f"blocks.{block}.attention.{role}.bias" for block in (0, 1) for role in ("query", "value")}
+    method(IDS).square().sum().backward()
+    torch.optim.SGD(method.trainable().values(), lr=0.1).step()
+    assert not torch.equal(method.state()["blocks.0.attention.query.bias"], before)
+    assert torch.equal(decoder.blocks[0].attention.query.bias, before)
+    with pytest.raises(InputError, match="none of the targets has a bias"):
+        LoRA(random_decoder(STYLES["Llama"]), train_bias=True)
+
+
+def test_half_precision_matrices_keep_what_is_trained_in_float32():
+    body = frozen(random_decoder(STYLES["GPT-2"]).float(), torch.bfloat16)
+    method = LoRA(body, r=2, train_bias=True, dropout=0.1, targets=("all-linear", "head", "embed"))
     assert {parameter.dtype for parameter in method.trainable().values()} == {torch.float32}
     with torch.autocast("cpu", torch.bfloat16):
-        method(IDS).square().sum().backward()
+        method.train()(IDS).square().sum().backward()
     assert all(parameter.grad is not None for parameter in method.trainable().values())
+
+
+def test_the_head_of_a_float32_decoder_trains_under_autocast():
+    method = LoRA(random_decoder(STYLES["Llama"]).float(), r=2, targets=("all-linear", "head", "embed"))
+    with torch.autocast("cpu", torch.bfloat16):
+        method(IDS).float().square().sum().backward()
+    assert all(parameter.grad is not None for parameter in method.trainable().values())
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"r": 0}, "a rank of 0 does not fit blocks.0.attention.query"),
+        ({"r": 11}, r"a rank of 11 does not fit blocks.0.attention.value, which is \(10, 30\)"),
+        ({"ranks": {"up": 3}}, "LoRA rank for 'up' matches nothing"),
+        ({"alphas": {"blocks.7.*": 3}}, r"LoRA alpha for 'blocks\.7\.\*' matches nothing"),
+        ({"ranks": {"query": -1}}, "a rank of -1"),
+        ({"alpha": 0}, "alpha is 0; it must be a number above 0"),
+        ({"alpha": float("nan")}, "alpha is nan"),
+        ({"alphas": {"query": math.inf}}, "alpha is inf"),
+        ({"dropout": 1.0}, "a dropout of 1.0 is no probability below 1"),
+        ({"targets": ("q_proj",)}, "LoRA target 'q_proj' matches nothing"),
+        ({"targets": ()}, "LoRA has no target"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_by_a_sentence(options, sentence):
+    with pytest.raises(InputError, match=sentence):
+        LoRA(random_decoder(STYLES["Llama"]), **options)
