@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method
-from minillm.adapt.prompt_start import check_length, given_tokens, left_behind, restore, sampled_tokens
+from minillm.adapt.method import Method, restore
+from minillm.adapt.prompt_start import check_length, given_tokens, left_behind, sampled_tokens
 from minillm.adapt.reparametrisation import Reparametrisation
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder, KeyValues

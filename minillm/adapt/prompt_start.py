@@ -4,10 +4,10 @@ A prompt far from anything that the decoder has read is hard to train (Lester et
 section 7.4): real words are the better start, and words of the task the best.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder, KeyValues
@@ -48,14 +48,3 @@ def left_behind(decoder: Decoder, ids: Int[Tensor, "B P"]) -> KeyValues:
         seen = body.keys_values(ids)
     wide = torch.promote_types(seen.keys.dtype, torch.float32)
     return KeyValues(seen.keys.to(wide), seen.values.to(wide))
-
-
-@torch.no_grad()
-def restore(parameters: Mapping[str, nn.Parameter], state: Mapping[str, Tensor]) -> None:
-    """Give the parameters the values that were kept of them. Raises InputError for other names or shapes."""
-    expected = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != expected:
-        raise InputError(f"the state holds {found}; this method needs {expected}")
-    for name, parameter in parameters.items():
-        parameter.copy_(state[name])

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method
-from minillm.adapt.prompt_start import check_length, given_tokens, restore, sampled_tokens
+from minillm.adapt.method import Method, restore
+from minillm.adapt.prompt_start import check_length, given_tokens, sampled_tokens
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder, KeyValues
 from minillm.errors import InputError

@@ -119,7 +119,7 @@ def test_from_its_state_it_is_the_same_bit_for_bit(start):
     with torch.no_grad():
         method.prompt += 1
     assert not torch.equal(again(ROWS), method(ROWS)), "the two are not one"
-    with pytest.raises(InputError, match=r"holds \{'prompt': \(1, 30\)\}; this method needs \{'prompt': \(3, 30\)\}"):
+    with pytest.raises(InputError, match=r"prompt is \(1, 30\), and this decoder needs \(3, 30\)"):
         SoftPrompt.from_state(decoder, method.options(), {"prompt": method.prompt[:1]})
 
 
