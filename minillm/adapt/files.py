@@ -30,7 +30,8 @@ from minillm.tokenizer import Tokenizer
 TENSORS = "adapter.safetensors"
 # What a decoder computes with its weights. Its sizes show in them; dropout and the context's length may differ.
 COMPUTES = ("norm", "norm_first", "positions", "feed_forward", "heads", "kv_heads", "rope_theta", "norm_eps")
-SLACK = 64 * 2**20
+# Bytes beyond those of the base that an adapter may have, and a whole number that an option may have in any case.
+SLACK, MOST = 64 * 2**20, 4096
 Failures = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
 """What Python and torch raise where options or tensors are not what a method expects."""
 
@@ -42,7 +43,7 @@ def save(method: Adaptation, directory: str | Path, *, tokenizer: Tokenizer | No
     """
     from safetensors.torch import save_file
 
-    from minillm.hub.files import replacing
+    from minillm.writing import replacing
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state().items()}
     _check_finite(state, "the method")
@@ -103,7 +104,17 @@ def _rebuilt(description: Description, decoder: Decoder, state: Mapping[str, Ten
     known = {method.__name__: method for method in METHODS}
     if description.method not in known:
         raise InputError(f"there is no method {description.method!r}; there are: {', '.join(known)}"[:500])
+    axes = [axis for tensor in (*decoder.parameters(), *state.values()) for axis in tensor.shape]
+    for name, value in description.options.items():
+        if (largest := _largest(value)) > (most := max(MOST, *axes)):
+            raise InputError(f"the option {name} has the number {largest}, and nothing here has more than {most}"[:500])
     return known[description.method].from_state(decoder, description.options, state)
+
+
+def _largest(option: Any) -> int:
+    """Whole numbers in options count what memory is taken for: the largest one, however deep it lies."""
+    inner = option.values() if isinstance(option, dict) else option if isinstance(option, list) else ()
+    return max((_largest(part) for part in inner), default=option if isinstance(option, int) else 0)
 
 
 def _check_base(directory: Path, description: Description, decoder: Decoder) -> None:

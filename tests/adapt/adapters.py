@@ -1,0 +1,58 @@
+"""One trained adapter of every method: what tests of saving, of loading and of damage start from."""
+
+import pytest
+import torch
+
+from minillm import adapt
+from minillm.adapt.dora import DoRA
+from minillm.adapt.fine_tune import FineTune
+from minillm.adapt.frozen_head import FrozenHead
+from minillm.adapt.in_context import InContext
+from minillm.adapt.lora import LoRA
+from minillm.adapt.pissa import PiSSA
+from minillm.adapt.prefix_tuning import PrefixTuning
+from minillm.adapt.soft_prompt import SoftPrompt
+from tests.decoders import STYLES, random_decoder
+
+IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
+
+CASES = {
+    "in context": lambda base: InContext(base, torch.tensor([[7, 8, 9, 1]])),
+    "soft prompt": lambda base: SoftPrompt(base, 3),
+    "prefix": lambda base: PrefixTuning(base, 3),
+    "prefix by an MLP": lambda base: PrefixTuning(base, 3, hidden=11),
+    "prefix, gated": lambda base: PrefixTuning(base, 3, gated=True),
+    "logistic head": lambda base: FrozenHead(base, 3),
+    "neighbours": lambda base: FrozenHead(base, 3, head="neighbours", settings={"k": 1}),
+    "LoRA": lambda base: LoRA(base, r=2, alpha=4),
+    "LoRA, all but plain": lambda base: LoRA(
+        base, 2, 3.5, ("all-linear", "embed", "head"), ranks={"blocks.0.*": 1}, rank_stabilised=True, dropout=0.1
+    ),
+    "DoRA": lambda base: DoRA(base, r=2, alpha=4),
+    "PiSSA": lambda base: PiSSA(base, r=2, alpha=2),
+    "output layer": lambda base: FineTune(base, layers="output"),
+    "last block": lambda base: FineTune(base, layers=1),
+    "all weights": lambda base: FineTune(base),
+    "all weights and a classifier": lambda base: FineTune(base, classes=3),
+}
+
+
+@pytest.fixture(autouse=True)
+def every_method(monkeypatch):
+    """Those that wait for their line in the table too."""
+    methods = (DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt)
+    monkeypatch.setattr(adapt, "METHODS", dict.fromkeys([*adapt.METHODS, *methods]))
+
+
+def trained(name, base=None, seed=0):
+    """The method after a step, on a Llama in float64 if on nothing else. No two seeds give the same."""
+    base = base if base is not None else random_decoder(STYLES["Llama"])
+    torch.manual_seed(seed)
+    method = CASES[name](base)
+    if isinstance(method, FrozenHead):
+        features = torch.randn(11, base.config.width, dtype=base.embed.weight.dtype)
+        method.fit(features, torch.arange(11) % 3)
+    with torch.no_grad():
+        for parameter in method.trainable().values():
+            parameter += 0.05 * torch.randn_like(parameter)
+    return method.eval()
