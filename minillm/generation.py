@@ -64,8 +64,8 @@ def next_token_distribution(
     """softmax(logits / temperature), kept to the `top_k` likeliest tokens and to the fewest that hold `top_p`."""
     logits = logits / temperature
     if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -torch.inf)
+        likeliest = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, likeliest.indices, likeliest.values)
     probabilities = softmax(logits)
     if top_p is None:
         return probabilities

@@ -17,6 +17,7 @@ from typing import Any
 import tokenizers
 
 from minillm.errors import InputError
+from minillm.writing import write_text
 
 # What ends a turn or a document, under the names that models give it.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")
@@ -75,8 +76,6 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_directory` and transformers read."""
-        from minillm.hub.files import write_text
-
         settings: dict[str, Any] = {f"{role}_token": token for role, token in self.names.items()}
         settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
         if self.chat_template is not None:

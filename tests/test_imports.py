@@ -18,18 +18,17 @@ MODULES = sorted(
 
 # Each floor imports from floors below it, and within itself; `shapes -> ops` reads: ops stands on shapes.
 FLOORS = [
-    {"shapes", "config", "errors", "origin"},
+    {"shapes", "config", "errors", "origin", "progress", "writing"},
     {"ops", "kernels"},
     {"decoder"},
-    {"generation", "training", "tokenizer", "batches", "device", "progress"},
+    {"generation", "training", "tokenizer", "batches", "device"},
     {"adapt"},
     {"prompting", "tasks", "hub"},
     {"lab"},
     {"cli", "__main__"},
 ]
-# Looked up from a function, knowingly: a tokenizer can be made from what a file format says of it, and an adapter is
-# written as every file is, whole or not at all.
-LOOKS_UP = {("tokenizer", "hub"), ("adapt", "hub")}
+# Looked up from a function, knowingly: a tokenizer can be made from what a file format says of it.
+LOOKS_UP = {("tokenizer", "hub")}
 LEVEL = {name: level for level, floor in enumerate(FLOORS) for name in floor}
 EXTRAS = {"transformers", "peft", "sklearn", "matplotlib", "triton", "pytest", "hypothesis", "beartype", "nbformat"}
 

@@ -26,6 +26,7 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer
+from minillm.writing import replacing
 
 TENSORS = "adapter.safetensors"
 # What a decoder computes with its weights. Its sizes show in them; dropout and the context's length may differ.
@@ -42,8 +43,6 @@ def save(method: Adaptation, directory: str | Path, *, tokenizer: Tokenizer | No
     With the tokenizer that the adapter was trained with, `load` can refuse another one.
     """
     from safetensors.torch import save_file
-
-    from minillm.writing import replacing
 
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method.state().items()}
     _check_finite(state, "the method")

@@ -19,6 +19,7 @@ from torch import Tensor
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.origin import Origin
+from minillm.writing import write_text
 
 CASTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -73,8 +74,6 @@ def _learn_from_file(origin: Origin) -> None:
 
     A file that is gone tells nothing, and a directory that cannot be written to keeps no cache.
     """
-    from minillm.hub.files import write_text
-
     assert origin.path is not None
     assert origin.read is not None
     cache = _cache(origin.path)

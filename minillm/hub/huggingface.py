@@ -14,10 +14,10 @@ import torch
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import huggingface_config
-from minillm.hub.files import replacing, write_text
 from minillm.hub.layout import Layout, assemble
 from minillm.hub.safetensors_file import SINGLE, SafetensorsDirectory
 from minillm.tokenizer import Tokenizer
+from minillm.writing import replacing, write_text
 
 GPT2 = Layout(
     prefix="transformer.",

@@ -21,7 +21,6 @@ import torch
 from minillm import hub
 from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device
 from minillm.errors import InputError
-from minillm.hub.files import write_text
 from minillm.hub.pull import pull
 from minillm.lab.rungs import RUNGS, Rung, World, chosen_rungs, labels
 from minillm.lab.statistics import standard_error
@@ -29,6 +28,7 @@ from minillm.prompting.scoring import accuracy
 from minillm.tasks import Task
 from minillm.tasks.reviews import PROMPT, reviews_task
 from minillm.tasks.table import table_task
+from minillm.writing import write_text
 
 
 @dataclass(frozen=True)
