@@ -39,7 +39,7 @@ def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
     except Exception as problem:  # the library raises bare Exceptions
         raise InputError(f"this GGUF file's merges do not fit its vocabulary: {problem}") from None
     built = Tokenizer(bpe)
-    built.pre_tokenizer = _pretokeniser(kind)
+    built.pre_tokenizer = pretokeniser(kind)
     built.decoder = decoders.ByteLevel()
     for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
         chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
@@ -70,7 +70,7 @@ def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     return texts
 
 
-def _pretokeniser(kind: Any) -> PreTokenizer:
+def pretokeniser(kind: Any) -> PreTokenizer:
     if kind == "smollm":
         return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
     if kind == "gpt-2":

@@ -60,9 +60,11 @@ class Entry:
                 for part, piece in zip(self.parts, pieces, strict=True)}  # fmt: skip
 
     def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The stored tensor out of our parameters; rows are never interleaved on the way out."""
+        """The stored tensor out of our parameters."""
         pieces = [parameters[part] for part in self.parts]
         joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
+        if self.interleaved:
+            joined = rearrange(joined, "(H two K) ... -> (H K two) ...", H=self.interleaved, two=2)
         return (joined.T if self.transposed else joined).contiguous()
 
 

@@ -1,0 +1,91 @@
+"""A decoder as a GGUF file in float32: what `gguf.py` reads back with equal logits, and llama.cpp reads too.
+
+The table of names is the reader's; what is said of sizes and of the tokenizer is said in llama.cpp's words.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.hub.gguf import GPT2, LLAMA
+from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS, pretokeniser
+from minillm.tokenizer import Tokenizer
+from minillm.writing import replacing
+
+NORMAL = 1
+FAMILIES = {
+    ("rms", True, "rotary", "swiglu"): ("llama", LLAMA),
+    ("layer", True, "learned", "gelu"): ("gpt2", GPT2),
+}
+
+
+def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
+    """Write the file, whole or not at all. Raises InputError for a decoder or tokenizer that GGUF has no words for."""
+    import gguf
+
+    config, path = decoder.config, Path(path)
+    choices = (config.norm, config.norm_first, config.positions, config.feed_forward)
+    if choices not in FAMILIES:
+        raise InputError(
+            f"GGUF has words for a Llama and for a GPT-2; this decoder is neither: {', '.join(map(str, choices))}"
+        )
+    architecture, layout = FAMILIES[choices]
+    with replacing(path) as temporary:
+        writer = gguf.GGUFWriter(temporary, architecture)
+        _describe(writer, config, architecture)
+        if tokenizer is not None:
+            _describe_tokenizer(writer, tokenizer)
+        state = decoder.state_dict()
+        for entry in layout.entries(decoder):
+            writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def _describe(writer: Any, config: DecoderConfig, architecture: str) -> None:
+    writer.add_block_count(config.layers)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.width)
+    writer.add_feed_forward_length(config.feed_forward_width)
+    writer.add_head_count(config.heads)
+    writer.add_head_count_kv(config.kv_heads)
+    if architecture == "llama":
+        writer.add_layer_norm_rms_eps(config.norm_eps)
+        writer.add_rope_dimension_count(config.head_width)
+        writer.add_rope_freq_base(config.rope_theta)
+        writer.add_vocab_size(config.vocabulary)
+    else:
+        writer.add_layer_norm_eps(config.norm_eps)
+
+
+def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
+    pipeline = json.loads(tokenizer.pipeline.to_str())
+    kinds = [kind for kind in PRETOKENISERS if _same(pipeline["pre_tokenizer"], pretokeniser(kind))]
+    if pipeline["model"]["type"] != "BPE" or not kinds:
+        raise InputError("GGUF has no words for this tokenizer: it is no byte-level BPE that llama.cpp knows")
+    names = {index: token for token, index in tokenizer.pipeline.get_vocab(with_added_tokens=True).items()}
+    tokens = [names[index] for index in range(len(names))]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(kinds[0])
+    writer.add_token_list(tokens)
+    writer.add_token_types([CONTROL if token in tokenizer.special else NORMAL for token in tokens])
+    writer.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in pipeline["model"]["merges"]]
+    )
+    adders = {
+        "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id,
+        "unk": writer.add_unk_token_id,
+    }  # fmt: skip
+    for role, token in tokenizer.names.items():
+        adders[role](tokens.index(token))
+    if tokenizer.chat_template is not None:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def _same(described: Any, built: Any) -> bool:
+    return described == json.loads(built.__getstate__())

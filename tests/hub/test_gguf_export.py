@@ -1,0 +1,42 @@
+"""What is written as GGUF reads back as it was."""
+
+import pytest
+import torch
+
+import minillm
+from minillm import DecoderConfig, InputError
+from minillm.hub.gguf_export import export
+from tests.hub.gguf_writing import llama_config, random_decoder
+
+GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [llama_config(), llama_config(tie_embeddings=False), DecoderConfig.tiny(**GPT_2)],
+    ids=["tied", "untied", "GPT-2"],
+)
+def test_a_decoder_written_as_gguf_reads_back_with_equal_logits(tmp_path, config):
+    decoder, ids = random_decoder(config), torch.tensor([[3, 1, 4, 1, 5]])
+    export(decoder, None, tmp_path / "mine.gguf")
+    again, tokenizer = minillm.load(tmp_path / "mine.gguf")
+    assert tokenizer is None
+    assert torch.equal(again(ids), decoder(ids))
+    assert again.config == config
+
+
+def test_its_tokenizer_reads_back_with_equal_ids(tmp_path, smollm2):
+    source, tokenizer = smollm2
+    tiny = random_decoder(llama_config(vocabulary=source.config.vocabulary, layers=1, width=8, heads=2, kv_heads=1))
+    export(tiny, tokenizer, tmp_path / "mine.gguf")
+    _, again = minillm.load(tmp_path / "mine.gguf")
+    chat = [{"role": "user", "content": "In 2024: a  12 <|im_end|>\n"}]
+    assert again.encode("a  12\n\nx 3") == tokenizer.encode("a  12\n\nx 3")
+    assert again.chat(chat) == tokenizer.chat(chat)
+    assert again.names == tokenizer.names
+
+
+def test_what_gguf_has_no_words_for_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InputError, match="this decoder is neither"):
+        export(random_decoder(DecoderConfig.tiny(norm_first=False)), None, tmp_path / "mine.gguf")
+    assert not list(tmp_path.iterdir())
