@@ -144,7 +144,7 @@ def multiplies_bfloat16() -> bool:
 
 def write_json(path: Path, settings: dict[str, Any], comparisons: Sequence[Comparison]) -> None:
     """All rounds of all sides, and what they depend on as far as it can be said without naming the machine."""
-    from minillm.hub.files import write_text
+    from minillm.writing import write_text
 
     described = {
         "date": date.today().isoformat(),
