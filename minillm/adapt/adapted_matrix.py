@@ -31,6 +31,9 @@ class Update(NamedTuple):
 class AdaptedMatrix(nn.Module, ABC):
     """A frozen matrix and its update. `start` holds what `kept` gave of one; without it the update begins anew."""
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None):
         super().__init__()
         self.kind, self.scale, self.dropout = type(matrix), update.scale, update.dropout
@@ -77,19 +80,20 @@ class AdaptedMatrix(nn.Module, ABC):
         """W + dW as a matrix of the replaced one's kind and dtype. It shares nothing with it."""
         with torch.no_grad():
             weight = (self.weight + self.change()).to(self.weight.dtype)
-            return self._plain(weight, None if self.bias is None else self.bias.to(weight.dtype, copy=True))
+            bias = None if self.bias is None else nn.Parameter(self.bias.to(weight.dtype, copy=True))
+        return self._plain(nn.Parameter(weight), bias)
 
     def unadapted(self) -> Matrix:
-        """The replaced matrix again, over the same weights."""
+        """The replaced matrix again, of the very same parameters: a tied one stays tied."""
         return self._plain(self.weight, self.frozen_bias if self.trains_bias else self.bias)
 
-    def _plain(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+    def _plain(self, weight: nn.Parameter, bias: nn.Parameter | None) -> Matrix:
         rows, width = weight.shape
         with torch.device("meta"):
             plain = Embedding(rows, width) if self.kind is Embedding else nn.Linear(width, rows, bias is not None)
-        plain.weight = nn.Parameter(weight.detach(), requires_grad=False)
+        plain.weight = weight
         if bias is not None:
-            plain.bias = nn.Parameter(bias.detach(), requires_grad=False)
+            plain.bias = bias
         return plain
 
 

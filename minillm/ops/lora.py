@@ -5,6 +5,7 @@ gradients of A and of x share g B, so that the update costs 6 N R (I + O) FLOPs 
 Linear (2 N R I less where x needs no gradient), and W gets no gradient at all.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ def lora(
     of W, or in autocast's where W is float32; A, B and the bias may be kept in a wider one.
     """
     dtype, kind = weight.dtype, weight.device.type
-    if dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
     bias = None if bias is None else bias.to(dtype)
     dropped = None if dropped is None else dropped.to(dtype)
@@ -79,7 +80,8 @@ def updated_norms(
     |w + s b A|² = |w|² + 2 s b·(A w) + s² b (A Aᵀ) bᵀ, in 4 R I O + 6 R² (I + O) FLOPs a step, however many tokens
     are read. Everything is computed in the dtype of A and B, autocast or not: a norm of bfloat16 sums would be noise.
     """
-    with torch.autocast(weight.device.type, enabled=False):
+    kind = weight.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
         wide = weight.detach().to(a.dtype)
         cross = (b * (wide @ a.T)).sum(-1)
         square = (b @ (a @ a.T) * b).sum(-1)

@@ -1,0 +1,72 @@
+"""DoRA: directions and lengths of a matrix's rows, trained apart."""
+
+import pytest
+import torch
+
+from minillm import Decoder, DecoderConfig, InputError
+from minillm.adapt.adapted_matrix import Update
+from minillm.adapt.dora import DoRA, DoRALinear
+from minillm.adapt.merge import updates
+from minillm.adapt.surgery import frozen
+from tests.adapt.low_rank import moved
+from tests.decoders import STYLES, random_decoder
+from tests.tolerances import assert_close
+
+IDS = torch.tensor([[3, 1, 4, 1, 5]])
+
+
+def formed(layer):
+    """m (W + s B A) / |W + s B A|, written out."""
+    turned = layer.weight + layer.scale * layer.b @ layer.a
+    return layer.magnitude[:, None] * turned / turned.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_it_starts_as_the_base_and_then_leaves_it(style):
+    decoder = random_decoder(STYLES[style])
+    method = DoRA(decoder, r=2, alpha=4, targets=("all-linear", "head"))
+    assert_close(method(IDS), decoder(IDS), "law")
+    assert (moved(method)(IDS) - decoder(IDS)).abs().max() > 1e-3
+
+
+def test_output_and_gradients_are_those_of_the_formed_matrix():
+    """The length's part of the gradient among them, which its paper leaves out."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(7, 5).double().requires_grad_(False)
+    layer = DoRALinear(linear, Update(2, 1.5, 0.0, False))
+    torch.nn.init.normal_(layer.b)
+    x = torch.randn(3, 7).double().requires_grad_()
+    wanted = (x, layer.a, layer.b, layer.magnitude)
+    expected = x @ formed(layer).T + linear.bias
+    assert_close(layer(x), expected, "law")
+    found = torch.autograd.grad(layer(x).square().sum(), wanted)
+    for one, other in zip(found, torch.autograd.grad(expected.square().sum(), wanted), strict=True):
+        assert_close(one, other, "law")
+    assert_close(linear.weight + layer.change(), formed(layer), "law")
+
+
+def test_its_rows_have_the_lengths_that_were_trained():
+    method = moved(DoRA(random_decoder(STYLES["GPT-2"]), r=2, targets=("all-linear",)))
+    for path, dw in updates(method).items():
+        magnitude = method.state()[f"{path}.magnitude"]
+        assert_close((method.decoder.get_submodule(path).weight + dw).norm(dim=1), magnitude.abs(), "law")
+
+
+def test_it_trains_one_number_an_output_beside_loras():
+    with torch.device("meta"):
+        small = DoRA(Decoder(DecoderConfig.gpt2("small")), r=4)
+    assert sum(parameter.numel() for parameter in small.trainable().values()) == 147_456 + 12 * 2 * 768
+
+
+def test_lengths_are_measured_in_float32_where_matrices_are_in_half_precision():
+    body = frozen(random_decoder(STYLES["Llama"]).float(), torch.bfloat16)
+    method = DoRA(body, r=2, targets=("all-linear",))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(method(IDS), body(IDS)), "each stretch is 1, and not 1 within bfloat16"
+        method(IDS).float().square().sum().backward()
+    assert {parameter.grad.dtype for parameter in method.trainable().values()} == {torch.float32}
+
+
+def test_a_table_of_embeddings_is_no_linear():
+    with pytest.raises(InputError, match="DoRA target 'embed' matches nothing"):
+        DoRA(random_decoder(STYLES["Llama"]), targets=("embed",))
