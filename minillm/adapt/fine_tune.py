@@ -1,45 +1,100 @@
-"""Fine-tuning (places 4 and 3 of figure 1): the decoder's own weights are trained, the last k blocks or all of them.
+"""Fine-tuning (places 4 and 3 of figure 1): the decoder's own weights are trained, the output layer or all of them.
 
 The base keeps its weights: what is trained is a copy of the parameters that are named, and the rest is shared. The
-more is trained, the better the fit, and the more is forgotten and has to be published.
+more is trained, the better the fit, and the more is forgotten and has to be published. Gradients stop at the lowest
+trained layer; what the frozen ones below it say of a text can be stored (`trunk.py`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from minillm.adapt.method import Method
+import torch
+from torch import Tensor, nn
+
+from minillm.adapt.feature_store import pooled
+from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen, matching, train_copies
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.shapes import Bool, Float, Int
+
+OUTPUT = "output"
 
 
 class FineTune(Method):
-    """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start.
+    """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start, unless it classifies.
 
-    `layers` is `"all"`, a number k (the last k blocks and the final norm) or patterns of parameter names
-    (`blocks.3.*`, `head.weight`). Raises InputError for a pattern that matches nothing and a k that is not there.
+    `layers` is `"all"`, `"output"` (the head alone), a number k (the last k blocks and the final norm) or patterns of
+    parameter names (`blocks.3.*`, `head.weight`). `classes` puts a classifier of the last token, which is trained too,
+    in the LM head's place: a number of classes (it starts at zero), or token ids, whose rows of the LM head it starts
+    from; called with ids the method then returns "B C". Raises InputError for a pattern that matches nothing, and for
+    a k, classes or tokens that cannot be.
     """
 
-    def __init__(self, decoder: Decoder, layers: int | str | Sequence[str] = "all"):
+    def __init__(
+        self,
+        decoder: Decoder,
+        layers: int | str | Sequence[str] = "all",
+        classes: int | Sequence[int] | None = None,
+    ):
         super().__init__(frozen(decoder))
         self.layers = layers if isinstance(layers, int | str) else list(layers)
+        self.classes = classes if classes is None or isinstance(classes, int) else list(classes)
+        patterns = self._patterns()
+        if self.classes is not None:
+            self.decoder.head = self._classifier(self.classes)
+            patterns = [*patterns, "head.*"]
         names = [name for name, _ in self.decoder.named_parameters(remove_duplicate=False)]
-        chosen = set(matching(names, self._patterns(), "layer"))
-        train_copies(self.decoder, chosen.__contains__)
+        train_copies(self.decoder, set(matching(names, patterns, "layer")).__contains__)
 
     def _patterns(self) -> list[str]:
-        if self.layers == "all":
-            return ["*"]
+        if self.layers in ("all", OUTPUT):
+            return ["*" if self.layers == "all" else "head.*"]
         if not isinstance(self.layers, int):
             return [self.layers] if isinstance(self.layers, str) else self.layers
         last = self.config.layers
         if not 1 <= self.layers <= last:
-            raise InputError(f"this decoder has {last} blocks; the last {self.layers} of them cannot be trained")
-        final_norm = ["norm.weight"] if self.config.norm_first else []
+            raise InputError(
+                f"this decoder has {last} blocks; the last {self.layers} of them cannot be trained"
+                + (f": for the head alone, layers is {OUTPUT!r}" if self.layers == 0 else "")
+            )
+        final_norm = ["norm.*"] if self.config.norm_first else []
         return [f"blocks.{index}.*" for index in range(last - self.layers, last)] + final_norm
+
+    @torch.no_grad()
+    def _classifier(self, classes: int | list[int]) -> nn.Linear:
+        rows, width = self.decoder.head.weight, self.config.width
+        tokens = None if isinstance(classes, int) else classes
+        count = classes if isinstance(classes, int) else len(classes)
+        if count < 2:
+            raise InputError(f"a classifier needs two classes at least, not {count}")
+        if tokens is not None and (len(set(tokens)) < count or not all(0 <= token < len(rows) for token in tokens)):
+            raise InputError(f"the classes' tokens must be different ids from 0 to {len(rows) - 1}, not {tokens}")
+        classifier = nn.Linear(width, count, bias=tokens is None, device=rows.device, dtype=rows.dtype)
+        if tokens is None:
+            for parameter in classifier.parameters():
+                parameter.zero_()
+        else:
+            classifier.weight.copy_(rows[tokens])
+        return classifier
 
     def prefix(self) -> None:
         return None
 
+    def forward(
+        self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"] | Float[Tensor, "B C"]:
+        hidden = self.features(ids, mask=mask)
+        if self.classes is None:
+            return self.head(hidden)
+        return self.head(pooled(hidden, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, "last"))
+
     def options(self) -> dict[str, Any]:
-        return {"layers": self.layers}
+        return {"layers": self.layers, "classes": self.classes}
+
+    @classmethod
+    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "FineTune":
+        """The method that had these options and this state."""
+        method = cls(decoder, **options)
+        restore(method.trainable(), state)
+        return method

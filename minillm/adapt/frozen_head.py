@@ -1,71 +1,73 @@
 """Feature-based adaptation (place 4 of figure 1, on top of the output): the decoder is frozen, a classifier is trained.
 
-The features of a text are the hidden state of its last token, after the last norm: the one position that has read all
-of it. They never change, and so can be stored beforehand (`feature_store.py`); what is trained is a multinomial
-logistic regression on them, p(class | text) = softmax(W h + b), a convex problem with one best answer.
+The features of a text are its hidden states, pooled: by default the last token's after the last norm, the one position
+that has read all of it. They never change, and so can be stored beforehand (`feature_store.py`). What is trained is a
+head on them (`heads.py`): by default a logistic regression, p(class | text) = softmax(W h + b).
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from minillm.adapt.method import Adaptation
+from minillm.adapt.feature_store import Recipe, StoredFeatures, text_features
+from minillm.adapt.heads import make_head
+from minillm.adapt.method import Adaptation, restore
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder
-from minillm.errors import InputError
 from minillm.shapes import Bool, Float, Int
 
 
 class FrozenHead(Adaptation):
-    """A classifier on the last token's features. Seam: HEAD. Called with ids it returns scores, "B C"."""
+    """A classifier on a text's features. Seam: HEAD. Called with ids it returns scores, "B C".
 
-    def __init__(self, decoder: Decoder, classes: int):
+    `head` is logistic, ridge, centroid, neighbours or mlp, with its own `settings`; `layer` is the block whose output
+    is read (None: after the last norm), and `pooling` last, mean or first. Raises InputError for what there is not.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        classes: int,
+        head: str = "logistic",
+        settings: Mapping[str, Any] | None = None,
+        layer: int | None = None,
+        pooling: str = "last",
+    ):
         super().__init__(frozen(decoder))
-        if classes < 2:
-            raise InputError(f"a classifier needs two classes at least, not {classes}")
+        self.recipe, self.head = Recipe(layer, pooling), head
+        self.recipe.stage(decoder)
         weight = decoder.embed.weight
-        self.classifier = nn.Linear(self.config.width, classes, device=weight.device, dtype=weight.dtype)
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        # The head keeps float32 (or float64) where the decoder is held in half precision.
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        self.classifier = make_head(head, self.config.width, classes, settings or {}).to(weight.device, dtype)
 
     def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B C"]:
         with torch.no_grad():
-            hidden = self.decoder.features(ids, mask=mask)
-        last = torch.full_like(ids[:, 0], ids.shape[1] - 1) if mask is None else _last_true(mask)
-        return self.classifier(hidden[torch.arange(len(ids), device=ids.device), last])
+            features = text_features(self.decoder, ids, self.recipe, mask)
+        home = next(iter(self.state().values()))
+        with torch.autocast(ids.device.type, enabled=False):
+            return self.classifier(features.to(home.dtype))
+
+    def fit(self, features: Float[Tensor, "N D"] | StoredFeatures, labels: Int[Tensor, "N"]) -> None:
+        """Fit the head to texts' features, as `stored_features` or `compute_features` found them by `recipe`."""
+        self.classifier.fit(features, labels)
+
+    def state(self) -> dict[str, Tensor]:
+        """Centroids and neighbours are buffers: gradients train nothing of them, and yet they are the method."""
+        return super().state() | {f"classifier.{name}": tensor for name, tensor in self.classifier.named_buffers()}
 
     def options(self) -> dict[str, Any]:
-        return {"classes": self.classifier.out_features}
+        head = self.classifier
+        return {
+            "classes": head.classes, "head": self.head, "settings": dict(head.settings), "layer": self.recipe.layer,
+            "pooling": self.recipe.pooling,
+        }  # fmt: skip
 
-    def fit(self, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"], c: float) -> None:
-        """Minimise ½ |W|² + c Σ cross-entropy (the bias is free) in float64, from W = 0, by L-BFGS.
-
-        `c` is the inverse strength of the penalty, as scikit-learn has it. Raises InputError for one class only.
-        """
-        if len(labels.unique()) < 2:
-            raise InputError("the training rows are all of one class: there is nothing to tell apart")
-        features, labels = features.double().cpu(), labels.cpu()
-        weight = torch.zeros(self.classifier.weight.shape, dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(len(weight), dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS(
-            [weight, bias], max_iter=2000, tolerance_grad=1e-8, tolerance_change=1e-14, line_search_fn="strong_wolfe"
-        )
-
-        def objective():
-            optimizer.zero_grad()
-            fit = F.cross_entropy(F.linear(features, weight, bias), labels, reduction="sum")
-            loss = weight.square().sum() / 2 + c * fit
-            loss.backward()
-            return loss
-
-        optimizer.step(objective)
-        with torch.no_grad():
-            self.classifier.weight.copy_(weight)
-            self.classifier.bias.copy_(bias)
-
-
-def _last_true(mask: Bool[Tensor, "B T"]) -> Int[Tensor, "B"]:
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return (mask * places).amax(-1)
+    @classmethod
+    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "FrozenHead":
+        """The method that had these options and this state."""
+        method = cls(decoder, **options)
+        restore(method.state(), state)
+        return method

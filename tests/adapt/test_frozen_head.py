@@ -1,97 +1,110 @@
-"""A classifier on stored features: what scikit-learn finds, and what a frozen decoder says every time."""
+"""A classifier on features of a frozen decoder: the same from ids as from the store, and fine-tuning in disguise."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.linear_model import LogisticRegression
 
-from minillm import InputError
-from minillm.adapt import FrozenHead
-from minillm.adapt.feature_store import feature_key, last_token_features, stored_features
-from minillm.batches import pad_left
+from minillm import Decoder, DecoderConfig, InputError
+from minillm.adapt import FineTune, FrozenHead
+from minillm.adapt.feature_store import Recipe, compute_features, stored_features
+from minillm.adapt.heads import HEADS
+from minillm.batches import pad_left, pad_right
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
-TEXTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3], [5, 8, 9, 7], [9]]
+TEXTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3], [5, 8, 9, 7], [9], [2, 8, 4], [1, 2, 1, 7, 7, 3]]
+LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2])
+SMALL = {"mlp": {"hidden": 3, "c": 0.1}}
 
 
-@pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("c", [0.01, 1.0])
-def test_the_fit_is_scikit_learns(classes, c):
-    random = np.random.default_rng(0)
-    features, labels = random.normal(size=(71, 30)), random.integers(0, classes, 71)
-    head = FrozenHead(random_decoder(STYLES["Llama"]), classes)
-    head.fit(torch.tensor(features), torch.tensor(labels), c)
-    # Of two classes scikit-learn trains one vector, the difference of ours, whose penalty is then half of ours.
-    oracle = LogisticRegression(C=c * 2 if classes == 2 else c, tol=1e-10, max_iter=10_000).fit(features, labels)
-    mine = F.softmax(head.classifier(torch.tensor(features)), -1)
-    assert np.abs(mine.detach().numpy() - oracle.predict_proba(features)).max() < 1e-6
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("layer", "pooling"), [(None, "last"), (0, "mean"), (1, "first")])
+def test_ids_give_the_scores_that_stored_features_give(head, layer, pooling, tmp_path):
+    base = random_decoder(STYLES["Llama"])
+    method = FrozenHead(base, 3, head=head, settings=SMALL.get(head), layer=layer, pooling=pooling)
+    features = stored_features(base, TEXTS, tmp_path, method.recipe)
+    method.fit(features, LABELS)
+    expected = method.classifier.scores(features)
+    (left, mask), (right, last) = pad_left(TEXTS), pad_right(TEXTS)
+    assert_close(method(left, mask=mask), expected, "law")
+    assert_close(method(right, mask=torch.arange(right.shape[1]) <= last[:, None]), expected, "law")
+    assert_close(method(torch.tensor(TEXTS[:1])), expected[:1], "law")
+    assert method(left, mask=mask).shape == (len(TEXTS), 3)
 
 
-def test_stored_features_give_the_scores_that_ids_give():
-    head = FrozenHead(random_decoder(STYLES["Llama"]), 2)
-    features = last_token_features(head.decoder, TEXTS)
-    head.fit(features, torch.tensor([0, 1, 0, 1, 1]), 1.0)
-    ids, mask = pad_left(TEXTS)
-    assert_close(head(ids, mask=mask), head.classifier(features), "law")
-    assert_close(head(torch.tensor(TEXTS[:1])), head.classifier(features[:1]), "law")
-    padded_right = torch.tensor([[9, 2, 0, 0]])
-    assert_close(
-        head(padded_right, mask=torch.tensor([[True, True, False, False]])), head.classifier(features[1:2]), "law"
-    )
+@pytest.mark.parametrize("head", HEADS)
+def test_options_and_state_rebuild_it(head):
+    base = random_decoder(STYLES["Llama"])
+    method = FrozenHead(base, 3, head=head, settings=SMALL.get(head), layer=0, pooling="mean")
+    method.fit(compute_features(base, TEXTS, method.recipe), LABELS)
+    again = FrozenHead.from_state(base, method.options(), method.state())
+    ids = torch.tensor(TEXTS[:1])
+    assert torch.equal(again(ids), method(ids))
+    assert again.options() == method.options()
+    assert all(torch.equal(again.state()[name], kept) for name, kept in method.state().items())
+
+
+def test_what_gradients_train_and_what_is_only_fitted():
+    base = random_decoder(STYLES["Llama"])
+    trained = {head: set(FrozenHead(base, 3, head=head).trainable()) for head in HEADS}
+    linear = {"classifier.weight", "classifier.bias"}
+    layers = {f"classifier.{layer}.{part}" for layer in ("hidden", "out") for part in ("weight", "bias")}
+    assert trained == {"logistic": linear, "ridge": linear, "mlp": layers, "centroid": set(), "neighbours": set()}
+    assert set(FrozenHead(base, 3, head="centroid").state()) == {"classifier.centroids"}
+    assert set(FrozenHead(base, 3, head="neighbours").state()) == {"classifier.features", "classifier.labels"}
+
+
+def test_a_probe_on_stored_features_is_fine_tuning_the_output_layer_with_a_frozen_body(tmp_path):
+    """Law 10: the same batches in the same order, no dropout, gradient steps on both sides."""
+    base = random_decoder(STYLES["Llama"])
+    probe, tuned = FrozenHead(base, 3), FineTune(base, layers="output", classes=3)
+    features = stored_features(base, TEXTS, tmp_path).tensor()
+    steps = [torch.optim.AdamW(method.trainable().values(), lr=0.1) for method in (probe, tuned)]
+    for step in range(10):
+        batch = [(3 * step + row) % len(TEXTS) for row in range(3)]
+        ids, mask = pad_left([TEXTS[index] for index in batch])
+        scores = probe.classifier(features[batch]), tuned(ids, mask=mask)
+        for optimizer, found in zip(steps, scores, strict=True):
+            optimizer.zero_grad()
+            F.cross_entropy(found, LABELS[batch]).backward()
+            optimizer.step()
+        assert_close(*scores, "law")
+    for mine, theirs in (("classifier.weight", "head.weight"), ("classifier.bias", "head.bias")):
+        assert probe.trainable()[mine].abs().min() > 0.01, "they have moved"
+        assert_close(tuned.trainable()[theirs], probe.trainable()[mine], "law")
+
+
+def test_a_head_learns_nothing_of_the_decoder_and_the_decoder_nothing_of_the_head():
+    base = random_decoder(STYLES["Llama"])
+    before = {name: parameter.clone() for name, parameter in base.named_parameters()}
+    method = FrozenHead(base, 3, head="mlp")
+    F.cross_entropy(method(torch.tensor(TEXTS[:1])), LABELS[:1]).backward()
+    assert all(parameter.grad is not None for parameter in method.trainable().values())
+    assert all(parameter.grad is None for parameter in [*base.parameters(), *method.decoder.parameters()])
+    assert all(torch.equal(parameter, before[name]) for name, parameter in base.named_parameters())
 
 
 def test_a_two_class_head_on_gpt2_small_has_1538_parameters():
-    from minillm import Decoder, DecoderConfig
-
     with torch.device("meta"):
         head = FrozenHead(Decoder(DecoderConfig.gpt2("small")), 2)
     assert sum(parameter.numel() for parameter in head.trainable().values()) == 1538
 
 
-def test_features_are_computed_once_and_read_from_the_disk_afterwards(tmp_path, monkeypatch):
-    decoder = random_decoder(STYLES["Llama"])
-    first = stored_features(decoder, TEXTS, tmp_path)
-    monkeypatch.setattr("minillm.adapt.feature_store.last_token_features", None)
-    assert torch.equal(stored_features(decoder, TEXTS, tmp_path), first)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".safetensors"], "no temporary file is left"
+def test_a_decoder_in_half_precision_keeps_its_head_in_float32():
+    base = random_decoder(STYLES["Llama"]).bfloat16()
+    method = FrozenHead(base, 2)
+    assert {parameter.dtype for parameter in method.trainable().values()} == {torch.float32}
+    assert method(torch.tensor(TEXTS[:1])).dtype == torch.float32
 
 
-def test_other_weights_texts_or_precision_are_another_key():
-    decoder, other = (random_decoder(STYLES["Llama"], seed) for seed in (0, 1))
-    nudged = random_decoder(STYLES["Llama"])
-    with torch.no_grad():
-        nudged.blocks[0].attention.key.weight[0, 0] += 1e-12
-    keys = [
-        feature_key(decoder, TEXTS, "float32"),
-        feature_key(other, TEXTS, "float32"),
-        feature_key(nudged, TEXTS, "float32"),
-        feature_key(decoder, TEXTS[:-1], "float32"),
-        feature_key(decoder, [*TEXTS[:-1], [9, 9]], "float32"),
-        feature_key(decoder, TEXTS, "bfloat16"),
-    ]
-    assert len(set(keys)) == len(keys)
-    assert feature_key(random_decoder(STYLES["Llama"]), TEXTS, "float32") == keys[0]
-
-
-def test_a_damaged_or_exchanged_store_is_refused(tmp_path):
-    decoder = random_decoder(STYLES["Llama"])
-    stored_features(decoder, TEXTS, tmp_path)
-    path = next(tmp_path.iterdir())
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-8])
-    with pytest.raises(InputError, match="cannot be read"):
-        stored_features(decoder, TEXTS, tmp_path)
-    stored_features(decoder, TEXTS[:4], tmp_path / "other")
-    path.write_bytes(next((tmp_path / "other").iterdir()).read_bytes())
-    with pytest.raises(InputError, match="not what the file's name says"):
-        stored_features(decoder, TEXTS, tmp_path)
-
-
-def test_one_class_only_is_refused():
-    head = FrozenHead(random_decoder(STYLES["Llama"]), 2)
-    with pytest.raises(InputError, match="all of one class"):
-        head.fit(torch.randn(5, 30), torch.ones(5, dtype=torch.long), 1.0)
+def test_what_is_not_there_is_refused():
+    base = random_decoder(STYLES["Llama"])
     with pytest.raises(InputError, match="two classes at least"):
-        FrozenHead(random_decoder(STYLES["Llama"]), 1)
+        FrozenHead(base, 1)
+    with pytest.raises(InputError, match="no block 2"):
+        FrozenHead(base, 2, layer=2)
+    with pytest.raises(InputError, match="no pooling 'cls'"):
+        FrozenHead(base, 2, pooling="cls")
+    with pytest.raises(InputError, match="no head 'tree'"):
+        FrozenHead(base, 2, head="tree")
+    assert FrozenHead(base, 2).recipe == Recipe()
