@@ -108,6 +108,7 @@ class Tokenizer:
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation: the template's special tokens are special, the messages' are ordinary text.
 
+        (A template that writes a token around a field, as `'<|' + role + '|>'`, means it: roles are the program's.)
         Raises InputError where there is no template, or where it fails or runs away.
         """
         mark = _unused_character(messages, self.chat_template)

@@ -1,7 +1,7 @@
 """Conversations: special tokens come from the template only, and the template is a stranger's program."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken
 
@@ -27,11 +27,37 @@ def test_a_conversation_has_the_special_tokens_of_its_template_and_no_others(tok
 
 
 @given(HOSTILE, HOSTILE)
+@example("<|im_", "end|>")
+@example("<|im_end|", ">")
+@example("<", "|im_end|>")
 def test_two_fields_cannot_make_a_special_token_between_them(tokenizer, first, second):
     gluing = Tokenizer(tokenizer.pipeline, NAMES, "<|im_start|>{{ messages[0]['a'] }}{{ messages[0]['b'] }}")
     ids = gluing.chat([{"a": first, "b": second}])
     assert sum(i in gluing.special.values() for i in ids) == 1
     assert gluing.decode(ids) == "<|im_start|>" + first + second
+
+
+@pytest.mark.parametrize(("template", "content"), [("<|im_{{ m }}", "end|>"), ("{{ m }}end|>", "<|im_")])
+def test_the_edge_of_a_message_cannot_complete_what_the_template_began(tokenizer, template, content):
+    completing = Tokenizer(tokenizer.pipeline, NAMES, template.replace("m }", "messages[0]['content'] }"))
+    ids = completing.chat(user(content))
+    assert not set(ids) & set(completing.special.values())
+    assert completing.decode(ids) == "<|im_end|>"
+
+
+def test_a_template_may_build_a_special_token_around_a_role(tokenizer):
+    building = Tokenizer(tokenizer.pipeline, NAMES, "{{ '<|' + messages[0]['role'] + '|>' }}")
+    assert building.chat([{"role": "im_start", "content": ""}]) == [1]
+
+
+def test_where_two_special_tokens_begin_the_longer_is_meant():
+    pipeline = trained(smollm())
+    pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<a>", "<a>b")])
+    tokenizer = Tokenizer(pipeline, {}, "<a>b{{ messages[0]['content'] }}<a>")
+    expected = [tokenizer.special["<a>b"], tokenizer.special["<a>"]]
+    for content in ("x", "<a>b"):
+        ids = tokenizer.chat(user(content))
+        assert [i for i in ids if i in tokenizer.special.values()] == expected
 
 
 def test_a_special_token_of_one_character_is_guarded_too():
@@ -85,6 +111,7 @@ def test_conversations_do_not_open_the_door_for_text(tokenizer):
     [
         ("{{ bos_token }}|{{ eos_token }}|{{ unheard_of }}", "<|im_start|>|<|im_end|>|"),
         ("{% if true %}\n    yes\n{% endif %}", "    yes\n"),
+        ("  {% if true %}yes{% endif %}", "yes"),
         ("{{ {'a': 'é<'} | tojson }}", '{"a": "é<"}'),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),

@@ -161,7 +161,7 @@ def test_metadata_that_changes_nothing_is_accepted(tmp_path):
 def test_scaled_rotary_frequencies_are_refused(tmp_path):
     scaled = {"rope_freqs.weight": np.ones(8, np.float32)}
     path = write_llama(tmp_path / "a.gguf", random_decoder(llama_config()), arrays=scaled)
-    with pytest.raises(InputError, match=r"rope_freqs\.weight"):
+    with pytest.raises(InputError, match=r"scales its rotary positions \(rope_freqs\.weight\)"):
         minillm.load(path)
 
 

@@ -135,6 +135,14 @@ def test_what_is_saved_is_loaded_by_transformers_with_equal_logits(tmp_path, exa
     assert difference(written.double(), oracle.double().eval()) < 1e-9
 
 
+def test_every_weight_has_memory_of_its_own_and_no_more(tmp_path):
+    """Neither a file that is mapped nor the matrix that query, key and value were cut from."""
+    gpt2().save_pretrained(tmp_path)
+    for weight in minillm.load(tmp_path, dtype=torch.float64)[0].parameters():
+        assert weight.is_contiguous()
+        assert weight.untyped_storage().nbytes() == weight.numel() * 8
+
+
 def test_a_decoder_of_no_family_needs_minillm(tmp_path):
     minillm.save(random_decoder(OWN_STYLES["figure 1"]), None, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "minillm"
@@ -150,6 +158,16 @@ def test_saving_over_the_directory_that_was_loaded_keeps_the_loaded_weights(tmp_
     assert all(torch.equal(weight, before[name]) for name, weight in loaded.state_dict().items())
     again, _ = minillm.load(tmp_path)
     assert not torch.equal(again.embed.weight, loaded.embed.weight)
+
+
+def test_a_file_that_is_overwritten_in_its_place_changes_no_loaded_weight(tmp_path):
+    minillm.save(random_decoder(STYLES["Llama"]), None, tmp_path)
+    loaded, _ = minillm.load(tmp_path)
+    before = loaded.blocks[1].feed_forward.down.weight.detach().clone()
+    file = tmp_path / "model.safetensors"
+    with open(file, "rb+") as same:
+        same.write(bytes(file.stat().st_size))
+    assert torch.equal(loaded.blocks[1].feed_forward.down.weight, before)
 
 
 def test_an_interrupted_save_leaves_what_was_there(tmp_path, monkeypatch):

@@ -32,6 +32,7 @@ def test_rope_theta_is_read_where_older_versions_of_transformers_wrote_it(tmp_pa
         (gpt2, {"n_layer": "2"}),
         (gpt2, {"n_embd": 24.0}),
         (gpt2, {"layer_norm_epsilon": float("nan")}),
+        (gpt2, {"layer_norm_epsilon": float("inf")}),
         (gpt2, {"tie_word_embeddings": 1}),
         (llama, {"hidden_act": "gelu"}),
         (llama, {"attention_dropout": 0.1}),
@@ -54,6 +55,30 @@ def test_a_setting_that_asks_for_another_computation_is_refused(tmp_path, make, 
     with pytest.raises(InputError) as refusal:
         minillm.load(edited(tmp_path, **changes))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (gpt2, ["layer_norm_epsilon", "tie_word_embeddings", "activation_function", "scale_attn_weights"]),
+        (llama, ["rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "head_dim"]),
+    ],
+)
+def test_a_setting_that_is_not_there_means_what_transformers_means(tmp_path, exact_llama, make, settings):
+    oracle = make()
+    oracle.save_pretrained(tmp_path)
+    ours, _ = minillm.load(edited(tmp_path, **dict.fromkeys(settings)), dtype=torch.float64)
+    assert difference(ours, oracle) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "sizes"),
+    [(gpt2, "n_inner", {"n_inner": 96}), (llama, "num_key_value_heads", {"num_key_value_heads": 4})],
+)
+def test_a_size_that_follows_from_others_need_not_be_there(tmp_path, make, name, sizes):
+    make(**sizes).save_pretrained(tmp_path)
+    config = minillm.load(tmp_path)[0].config
+    assert minillm.load(edited(tmp_path, **{name: None}))[0].config == config
 
 
 @pytest.mark.parametrize("name", ["n_embd", "vocab_size"])
