@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
@@ -173,6 +174,8 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+        # In training, run each block again for its gradient in place of keeping its activations (Chen et al. 2016).
+        self.recompute = False
         self.origin = Origin()
         self.embed = Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
@@ -214,30 +217,42 @@ class Decoder(nn.Module):
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the head reads: the hidden states after the last norm. With a cache, `mask` covers its tokens too."""
-        return self._climb(self.embed(ids), prefix, mask, cache)
+        return self.climb(self.embed(ids), prefix=prefix, mask=mask, cache=cache)
 
     def keys_values(self, prompt: Int[Tensor, "B P"] | Float[Tensor, "B P D"]) -> KeyValues:
         """What a prompt, of token ids or of embeddings, leaves behind in every layer."""
         recorders = [_Recorder() for _ in self.blocks]
-        self._climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
+        self.climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
         keys, values = zip(*(recorder.seen for recorder in recorders), strict=True)
         return KeyValues(torch.stack(keys), torch.stack(values))
 
-    def _climb(
+    def climb(
         self,
-        embeddings: Float[Tensor, "B T D"],
+        hidden: Float[Tensor, "B T D"],
+        *,
+        since: int = 0,
+        until: int | None = None,
         prefix: KeyValues | None = None,
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        positions = self._positions(embeddings, prefix, cache[0].length if cache is not None else 0, mask)
-        hidden, rotation = self.encode_positions(embeddings, positions)
-        hidden = dropout(hidden, self.config.dropout if self.training else 0.0)
-        for index, block in enumerate(self.blocks):
+        """From what enters stage `since` to what enters stage `until`. The blocks are stages 0 to L - 1, which 0
+        begins with embeddings; the last norm is stage L. By default it is the whole way."""
+        layers = len(self.blocks)
+        until = layers + 1 if until is None else until
+        positions = self._positions(hidden, prefix, cache[0].length if cache is not None else 0, mask)
+        entering, rotation = self.encode_positions(hidden, positions)
+        if since == 0:
+            hidden = dropout(entering, self.config.dropout if self.training else 0.0)
+        for index in range(since, min(until, layers)):
             layer_prefix = prefix.layer(index) if prefix is not None else None
             layer_cache = cache[index] if cache is not None else None
-            hidden = block(hidden, Surroundings(rotation, mask, layer_prefix, layer_cache))
-        return self.norm(hidden)
+            around = Surroundings(rotation, mask, layer_prefix, layer_cache)
+            if self.recompute and self.training:
+                hidden = checkpoint(self.blocks[index], hidden, around, use_reentrant=False)
+            else:
+                hidden = self.blocks[index](hidden, around)
+        return self.norm(hidden) if since <= layers < until else hidden
 
     def _positions(
         self,

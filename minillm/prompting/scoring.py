@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from minillm.adapt.trunk import TrunkStore
 from minillm.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
 from minillm.ops.softmax import log_softmax
@@ -47,13 +48,19 @@ def _log_probabilities_at(
     model: LanguageModel, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
 ) -> Float[Tensor, "N V"]:
     """log softmax of the logits at some places of each row, one row after another; the head runs on no others."""
-    device = next(parameter for parameter in model.head.parameters()).device
-    ids, _ = pad_right(rows)
-    hidden = model.features(ids.to(device))
-    owners = torch.tensor([row for row, some in enumerate(places) for _ in some], device=device)
-    flat = torch.tensor([place for some in places for place in some], device=device)
+    hidden = _hidden(model, rows)
+    owners = torch.tensor([row for row, some in enumerate(places) for _ in some], device=hidden.device)
+    flat = torch.tensor([place for some in places for place in some], device=hidden.device)
     logits = model.head(hidden[owners, flat])
     return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
+
+
+def _hidden(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
+    """What the head reads of each row, padded on the right; a store knows the rows that it has read before."""
+    if isinstance(model, TrunkStore):
+        return model.read(rows)
+    device = next(parameter for parameter in model.head.parameters()).device
+    return model.features(pad_right(rows)[0].to(device))
 
 
 def score_all(
