@@ -7,11 +7,23 @@ frozen body that shares the base's weights (`surgery.py`), and offers what `meth
 from dataclasses import dataclass
 from enum import Enum
 
+from minillm.adapt.algebra import add, average, negate, scale, subtract
+from minillm.adapt.dora import DoRA
+from minillm.adapt.extract import extract, resize
+from minillm.adapt.family import Family
+from minillm.adapt.files import load
 from minillm.adapt.fine_tune import FineTune
 from minillm.adapt.frozen_head import FrozenHead
 from minillm.adapt.in_context import InContext
 from minillm.adapt.lora import LoRA
+from minillm.adapt.merge import merge, merge_rounding, updates
 from minillm.adapt.method import Adaptation, Method
+from minillm.adapt.pissa import PiSSA
+from minillm.adapt.prefix_tuning import PrefixTuning
+from minillm.adapt.soft_prompt import SoftPrompt
+from minillm.adapt.stack import Stack
+
+stack = Stack
 
 
 class Seam(Enum):
@@ -20,7 +32,7 @@ class Seam(Enum):
     TOKENS = "token ids before the text"
     EMBEDDINGS = "vectors before the text's embeddings"
     KEYS_VALUES = "keys and values before the text's, in every layer"
-    LINEARS = "the Linears of the blocks"
+    LINEARS = "the matrices of the decoder"
     HEAD = "a classifier in the LM head's place"
     PARAMETERS = "the decoder's own weights"
 
@@ -30,16 +42,25 @@ class Row:
     """One line of the table: where a method enters, what it trains, and whether it starts as the base itself."""
 
     place: str
-    seam: Seam
+    seams: tuple[Seam, ...]
     trained: str
     equal_at_start: bool
 
 
 METHODS: dict[type[Adaptation], Row] = {
-    InContext: Row("1 the prompt", Seam.TOKENS, "nothing", False),
-    FrozenHead: Row("4 on top of the output", Seam.HEAD, "a classifier on stored features", False),
-    FineTune: Row("3 the weights (4: the last layers)", Seam.PARAMETERS, "copies of the named weights", True),
-    LoRA: Row("3 the weights", Seam.LINEARS, "A and B of dW = (alpha / r) B A", True),
+    InContext: Row("1 the prompt", (Seam.TOKENS,), "nothing", False),
+    SoftPrompt: Row("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
+    PrefixTuning: Row("2 in every layer", (Seam.KEYS_VALUES,), "P keys and values a layer (gated: from no-op)", False),
+    FrozenHead: Row("4 on top of the output", (Seam.HEAD,), "a classifier on stored features", False),
+    FineTune: Row("3 the weights; 4 the last layers", (Seam.PARAMETERS,), "copies of the named weights", True),
+    LoRA: Row("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
+    DoRA: Row("3 the weights", (Seam.LINEARS,), "A, B and the length of each row", True),
+    PiSSA: Row("3 the weights", (Seam.LINEARS,), "A and B, from the strongest directions of W", True),
+    Stack: Row("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "what its two methods train", False),
 }
 
-__all__ = ["METHODS", "Adaptation", "FineTune", "FrozenHead", "InContext", "LoRA", "Method", "Row", "Seam"]
+__all__ = [
+    "METHODS", "Adaptation", "DoRA", "Family", "FineTune", "FrozenHead", "InContext", "LoRA", "Method", "PiSSA",
+    "PrefixTuning", "Row", "Seam", "SoftPrompt", "Stack", "add", "average", "extract", "load", "merge",
+    "merge_rounding", "negate", "resize", "scale", "stack", "subtract", "updates",
+]  # fmt: skip

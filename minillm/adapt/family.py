@@ -1,0 +1,126 @@
+"""A family of adapters on one base: many tasks, one set of weights, and a batch whose rows use different adapters.
+
+Choosing another member is looking it up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
+through the frozen matrices together, W x once for all, and each row adds its own s B A x, from the factors stacked by
+row (Chen et al. 2023; Sheng et al. 2023). Members that change the pass otherwise (a prefix, weights of their own) run
+on their rows apart. Everything stays differentiable, so that several members can be trained in one batch.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.lora import LoRA, LoRALinear
+from minillm.adapt.method import Adaptation, Method
+from minillm.adapt.surgery import frozen, linears, replace
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.shapes import Bool, Float, Int
+
+BASE = "base"
+
+
+class RowwiseLinear(nn.Module):
+    """A frozen Linear to which every row of a batch adds an update of its own, or none."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.factors: tuple[Tensor, Tensor] | None = None
+
+    def use(self, updates: Sequence[LoRALinear | None]) -> None:
+        """Stack A and scale · B of the rows to come, with zeros for what a smaller rank or no update leaves out."""
+        there = [update for update in updates if update is not None]
+        if not there:
+            self.factors = None
+            return
+        rank, (outputs, inputs) = max(len(update.a) for update in there), self.weight.shape
+        none = there[0].a.new_zeros(rank, inputs), there[0].b.new_zeros(outputs, rank)
+        # A member that has many rows is padded once.
+        padded = {id(update): _padded(update, rank) for update in there}
+        a, b = zip(*(none if update is None else padded[id(update)] for update in updates), strict=True)
+        self.factors = torch.stack(a), torch.stack(b)
+
+    def forward(self, hidden: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
+        out = F.linear(hidden, self.weight, self.bias)
+        if self.factors is None:
+            return out
+        a, b = (side.to(out.dtype) for side in self.factors)
+        return out + hidden.to(out.dtype) @ a.mT @ b.mT
+
+
+def _padded(update: LoRALinear, rank: int) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
+    more = rank - len(update.a)
+    return F.pad(update.a, (0, 0, 0, more)), F.pad(update.scale * update.b, (0, more))
+
+
+class Family(nn.Module):
+    """Members by name over one decoder; `base` is the decoder itself, always a member.
+
+    Raises InputError for a name that it does not have, and for a member that does not return next-token logits.
+    """
+
+    def __init__(self, decoder: Decoder, members: Mapping[str, Adaptation]):
+        super().__init__()
+        if BASE in members:
+            raise InputError(f"{BASE!r} is the decoder itself; call the adapter otherwise")
+        for name, member in members.items():
+            if not isinstance(member, Method):
+                raise InputError(f"{name!r} is a {type(member).__name__}, which is not called like a decoder")
+        self.decoder, self.members = decoder, nn.ModuleDict(members)
+        self.shared = frozen(decoder)
+        replace(self.shared, list(linears(self.shared)), RowwiseLinear)
+
+    def __getitem__(self, name: str) -> Decoder | Method:
+        """The member of that name: switching is this look-up."""
+        if name == BASE:
+            return self.decoder
+        if name not in self.members:
+            raise InputError(f"this family has no adapter {name!r}; it has: {', '.join([BASE, *self.members])}")
+        return self.members[name]  # pyright: ignore[reportReturnType]
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """What the optimizer gets: every member's, each name after its member's."""
+        members = {name: self[name] for name in self.members}
+        return {
+            f"{name}.{path}": parameter
+            for name, member in members.items()
+            if isinstance(member, Method)
+            for path, parameter in member.trainable().items()
+        }
+
+    def forward(
+        self, ids: Int[Tensor, "B T"], names: Sequence[str], *, mask: Bool[Tensor, "B T"] | None = None
+    ) -> Float[Tensor, "B T V"]:
+        """Next-token logits of each row by the member that `names` has for it."""
+        if len(names) != len(ids):
+            raise InputError(f"{len(names)} names are given for {len(ids)} rows")
+        rows_of = {name: [row for row, other in enumerate(names) if other == name] for name in names}
+        together = sorted(row for name, rows in rows_of.items() if _goes_with_others(self[name]) for row in rows)
+        groups: list[tuple[list[int], Decoder | Method]] = []
+        if together:
+            self._use([self[names[row]] for row in together])
+            groups.append((together, self.shared))
+        groups += [(rows, self[name]) for name, rows in rows_of.items() if not _goes_with_others(self[name])]
+        logits = [member(ids[rows], mask=None if mask is None else mask[rows]) for rows, member in groups]
+        order = torch.tensor([row for rows, _ in groups for row in rows], device=ids.device)
+        return torch.cat(logits)[order.argsort()]
+
+    def _use(self, members: Sequence[Decoder | Method]) -> None:
+        """Tell every shared matrix which update each row of the next pass adds."""
+        updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
+        for path, linear in self.shared.named_modules():
+            if isinstance(linear, RowwiseLinear):
+                linear.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
+
+
+def _goes_with_others(member: Decoder | Method) -> bool:
+    """Whether all that a member changes is s B A in the blocks' Linears."""
+    if isinstance(member, Decoder):
+        return True
+    if type(member) is not LoRA or member.low_rank.train_bias or (member.training and member.low_rank.dropout > 0):
+        return False
+    return all(path.startswith("blocks.") for path in adapted_matrices(member.decoder))
