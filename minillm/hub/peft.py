@@ -1,0 +1,166 @@
+"""Adapters as peft (Hugging Face) keeps them, both ways: adapter_config.json and adapter_model.safetensors.
+
+    LoRA, DoRA, PiSSA   peft's LoRA (`peft_lora.py`); of PiSSA the LoRA of twice the rank that it is
+    PrefixTuning        peft's prefix tuning: keys after the rotation, of kv_heads width, the text's positions from P on
+    SoftPrompt          peft's prompt tuning
+
+What their format cannot say is refused, and so is what it says and minillm does not compute. The tensors go over bit
+by bit. A base is not named by its weights there: who loads must know it.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from minillm.adapt.low_rank import LowRank
+from minillm.adapt.method import Adaptation
+from minillm.adapt.prefix_tuning import PrefixTuning
+from minillm.adapt.soft_prompt import SoftPrompt
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.hub import huggingface_config, peft_lora
+from minillm.writing import replacing, write_text
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PROMPT = "prompt_embeddings"
+# Settings of every adapter and of prompts that are read, or that tell of training and not of what is computed.
+ABOUT = {
+    "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
+}  # fmt: skip
+PROMPT_TOLD = {
+    "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
+    "encoder_hidden_size", "encoder_reparameterization_type", "prefix_projection", "init_weights",
+    "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
+}  # fmt: skip
+Settings = Mapping[str, Any]
+
+
+def export_peft(method: Adaptation, directory: str | Path, base_name: str | None = None) -> None:
+    """Write what `PeftModel.from_pretrained(model, directory)` reads; `base_name` is what it says of the model's name.
+
+    Raises InputError for a method that peft has not, for what its format cannot say, and for a base that is neither a
+    GPT-2 nor a Llama.
+    """
+    from safetensors.torch import save_file
+
+    if isinstance(method, LowRank):
+        settings, tensors = peft_lora.written_low_rank(method)
+    elif isinstance(method, PrefixTuning):
+        settings, tensors = _written_prefix(method)
+    elif isinstance(method, SoftPrompt):
+        settings, tensors = _written_prompt(method)
+    else:
+        raise InputError(f"peft has no {type(method).__name__}; LoRA, DoRA, PiSSA, PrefixTuning and SoftPrompt it has")
+    about = {"base_model_name_or_path": base_name, "task_type": "CAUSAL_LM", "inference_mode": True}
+    with replacing(Path(directory) / TENSORS) as temporary:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
+                  metadata={"format": "pt"})  # fmt: skip
+    write_text(Path(directory) / CONFIG, json.dumps(about | settings, indent=2) + "\n")
+
+
+def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
+    """The method that a peft adapter is, on this decoder, in evaluation mode.
+
+    Raises InputError for another peft_type than LORA, PREFIX_TUNING and PROMPT_TUNING, for settings that ask for what
+    minillm does not compute, and for tensors that are missing, unknown or do not fit the decoder.
+    """
+    directory = Path(directory)
+    settings = huggingface_config.read_json(directory / CONFIG)
+    kinds = {
+        "LORA": (peft_lora.read_low_rank, peft_lora.TOLD),
+        "PREFIX_TUNING": (_read_prefix, PROMPT_TOLD),
+        "PROMPT_TUNING": (_read_prompt, PROMPT_TOLD),
+    }
+    if settings.get("peft_type") not in list(kinds):
+        raise InputError(
+            f"{directory} has the peft_type {settings.get('peft_type')!r}; minillm reads {', '.join(kinds)}"
+        )
+    peft_lora.places(decoder.config)
+    read, told = kinds[settings["peft_type"]]
+    for name, value in settings.items():
+        if name not in told | ABOUT and value not in (None, False, "none", [], {}):
+            raise InputError(f"{directory} has {name} = {value!r}, which minillm does not compute with"[:500])
+    try:
+        return read(decoder, settings, _tensors(directory, decoder)).eval()
+    except InputError as problem:
+        raise InputError(f"{directory}: {problem}") from None
+
+
+def _tensors(directory: Path, decoder: Decoder) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = directory / TENSORS
+    if not path.is_file():
+        pickled = f"; {TENSORS.replace('safetensors', 'bin')} is a pickle, which is never opened"
+        raise InputError(f"{path} is missing{pickled if path.with_suffix('.bin').exists() else ''}")
+    most = 2**26 + 8 * sum(weight.numel() for weight in decoder.parameters())
+    try:
+        if path.stat().st_size > most:
+            raise InputError(f"it has {path.stat().st_size} bytes, and no adapter of this base needs more than {most}")
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise InputError(f"{path} cannot be read as safetensors ({problem})"[:500]) from None
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise InputError(f"the tensor {name} is of {tensor.dtype}; floating-point numbers are read"[:500])
+        if not tensor.isfinite().all():
+            raise InputError(f"the tensor {name} has numbers that are not finite"[:500])
+    return tensors
+
+
+def _prompt_settings(kind: str, method: PrefixTuning | SoftPrompt, length: int, heads: int, width: int) -> dict:
+    peft_lora.places(method.config)
+    return {
+        "peft_type": kind, "num_virtual_tokens": length, "token_dim": width, "num_transformer_submodules": 1,
+        "num_attention_heads": heads, "num_layers": method.config.layers,
+    }  # fmt: skip
+
+
+def _written_prompt(method: SoftPrompt) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    prompt, config = method.state()["prompt"], method.config
+    settings = _prompt_settings("PROMPT_TUNING", method, len(prompt), config.heads, config.width)
+    return settings | {"prompt_tuning_init": "RANDOM"}, {PROMPT: prompt}
+
+
+def _read_prompt(decoder: Decoder, settings: Settings, tensors: Mapping[str, Tensor]) -> SoftPrompt:
+    prompt = _only(settings, tensors, decoder.config.width)
+    return SoftPrompt.from_state(decoder, {"length": len(prompt), "init": "vocabulary"}, {"prompt": prompt})
+
+
+def _written_prefix(method: PrefixTuning) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A position's row holds layer after layer, the keys of all heads and then the values of all heads."""
+    state, config = method.state(), method.config
+    if "gate" in state:
+        raise InputError("peft's prefix tuning has no gate: train without gated for peft")
+    if not method.shift_positions:
+        raise InputError("peft's prefix tuning counts the text's positions on from P: shift_positions cannot be false")
+    sides = torch.stack((state["keys"], state["values"]), 1)
+    width = config.kv_heads * config.head_width
+    settings = _prompt_settings("PREFIX_TUNING", method, sides.shape[3], config.kv_heads, width)
+    settings |= {"encoder_hidden_size": width, "prefix_projection": False}
+    return settings, {PROMPT: rearrange(sides, "L sides G P K -> P (L sides G K)")}
+
+
+def _read_prefix(decoder: Decoder, settings: Settings, tensors: Mapping[str, Tensor]) -> PrefixTuning:
+    config = decoder.config
+    flat = _only(settings, tensors, 2 * config.layers * config.kv_heads * config.head_width)
+    sides = rearrange(flat, "P (L sides G K) -> sides L G P K", L=config.layers, sides=2, G=config.kv_heads)
+    keys, values = (side.contiguous() for side in sides)
+    options = {"length": len(flat), "init": "random", "hidden": None, "gated": False, "shift_positions": True}
+    return PrefixTuning.from_state(decoder, options, {"keys": keys, "values": values})
+
+
+def _only(settings: Settings, tensors: Mapping[str, Tensor], width: int) -> Tensor:
+    """The one tensor of a prompt, of this width."""
+    if set(tensors) != {PROMPT}:
+        raise InputError(f"a prompt is the one tensor {PROMPT}; the file has {', '.join(tensors) or 'none'}"[:500])
+    shape, length = tuple(tensors[PROMPT].shape), settings.get("num_virtual_tokens")
+    if shape != (length, width):
+        raise InputError(f"the prompt is {shape}, and {length!r} positions of this decoder are {(length, width)}")
+    return tensors[PROMPT]
