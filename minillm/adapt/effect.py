@@ -4,6 +4,8 @@ The probe is a row of token ids that is the same for every adapter of a base. An
 they were, to the bit, does nothing.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,17 +28,24 @@ def probe(decoder: Decoder, room: int) -> Int[Tensor, "1 T"]:
     return (places * 7919 + 1)[None] % decoder.config.vocabulary
 
 
+class Effect(NamedTuple):
+    """The largest change of a logit of the probe or, of a classifier, the largest difference of two classes' scores."""
+
+    size: float
+    classifies: bool
+
+
 @torch.no_grad()
-def logit_change(method: Adaptation, decoder: Decoder) -> float:
-    """The largest change of a logit of the probe; of a classifier, the largest difference of two classes' scores."""
+def effect(method: Adaptation, decoder: Decoder) -> Effect:
+    """What the adapter does to the probe. Raises InputError for one that leaves it no room in the context."""
     prompt = method.prefix() if isinstance(method, Method) else None
     ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
     matrix = next(iter(linears(decoder).values())).weight
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
         adapted = method(ids).double()
         if adapted.dim() == 2:
-            return (adapted.amax(-1) - adapted.amin(-1)).max().item()
-        return (adapted - frozen(decoder).eval()(ids)).abs().max().item()
+            return Effect((adapted.amax(-1) - adapted.amin(-1)).max().item(), True)
+        return Effect((adapted - frozen(decoder).eval()(ids)).abs().max().item(), False)
 
 
 @torch.no_grad()
@@ -51,14 +60,15 @@ def update_norms(method: Adaptation) -> dict[str, float]:
     return norms
 
 
-def report(method: Adaptation, change: float) -> str:
+def report(method: Adaptation, found: Effect) -> str:
     """One line: the method and its options, what it holds, the size of dW and what became of the probe."""
-    state, options = method.state(), ", ".join(f"{name} {_short(value)}" for name, value in method.options().items())
-    parts = [f"{type(method).__name__} ({options}), {sum(t.numel() for t in state.values())} numbers"]
+    told = {name: value for name, value in method.options().items() if value not in (None, False, 0, {}, [])}
+    parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in told.items())})"]
+    parts.append(f"{sum(tensor.numel() for tensor in method.state().values())} numbers")
     if norms := update_norms(method):
         parts.append(f"|dW| {_listed(norms)}")
-    moved = "logits of the probe move by" if isinstance(method, Method) else "scores of the probe differ by"
-    return "; ".join([*parts, f"{moved} up to {change:.3g}"])
+    what = "scores of the probe differ by" if found.classifies else "logits of the probe move by"
+    return "; ".join([*parts, f"{what} up to {found.size:.3g}"])
 
 
 def _listed(norms: dict[str, float]) -> str:
@@ -68,7 +78,10 @@ def _listed(norms: dict[str, float]) -> str:
     roles: dict[str, list[float]] = {}
     for path, norm in norms.items():
         roles.setdefault(".".join(part for part in path.split(".") if not part.isdigit()), []).append(norm)
-    return ", ".join(f"{len(each)} {role} {min(each):.3g} to {max(each):.3g}" for role, each in roles.items())
+    spans = {
+        role: f"{min(each):.3g}" + (f" to {max(each):.3g}" if len(each) > 1 else "") for role, each in roles.items()
+    }
+    return ", ".join(f"{role} {span}" for role, span in spans.items())
 
 
 def _short(value: object) -> str:

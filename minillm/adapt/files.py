@@ -19,7 +19,7 @@ from torch import Tensor
 import minillm
 from minillm.adapt.delta import decode, encode
 from minillm.adapt.description import DESCRIPTION, DTYPES, Description, describe
-from minillm.adapt.effect import logit_change, report
+from minillm.adapt.effect import effect, report
 from minillm.adapt.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.adapt.method import Adaptation
 from minillm.config import DecoderConfig
@@ -84,16 +84,16 @@ def load(
     state = _state(directory, description, decoder)
     try:
         method = _rebuilt(description, decoder, state).eval()
-        change = logit_change(method, decoder)
+        found = effect(method, decoder)
     except InputError as problem:
         raise InputError(f"{directory}: {problem}") from None
     except Failures as problem:
         raise InputError(f"{directory}: {description.method} cannot be made of this: {problem}"[:500]) from None
-    if not math.isfinite(change):
+    if not math.isfinite(found.size):
         raise InputError(f"{directory} gives logits that are no finite numbers")
-    if change == 0 and not allow_noop:
+    if found.size == 0 and not allow_noop:
         raise InputError(f"{directory} does nothing: no logit of the probe changes; allow_noop=True loads it as it is")
-    print(f"{directory}: {report(method, change)}", file=sys.stderr)
+    print(f"{directory}: {report(method, found)}", file=sys.stderr)
     return method
 
 

@@ -45,9 +45,9 @@ class Adaptation(nn.Module, ABC):
         return {name: parameter.detach() for name, parameter in self.trainable().items()}
 
     @classmethod
+    @abstractmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "Adaptation":
         """The method that had these options and this state. Raises InputError where they do not fit the decoder."""
-        raise NotImplementedError
 
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the adapter that `adapt.load` reads: `state()`, `options()` and whose they are (`files.py`)."""

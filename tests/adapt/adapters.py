@@ -1,17 +1,8 @@
 """One trained adapter of every method: what tests of saving, of loading and of damage start from."""
 
-import pytest
 import torch
 
-from minillm import adapt
-from minillm.adapt.dora import DoRA
-from minillm.adapt.fine_tune import FineTune
-from minillm.adapt.frozen_head import FrozenHead
-from minillm.adapt.in_context import InContext
-from minillm.adapt.lora import LoRA
-from minillm.adapt.pissa import PiSSA
-from minillm.adapt.prefix_tuning import PrefixTuning
-from minillm.adapt.soft_prompt import SoftPrompt
+from minillm.adapt import DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt, Stack
 from tests.decoders import STYLES, random_decoder
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
@@ -30,18 +21,13 @@ CASES = {
     ),
     "DoRA": lambda base: DoRA(base, r=2, alpha=4),
     "PiSSA": lambda base: PiSSA(base, r=2, alpha=2),
+    "DoRA and a prefix": lambda base: Stack(DoRA(base, r=1), PrefixTuning(base, 3)),
+    "last block and a soft prompt": lambda base: Stack(FineTune(base, layers=1), SoftPrompt(base, 2)),
     "output layer": lambda base: FineTune(base, layers="output"),
     "last block": lambda base: FineTune(base, layers=1),
     "all weights": lambda base: FineTune(base),
     "all weights and a classifier": lambda base: FineTune(base, classes=3),
 }
-
-
-@pytest.fixture(autouse=True)
-def every_method(monkeypatch):
-    """Those that wait for their line in the table too."""
-    methods = (DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt)
-    monkeypatch.setattr(adapt, "METHODS", dict.fromkeys([*adapt.METHODS, *methods]))
 
 
 def trained(name, base=None, seed=0):

@@ -19,12 +19,13 @@ from minillm.device import peak_memory
 from tests.decoders import STYLES, random_decoder
 
 from . import forgery
-from .adapters import IDS, every_method, trained  # noqa: F401
+from .adapters import IDS, trained
 
 NAMES = ("LoRA", "LoRA, all but plain", "DoRA", "PiSSA", "prefix, gated", "soft prompt", "neighbours", "last block",
-         "all weights and a classifier", "in context")  # fmt: skip
+         "all weights and a classifier", "in context", "DoRA and a prefix")  # fmt: skip
 BAD_VALUES = (
-    None, True, -1, 0, 1.5, 10**7, 10**9, 10**18, -(10**18), "", "x" * 1000, "\ud800", [], [[]], {}, {"a": {}}, [10**9] * 3,
+    None, True, -1, 0, 1.5, 10**7, 10**9, 10**18, -(10**18), "", "x" * 1000, "\ud800", [], [[]], {}, {"a": {}},
+    [10**9] * 3,
     1e308, "all", "all-linear", ["*"], ["[" * 50], {"*": 10**9}, {"blocks.0.*": -3},
     {"rows": 10**7, "k": 1}, {"hidden": 10**7},
 )  # fmt: skip
@@ -232,7 +233,7 @@ def test_tampering_takes_no_memory(adapters, tmp_path):
     before = peak_memory(torch.device("cpu"))
     if before is None:
         pytest.skip("this system does not tell")
-    check(range(1000, 1100), adapters, tmp_path)
+    check(range(1000, 1060), adapters, tmp_path)
     assert peak_memory(torch.device("cpu")) - before < 100_000_000
 
 
