@@ -82,6 +82,10 @@ def at_work(sides: Sequence[Side], threads: int) -> Iterator[list[Worker]]:
         for worker in progress(workers, desc="loading", unit="side"):
             worker.hear()
         yield workers
+    except BaseException:
+        for worker in workers:
+            worker.process.terminate()
+        raise
     finally:
         for worker in workers:
             worker.connection.close()

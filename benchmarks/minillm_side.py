@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from benchmarks.reviews import BASE, Work
 from minillm import load
 from minillm.adapt import FrozenHead, LoRA, Method
-from minillm.adapt.feature_store import last_token_features
+from minillm.adapt.feature_store import Recipe, compute_features
 from minillm.adapt.surgery import frozen
 from minillm.batches import pad_right
 from minillm.decoder import Decoder
@@ -83,18 +83,18 @@ class Features:
     """Stored features, and the classifier on them. `c` is scikit-learn's, of a single weight vector."""
 
     def __init__(self, work: Work, precision: str, c: float):
-        self.work, self.labels, self.precision, self.c = work, torch.tensor(work.labels), precision, c
-        self.head = FrozenHead(working_body(precision), classes=2)
+        self.work, self.labels, self.recipe = work, torch.tensor(work.labels), Recipe(precision=precision)
+        # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
+        self.head = FrozenHead(working_body(precision), classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)
 
     def read(self, batches: list[list[int]]) -> np.ndarray:
         rows = [row for batch in batches for row in batch]
         texts = [self.work.prompts[row] for row in rows]
-        self.found[rows] = last_token_features(self.head.decoder, texts, self.precision)
+        self.found[rows] = compute_features(self.head.decoder, texts, self.recipe)
         return self.found[rows].numpy()
 
     def fit(self, features: np.ndarray) -> np.ndarray:
-        # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
-        self.head.fit(torch.from_numpy(features), self.labels, self.c / 2)
+        self.head.fit(torch.from_numpy(features), self.labels)
         weight = self.head.classifier.weight.detach()
         return (weight[1] - weight[0]).numpy()

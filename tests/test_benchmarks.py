@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,15 @@ def test_every_benchmark_says_what_it_does(name):
     )  # fmt: skip
     assert asked.returncode == 0
     assert "--rounds" in asked.stdout
+
+
+def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
+    """They are imported in a worker only, and so would miss a name that has changed only when they are timed."""
+    pytest.importorskip("peft")
+    for side in ("minillm_side", "peer_side"):
+        module = import_module(f"benchmarks.{side}")
+        assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
+        assert all(hasattr(module.Features, job) for job in ("read", "fit"))
 
 
 def test_wrong_use_is_one_sentence_and_exit_code_2():
