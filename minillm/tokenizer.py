@@ -70,7 +70,7 @@ class Tokenizer:
             chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
             stored = {role: settings.get(f"{role}_token") for role in ROLES}
         except Exception as problem:  # the library raises bare Exceptions
-            raise InputError(f"{files} has damaged tokenizer files: {problem}") from None
+            raise InputError(f"{files} has damaged tokenizer files: {' '.join(str(problem).split())}") from None
         names = {role: _token(path, token) for role, token in stored.items()}
         return cls(pipeline, {role: name for role, name in names.items() if name}, _chosen_template(path, chosen))
 

@@ -37,7 +37,9 @@ def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
     try:
         bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe")  # pyright: ignore
     except Exception as problem:  # the library raises bare Exceptions
-        raise InputError(f"this GGUF file's merges do not fit its vocabulary: {problem}") from None
+        raise InputError(
+            f"this GGUF file's merges do not fit its vocabulary: {' '.join(str(problem).split())}"
+        ) from None
     built = Tokenizer(bpe)
     built.pre_tokenizer = pretokeniser(kind)
     built.decoder = decoders.ByteLevel()

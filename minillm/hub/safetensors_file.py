@@ -71,7 +71,9 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as problem:
-        raise InputError(f"{path} cannot be read as safetensors ({problem}); fetch it again") from None
+        raise InputError(
+            f"{path} cannot be read as safetensors ({' '.join(str(problem).split())}); fetch it again"
+        ) from None
 
 
 def _instead(directory: Path) -> str:
