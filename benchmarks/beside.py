@@ -6,6 +6,7 @@ side's settings (allocator, threads) from the others. Nothing is known here of w
 """
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -77,6 +78,8 @@ def _serve(connection: Connection, side: Side, threads: int) -> None:
 @contextmanager
 def at_work(sides: Sequence[Side], threads: int) -> Iterator[list[Worker]]:
     """The sides' workers, built and waiting; they end with the block."""
+    # numpy's and scikit-learn's threads are counted by their libraries, when they are first imported.
+    os.environ.update({f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")})
     workers = [Worker(side, threads) for side in sides]
     try:
         for worker in progress(workers, desc="loading", unit="side"):
