@@ -146,10 +146,30 @@ def stored_features(
 
     Raises InputError for a store of something else, naming what differs, and for a damaged one.
     """
-    if not texts:
-        raise InputError("there are no texts to store features of")
+    recipe = recipe or Recipe()
+    return _stored(decoder, texts, directory, recipe, description(decoder, texts, recipe, tokenizer), name)
+
+
+def filed_features(
+    decoder: Decoder,
+    texts: Sequence[Sequence[int]],
+    root: Path,
+    recipe: Recipe | None = None,
+    tokenizer: str | None = None,
+    name: str = "features",
+) -> StoredFeatures:
+    """`stored_features` in a directory of many stores, each under a name that is a key over all it depends on."""
     recipe = recipe or Recipe()
     described = description(decoder, texts, recipe, tokenizer)
+    return _stored(decoder, texts, root / _digest(described)[:16], recipe, described, name)
+
+
+def _stored(
+    decoder: Decoder, texts: Sequence[Sequence[int]], directory: Path, recipe: Recipe, described: dict[str, Any],
+    name: str,
+) -> StoredFeatures:  # fmt: skip
+    if not texts:
+        raise InputError("there are no texts to store features of")
     _check_manifest(directory / MANIFEST, described)
     key, pieces = _digest(described), []
     for start in range(0, len(texts), SHARD):
@@ -159,11 +179,6 @@ def stored_features(
             _store(path, key, compute_features(decoder, some, recipe, name))
         pieces.append(_mapped(path, key, (len(some), decoder.config.width)))
     return StoredFeatures(pieces)
-
-
-def store_name(described: dict[str, Any]) -> str:
-    """A name for the store of these features, other for all others: for a directory of many stores."""
-    return _digest(described)[:16]
 
 
 def _digest(value: Any) -> str:

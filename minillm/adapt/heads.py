@@ -27,8 +27,25 @@ from minillm.errors import InputError
 from minillm.shapes import Float, Int
 
 PIECE = 4096
-Features = Tensor | StoredFeatures
 ClassWeight = str | Sequence[float | int] | None
+
+
+class _Standardised:
+    """Features that are centred and divided by their spread, as they are read."""
+
+    def __init__(self, features: "Features"):
+        self.plain, self.shape, count = features, features.shape, features.shape[0]
+        self.mean = torch.stack([rows.double().cpu().sum(0) for rows in features.split(PIECE)]).sum(0) / count
+        squares = [(rows.double().cpu() - self.mean).square().sum(0) for rows in features.split(PIECE)]
+        spread = (torch.stack(squares).sum(0) / count).sqrt()
+        # A feature that is the same for all rows is left as it is.
+        self.spread = spread.where(spread > 0, 1.0)
+
+    def split(self, rows: int) -> Iterator[Tensor]:
+        return ((piece.double().cpu() - self.mean) / self.spread for piece in self.plain.split(rows))
+
+
+Features = Tensor | StoredFeatures | _Standardised
 
 
 class Head(nn.Module, ABC):
@@ -54,10 +71,17 @@ class Head(nn.Module, ABC):
 
 
 class Logistic(Head):
-    """Multinomial logistic regression: convex, with one best answer. `c` is the penalty's inverse strength."""
+    """Multinomial logistic regression: convex, with one best answer. `c` is the penalty's inverse strength.
 
-    def __init__(self, width: int, classes: int, c: float | int = 1.0, class_weight: ClassWeight = None):
-        super().__init__(classes, c=c, class_weight=class_weight)
+    With `standardise` the penalty weighs all features alike: it is put on W for features that are centred and divided
+    by their spread over the training rows (a decoder's differ a hundredfold), and W is then that for plain ones.
+    """
+
+    def __init__(
+        self, width: int, classes: int, c: float | int = 1.0, class_weight: ClassWeight = None,
+        standardise: bool = False,
+    ):  # fmt: skip
+        super().__init__(classes, c=c, class_weight=class_weight, standardise=standardise)
         self.weight, self.bias = nn.Parameter(torch.zeros(classes, width)), nn.Parameter(torch.zeros(classes))
 
     def forward(self, features: Float[Tensor, "B D"]) -> Float[Tensor, "B C"]:
@@ -68,7 +92,15 @@ class Logistic(Head):
         nn.init.zeros_(self.bias)
 
     def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
-        _descend(self, features, labels, iterations=2000)
+        if not self.settings["standardise"]:
+            _descend(self, features, labels, iterations=2000)
+            return
+        scaled = _Standardised(features)
+        _descend(self, scaled, labels, iterations=2000)
+        with torch.no_grad():
+            weight = self.weight.double() / scaled.spread.to(self.weight.device)
+            self.weight.copy_(weight)
+            self.bias.sub_((weight @ scaled.mean.to(weight.device)).to(self.bias.dtype))
 
 
 class MLP(Head):

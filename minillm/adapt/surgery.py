@@ -27,9 +27,15 @@ def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
     shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in decoder.parameters()}
     body = copy.deepcopy(decoder, shared)
     if dtype is not None:
-        for linear in linears(body).values():
-            linear.to(dtype)
+        lower(body, dtype)
     return body
+
+
+def lower(body: Decoder, dtype: torch.dtype) -> None:
+    """Hold the frozen matrices of this body's blocks in `dtype`; what is trained keeps its own."""
+    for linear in linears(body).values():
+        if not any(parameter.requires_grad for parameter in linear.parameters()):
+            linear.to(dtype)
 
 
 def linears(decoder: Decoder) -> dict[str, nn.Linear]:

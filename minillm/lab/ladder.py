@@ -155,7 +155,7 @@ def climb(
     finished = {} if fresh else _finished(path, described)
     out.mkdir(parents=True, exist_ok=True)
     if fresh:
-        for stored in (out / "features").glob("*.safetensors"):
+        for stored in (out / "features").glob("*/*.safetensors"):
             stored.unlink()
     for rung in chosen:
         if rung.name not in finished:

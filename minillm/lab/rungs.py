@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.adapt import FineTune, FrozenHead, InContext, LoRA, Method
-from minillm.adapt.feature_store import stored_features
-from minillm.adapt.surgery import frozen
+from minillm.adapt import Adaptation, FineTune, FrozenHead, InContext, LoRA, Method
+from minillm.adapt.feature_store import Recipe, filed_features
+from minillm.adapt.surgery import frozen, lower
+from minillm.adapt.trunk import TrunkStore, boundary
 from minillm.decoder import Decoder
 from minillm.device import autocast
 from minillm.errors import InputError
@@ -29,7 +30,7 @@ from minillm.tokenizer import Tokenizer
 from minillm.training import TrainingSettings, train
 
 SHOTS = 8
-PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0)
+PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
 """The values of C, the inverse strength of the penalty on a classifier's weights, that are tried."""
 
 
@@ -57,6 +58,14 @@ class World:
             self.decoder = frozen(self.decoder, torch.bfloat16)
         return self.decoder
 
+    def fine_tuned(self, decoder: Decoder, layers: int | str, classes: int | list[int] | None = None) -> FineTune:
+        """Some layers trained in float32 over a trunk in this world's precision, which takes the base's place."""
+        method = FineTune(decoder, layers, classes)
+        if self.precision == "bfloat16":
+            lower(method.decoder, torch.bfloat16)
+            self.decoder = method.decoder
+        return method
+
 
 @dataclass
 class Outcome:
@@ -70,15 +79,17 @@ class Outcome:
     tokens: int = 0
     precision: str = "float32"
     chosen: dict[str, Any] = field(default_factory=dict)
+    method: Adaptation | None = None
 
 
 def labels(rows: Sequence[LabelledText]) -> Tensor:
     return torch.tensor([row.label for row in rows])
 
 
-def score_rows(world: World, model: LanguageModel, prompts: list[list[int]], precision: str, name: str) -> Tensor:
+def score_rows(
+    world: World, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]], precision: str, name: str
+) -> Tensor:
     """Each answer's score after each prompt, by a model that reads the prompts."""
-    answers = world.answers()
 
     def score(batch: list[int]) -> Tensor:
         with autocast(world.device, precision):
@@ -95,44 +106,53 @@ def in_context(world: World, name: str, shots: int) -> Outcome:
     shared = common_start(prompts)
     start = time.perf_counter()
     model = InContext(world.decoder, torch.tensor([prompts[0][:shared]], device=world.device)) if shared else None
-    scores = score_rows(world, model or world.decoder, [prompt[shared:] for prompt in prompts], "float32", name)
+    scores = score_rows(
+        world, model or world.decoder, [prompt[shared:] for prompt in prompts], world.answers(), "float32", name
+    )
     spent = time.perf_counter() - start
     tokens = shared + sum(len(prompt) - shared for prompt in prompts)
     return Outcome(scores, eval_seconds=spent, tokens=tokens, chosen={"shots": shots, "shared_tokens": shared})
 
 
 def features(world: World, name: str) -> Outcome:
-    """A logistic regression on stored features; its penalty is chosen on the validation rows."""
+    """A logistic regression on stored features; its penalty is that under which the validation rows are likeliest.
+
+    (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
+    """
     task, body = world.task, world.working_body()
-    method = FrozenHead(body, len(task.answers))
+    recipe, tokenizer = Recipe(precision=world.precision), world.tokenizer.fingerprint
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     prompts = {split: world.prompts(rows) for split, rows in splits.items()}
     found, seconds = {}, {}
     for split, texts in prompts.items():
         start = time.perf_counter()
-        found[split] = stored_features(body, texts, world.out / "features", world.precision, f"{name}, {split} rows")
+        label = f"{name}, {split} rows"
+        found[split] = filed_features(body, texts, world.out / "features", recipe, tokenizer, label)
         seconds[split] = time.perf_counter() - start
 
-    def score(split: str) -> Tensor:
-        with torch.no_grad():
-            return method.classifier(found[split].to(world.device)).cpu()
+    def fitted(c: float) -> FrozenHead:
+        method = FrozenHead(body, len(task.answers), settings={"c": c, "standardise": True})
+        method.fit(found["train"], labels(task.train))
+        return method
 
-    start, validation = time.perf_counter(), {}
+    start, likelihood = time.perf_counter(), {}
     for c in PENALTIES:
-        method.fit(found["train"], labels(task.train), c)
-        validation[c] = accuracy(score("validation"), labels(task.validation))
-    best = max(validation, key=lambda c: validation[c])
-    method.fit(found["train"], labels(task.train), best)
+        scores = fitted(c).classifier.scores(found["validation"])
+        likelihood[c] = -F.cross_entropy(scores, labels(task.validation)).item()
+    best = max(likelihood, key=lambda c: likelihood[c])
+    method = fitted(best)
     fitting = time.perf_counter() - start
+    on_validation = accuracy(method.classifier.scores(found["validation"]), labels(task.validation))
     return Outcome(
-        score("test"),
+        method.classifier.scores(found["test"]),
         trainable_parameters=count(method.trainable()),
         stored_bytes=size(method.state()),
         train_seconds=seconds["train"] + fitting,
         eval_seconds=seconds["test"],
         tokens=sum(len(prompt) for prompt in prompts["train"]),
         precision=world.precision,
-        chosen={"c": best, "validation": validation[best]},
+        chosen={"c": best, "validation": on_validation},
+        method=method,
     )
 
 
@@ -141,18 +161,22 @@ def trained(
 ) -> Outcome:
     """Gradient descent on the answers' cross-entropy; the epoch is chosen on the validation rows.
 
+    What a frozen trunk says of a row is computed once, and a classifier's answers are its classes.
     `lower` says that the method leaves the base's matrices frozen, so that they can be held in half precision.
     """
     task, answers = world.task, world.answers()
     method = adapt(world.working_body() if lower else world.decoder)
+    model = TrunkStore(method) if boundary(method) else method
+    if isinstance(method, FineTune) and method.classes is not None:
+        answers = [[label] for label in range(len(answers))]
     prompts, targets = world.prompts(task.train), labels(task.train)
 
     def loss(batch: list[int]) -> tuple[Tensor, int]:
-        scores = answer_scores(method, [prompts[index] for index in batch], answers)
+        scores = answer_scores(model, [prompts[index] for index in batch], answers)
         return F.cross_entropy(scores, targets[batch].to(scores.device), reduction="sum"), len(batch)
 
     def score(rows: list[LabelledText], what: str) -> Tensor:
-        return score_rows(world, method, world.prompts(rows), world.precision, f"{name}, {what} rows")
+        return score_rows(world, model, world.prompts(rows), answers, world.precision, f"{name}, {what} rows")
 
     def validate() -> float:
         return accuracy(score(task.validation, "validation"), labels(task.validation))
@@ -173,6 +197,7 @@ def trained(
         precision=world.precision,
         chosen={"epochs": settings.epochs, "rate": settings.rate, "best_epoch": history.best_epoch + 1,
                 "validation": history.validation, "losses": history.losses},
+        method=method,
     )  # fmt: skip
 
 
@@ -201,6 +226,21 @@ def _lora(world: World) -> Outcome:
     return trained(world, "lora", partial(LoRA, r=8, alpha=16, targets=("query", "value")), settings, lower=True)
 
 
+def _output(world: World) -> Outcome:
+    """The answers' rows of the LM head, from where they are: of all others the answers' loss has no gradient."""
+    settings = TrainingSettings(epochs=8, rate=1e-3, precision=world.precision, seed=world.seed)
+    answers = world.answers()
+    tokens = list(dict.fromkeys(answer[0] for answer in answers if len(answer) == 1))
+    classes = tokens if len(tokens) == len(answers) else len(answers)
+    adapt = partial(world.fine_tuned, layers="output", classes=classes)
+    return trained(world, "output", adapt, settings, lower=False)
+
+
+def _last_blocks(world: World) -> Outcome:
+    settings = TrainingSettings(epochs=2, rate=1e-4, precision=world.precision, seed=world.seed)
+    return trained(world, "last-blocks", partial(world.fine_tuned, layers=2), settings, lower=False)
+
+
 def _full(world: World) -> Outcome:
     settings = TrainingSettings(epochs=1, rate=2e-5, precision=world.precision, seed=world.seed)
     return trained(world, "full", FineTune, settings, lower=False)
@@ -212,6 +252,8 @@ RUNGS = {
         Rung("zero-shot", "zero-shot prompt", "1 prompt", lambda world: in_context(world, "zero-shot", 0)),
         Rung("few-shot", f"{SHOTS}-shot prompt", "1 prompt", lambda world: in_context(world, "few-shot", SHOTS)),
         Rung("features", "stored features, classifier", "4 on top", lambda world: features(world, "features")),
+        Rung("output", "output layer, answers' rows", "4 on top", _output),
+        Rung("last-blocks", "last two blocks, final norm", "4 last layers", _last_blocks),
         Rung("lora", "LoRA r 8, query and value", "3 weights", _lora),
         Rung("full", "full fine-tuning", "3 weights", _full),
     )

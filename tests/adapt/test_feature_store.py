@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minillm import InputError
-from minillm.adapt.feature_store import MANIFEST, Recipe, compute_features, description, store_name, stored_features
+from minillm.adapt.feature_store import MANIFEST, Recipe, compute_features, filed_features, stored_features
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
@@ -94,26 +94,26 @@ def test_reading_takes_no_memory_for_what_is_not_used(tmp_path):
     assert any(low <= address < high for low, high in bounds)
 
 
-def test_other_weights_texts_tokenizer_layer_pooling_or_precision_are_another_store():
+def test_other_weights_texts_tokenizer_layer_pooling_or_precision_are_another_store(tmp_path):
     nudged = decoder()
     with torch.no_grad():
         nudged.blocks[0].attention.key.weight[0, 0] += 1e-12
-    plain = Recipe()
-    described = [
-        description(decoder(), TEXTS, plain, "t"),
-        description(decoder(1), TEXTS, plain, "t"),
-        description(nudged, TEXTS, plain, "t"),
-        description(decoder(), TEXTS[:-1], plain, "t"),
-        description(decoder(), [*TEXTS[:-1], [9, 9]], plain, "t"),
-        description(decoder(), TEXTS, plain, "another"),
-        description(decoder(), TEXTS, Recipe(layer=0), "t"),
-        description(decoder(), TEXTS, Recipe(layer=1), "t"),
-        description(decoder(), TEXTS, Recipe(pooling="mean"), "t"),
-        description(decoder(), TEXTS, Recipe(precision="bfloat16"), "t"),
+    asked = [
+        (decoder(), TEXTS, Recipe(), "t"),
+        (decoder(1), TEXTS, Recipe(), "t"),
+        (nudged, TEXTS, Recipe(), "t"),
+        (decoder(), TEXTS[:-1], Recipe(), "t"),
+        (decoder(), [*TEXTS[:-1], [9, 9]], Recipe(), "t"),
+        (decoder(), TEXTS, Recipe(), "another"),
+        (decoder(), TEXTS, Recipe(layer=0), "t"),
+        (decoder(), TEXTS, Recipe(layer=1), "t"),
+        (decoder(), TEXTS, Recipe(pooling="mean"), "t"),
+        (decoder().float(), TEXTS, Recipe(precision="bfloat16"), "t"),
+        (decoder().float(), TEXTS, Recipe(), "t"),
     ]
-    names = [store_name(one) for one in described]
-    assert len(set(names)) == len(names)
-    assert store_name(description(decoder(), TEXTS, plain, "t")) == names[0]
+    for base, texts, recipe, tokenizer in [*asked, *asked]:
+        filed_features(base, texts, tmp_path, recipe, tokenizer)
+    assert len(list(tmp_path.iterdir())) == len(asked)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from minillm import InputError
 from minillm.adapt.feature_store import StoredFeatures
@@ -46,6 +48,16 @@ def test_a_logistic_regression_is_scikit_learns(classes, c, weighted):
     head = fitted("logistic", classes, features, labels, c=c, class_weight=ours)
     # Of two classes scikit-learn trains one vector, the difference of ours, whose penalty is then half of ours.
     oracle = LogisticRegression(C=c * 2 if classes == 2 else c, class_weight=theirs, tol=1e-10, max_iter=10_000)
+    mine = F.softmax(head.scores(torch.tensor(features)), -1).numpy()
+    assert np.abs(mine - oracle.fit(features, labels).predict_proba(features)).max() < 1e-6
+
+
+def test_a_logistic_regression_on_standardised_features_is_scikit_learns():
+    features, labels = rows(3)
+    features = features * np.logspace(-2, 2, WIDTH) + 5
+    features[:, 3] = 7.0
+    head = fitted("logistic", 3, features, labels, c=0.3, standardise=True)
+    oracle = make_pipeline(StandardScaler(), LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000))
     mine = F.softmax(head.scores(torch.tensor(features)), -1).numpy()
     assert np.abs(mine - oracle.fit(features, labels).predict_proba(features)).max() < 1e-6
 
@@ -146,7 +158,7 @@ def test_what_cannot_be_told_apart_or_is_unknown_is_refused():
             make_head(name, WIDTH, 1, {})
     with pytest.raises(InputError, match="no head 'svm'; there is: logistic"):
         make_head("svm", WIDTH, 2, {})
-    with pytest.raises(InputError, match="no setting 'k'; it has: c, class_weight"):
+    with pytest.raises(InputError, match="no setting 'k'; it has: c, class_weight, standardise"):
         make_head("logistic", WIDTH, 2, {"k": 3})
     with pytest.raises(InputError, match="class 1: it has no centroid"):
         make_head("centroid", WIDTH, 3, {}).fit(features, torch.tensor([0, 0, 2, 2, 0]))
