@@ -9,7 +9,7 @@ import tyro
 
 from minillm.errors import InputError
 
-INTERRUPTED = 130
+FAILED, INTERRUPTED = 1, 130
 
 
 def pull(name: Annotated[str, tyro.conf.Positional]) -> None:
@@ -163,7 +163,43 @@ def _draw(described: dict, path: Path) -> None:
         print("\nno picture: matplotlib is missing (pip install 'minillm[lab]')", end="")
 
 
-COMMANDS = {"pull": pull, "generate": generate, "ladder": ladder}
+def check(
+    config: str = "smollm2-135m",
+    dtype: str = "float32",
+    device: str = "auto",
+    seed: int = 0,
+    threads: int | None = None,
+    out: Path | None = None,
+) -> None:
+    """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
+
+    Exit code 1 if something is further off than rounding explains.
+
+    Args:
+        config: tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load.
+        dtype: What torch computes in: float32, bfloat16 or float64.
+        device: auto, cpu, cuda or mps.
+        seed: The seed of the numbers.
+        threads: CPU threads (default: one a core).
+        out: The directory for check.json (default: nothing is written).
+    """
+    import torch
+
+    from minillm.lab.check import CheckSettings, failed, table
+    from minillm.lab.check import check as climb
+
+    threads = torch.get_num_threads() if threads is None else threads
+    described = climb(CheckSettings(config, dtype, device, seed, threads), out)
+    print(table(described))
+    if out is not None:
+        print(f"\nwritten: {out / 'check.json'}")
+    wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(described)]
+    if wrong:
+        print(f"minillm: computed wrong: {', '.join(wrong)}", file=sys.stderr)
+        sys.exit(FAILED)
+
+
+COMMANDS = {"pull": pull, "generate": generate, "ladder": ladder, "check": check}
 
 
 def main() -> None:

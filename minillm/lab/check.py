@@ -1,0 +1,180 @@
+"""`minillm check`: is every number still computed right, in this config, in this dtype, on this device?
+
+For who changed an operation, or bought a new GPU. Every operation and the whole decoder, adapted and not, climb the
+ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`).
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from minillm import hub
+from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
+from minillm.device import pick_device
+from minillm.errors import InputError
+from minillm.lab.check_decoders import decoder_cases
+from minillm.lab.check_operations import operation_cases
+from minillm.lab.ladder import versions
+from minillm.lab.trust import Case, Measured, differences, here, twins, worst
+from minillm.progress import progress
+from minillm.writing import write_text
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
+"""The most of each that is checked: two layers meet as many do, and twice the width costs four times as much."""
+
+COLUMNS = ("what", "rung", "furthest off", "error", "limit", "verdict")
+Rung = Callable[[Case, np.random.Generator], Measured | None]
+
+
+@dataclass(frozen=True)
+class CheckSettings:
+    """What is checked, and where. Raises InputError for what cannot be."""
+
+    config: str = "smollm2-135m"
+    dtype: str = "float32"
+    device: str = "auto"
+    seed: int = 0
+    threads: int = 1
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise InputError(f"the dtype is {self.dtype!r}; it can be {', '.join(DTYPES)}")
+        if self.threads < 1:
+            raise InputError(f"threads is {self.threads}; it must be at least 1")
+        if self.seed < 0:
+            raise InputError(f"the seed is {self.seed}; it must be 0 or above")
+
+
+def presets() -> dict[str, Callable[[], DecoderConfig]]:
+    """Every config that has a name."""
+    named = {"tiny": DecoderConfig.tiny, "vaswani": DecoderConfig.vaswani, "gpt2": DecoderConfig.gpt2}
+    named |= {f"gpt2-{size}": lambda size=size: DecoderConfig.gpt2(size) for size in GPT2_SIZES if size != "small"}
+    return named | {size: lambda size=size: DecoderConfig.llama(size) for size in LLAMA_SIZES}
+
+
+def find_config(name: str) -> DecoderConfig:
+    """A preset's, or that of a model which `minillm.load` finds. Raises InputError for a name that is neither."""
+    if name in presets():
+        return presets()[name]()
+    try:
+        return hub.load(name)[0].config
+    except InputError as problem:
+        raise InputError(f"{problem}; or a preset: {', '.join(presets())}") from None
+
+
+def shrunk(config: DecoderConfig) -> DecoderConfig:
+    """The same choices, head width and sharing of heads; fewer layers, heads and words. Dropout is off."""
+    share = max(1, min(config.heads // config.kv_heads, WIDTH // config.head_width))
+    kv_heads = max(1, min(config.kv_heads, WIDTH // (share * config.head_width)))
+    if config.positions == "sinusoidal" and share * kv_heads * config.head_width % 2:
+        kv_heads *= 2
+    width = share * kv_heads * config.head_width
+    return replace(
+        config,
+        layers=min(config.layers, LAYERS),
+        heads=share * kv_heads,
+        kv_heads=kv_heads,
+        width=width,
+        feed_forward_width=max(1, round(config.feed_forward_width * width / config.width)),
+        vocabulary=min(config.vocabulary, VOCABULARY),
+        context_length=min(config.context_length, CONTEXT),
+        dropout=0.0,
+    )
+
+
+def rungs(settings: CheckSettings) -> dict[str, Rung]:
+    """The rungs by what their rows say. A rung for kernels would be the next."""
+    dtype, device = DTYPES[settings.dtype], pick_device(settings.device)
+    if device.type == "mps" and dtype == torch.float64:
+        raise InputError("mps has no float64; float32 and bfloat16 can be checked there")
+    return {
+        "differences": differences,
+        "numpy": twins,
+        f"{settings.dtype} on {device}": lambda case, random: here(case, random, dtype, device),
+    }
+
+
+def check(settings: CheckSettings, out: Path | None = None) -> dict[str, Any]:
+    """Climb the ladder with everything; with `out`, write what is returned to `check.json` there."""
+    start, climbed = time.perf_counter(), rungs(settings)
+    torch.set_num_threads(settings.threads)
+    config = find_config(settings.config)
+    small = shrunk(config)
+    measured: dict[tuple[str, str], list[Measured]] = {}
+    # Each rung of each case draws for itself: what one of them draws moves no other.
+    seeds = np.random.SeedSequence(settings.seed)
+    cases = [*operation_cases(small, _random(seeds)), *decoder_cases(small, _random(seeds))]
+    with progress(total=len(cases) * len(climbed), desc="checking", unit="rung") as bar:
+        for case in cases:
+            for name, rung in climbed.items():
+                bar.set_postfix_str(f"{case.what}, {name}", refresh=False)
+                found = _measured(rung, case, _random(seeds))
+                if found is not None:
+                    measured.setdefault((case.what, name), []).append(found)
+                bar.update()
+    described = {
+        **asdict(settings), "threads": settings.threads, "versions": versions(), "checked": asdict(small),
+        "of": asdict(config), "rows": list(_rows(measured)), "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+    if out is not None:
+        write_text(out / "check.json", json.dumps(described, indent=2) + "\n")
+    return described
+
+
+def _measured(rung: Rung, case: Case, random: np.random.Generator) -> Measured | None:
+    """What cannot be computed at all is wrong too, and is reported as the rest is."""
+    try:
+        return rung(case, random)
+    except Exception as problem:
+        return Measured(f"{type(problem).__name__}: {problem}".splitlines()[0][:60], np.inf, 0.0)
+
+
+def _random(seeds: np.random.SeedSequence) -> np.random.Generator:
+    return np.random.default_rng(seeds.spawn(1)[0])
+
+
+def _rows(measured: dict[tuple[str, str], list[Measured]]) -> Iterator[dict[str, Any]]:
+    for (what, rung), cases in measured.items():
+        found = worst(cases)
+        # JSON has no infinity, and no NaN.
+        error = found.error if np.isfinite(found.error) else None
+        yield {
+            "what": what, "rung": rung, "part": found.part, "error": error, "limit": found.limit, "good": found.good,
+        }  # fmt: skip
+
+
+def failed(described: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for row in described["rows"] if not row["good"]]
+
+
+def table(described: dict[str, Any]) -> str:
+    """What was checked, and a line for every row."""
+    rows = [COLUMNS, *(_cells(row) for row in described["rows"])]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    good = len(described["rows"]) - len(failed(described))
+    verdict = f"{good} of {len(described['rows'])} good, in {described['seconds']:.0f} s"
+    return "\n".join([_checked(described), "", lines[0], "-" * max(map(len, lines)), *lines[1:], "", verdict])
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    error = "no number" if row["error"] is None else f"{row['error']:.1e}"
+    return row["what"], row["rung"], row["part"], error, f"{row['limit']:.1e}", "good" if row["good"] else "FAILED"
+
+
+def _checked(described: dict[str, Any]) -> str:
+    """The config in one sentence, and which of its sizes are smaller here."""
+    small, whole = described["checked"], described["of"]
+    choices = f"{small['norm']} norm {'first' if small['norm_first'] else 'after'}, {small['positions']} positions"
+    sizes = ", ".join(
+        f"{name.replace('_', ' ')} {small[name]}" + ("" if small[name] == whole[name] else f" of {whole[name]}")
+        for name in ("layers", "width", "heads", "kv_heads", "feed_forward_width", "vocabulary", "context_length")
+    )
+    return f"{described['config']}: {choices}, {small['feed_forward']}; {sizes}"

@@ -1,0 +1,156 @@
+"""Numbers for every operation of `ops`, in the sizes of a config, and its twin by name: what `minillm check` computes.
+
+A line of `operation_cases` is an operation and arguments for it. Where they are found twice, the worse one is reported.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minillm.config import DecoderConfig
+from minillm.lab.trust import Arrays, Case
+from minillm.ops.attention import Prefix
+from minillm.ops.linear_cross_entropy import IGNORED
+from minillm.reference.attention import Prefix as NumpyPrefix
+
+BATCH, TOKENS, CACHED, PROMPT, RANK = 2, 7, 4, 3, 5
+# Two torch programs for one formula have one twin, and the weights are the second of what this one returns.
+ONE_TWIN = {"explicit_attention": "attention"}
+WIDE = {"sinusoidal", "rotary_tables"}
+
+
+def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
+    """A case or more for every operation."""
+    normal, lead = random.normal, (BATCH, TOKENS)
+    width, inner, head, vocabulary = config.width, config.feed_forward_width, config.head_width, config.vocabulary
+    mask = padded(BATCH, TOKENS)
+    positions = mask.cumsum(-1).astype(float)
+    yield _case(
+        "embedding", "embedding", ids=random.integers(0, vocabulary, lead), weight=normal(size=(vocabulary, width))
+    )
+    yield _case("positions", "token_positions", mask=mask, start=PROMPT)
+    yield _case("positions", "sinusoidal", positions=positions, width=width + width % 2)
+    yield _case("positions", "rotary_tables", positions=positions, head_width=head + head % 2, theta=config.rope_theta)
+    angles = normal(size=(*lead, (head + 1) // 2))
+    turned = normal(size=(BATCH, config.heads, TOKENS, head + head % 2))
+    yield _case("positions", "rotary", vectors=turned, cos=np.cos(angles), sin=np.sin(angles))
+    hidden, gain = normal(size=(*lead, width)), 1 + 0.3 * normal(size=width)
+    yield _case("norm", "layer_norm", hidden=hidden, weight=gain, bias=normal(size=width), eps=config.norm_eps)
+    yield _case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
+    yield from _attention_cases(config, random, mask)
+    up = normal(size=(*lead, inner))
+    # Away from 0, where relu has no slope.
+    yield _case("feed_forward", "relu", up=np.sign(up) * (np.abs(up) + 0.01))
+    yield _case("feed_forward", "gelu", up=up)
+    yield _case("feed_forward", "swiglu", gate=normal(size=up.shape), up=up)
+    yield _case("dropout", "dropout", hidden=hidden, probability=0.3, keep=random.random(hidden.shape) > 0.3)
+    yield _case("softmax", "softmax", scores=normal(size=(*lead, TOKENS)))
+    yield _case("softmax", "log_softmax", scores=normal(size=(*lead, TOKENS)))
+    labels = np.where(mask.ravel(), random.integers(0, vocabulary, mask.size), IGNORED)
+    table = normal(size=(vocabulary, width)) / np.sqrt(width)
+    yield _case(
+        "linear_cross_entropy", "linear_cross_entropy", hidden=hidden.reshape(-1, width), weight=table, labels=labels
+    )
+    yield from _low_rank_cases(config, random, hidden)
+
+
+def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: np.ndarray) -> Iterator[Case]:
+    """Plain, padded, with cached keys, behind a shared prefix, and beside a gated one."""
+    shared = (BATCH, config.kv_heads, TOKENS, config.head_width)
+    query = random.normal(size=(BATCH, config.heads, TOKENS, config.head_width))
+    key, value = random.normal(size=(2, *shared))
+    prompt = {
+        side: random.normal(size=(1, config.kv_heads, PROMPT, config.head_width))
+        for side in ("prefix.key", "prefix.value")
+    }
+    gated = prompt | {"prefix.gate": random.normal(size=config.heads)}
+    for name in ("attention", "explicit_attention"):
+        case = partial(_case, "attention", name, key=key, value=value)
+        yield case(query=query)
+        yield case(query=query, mask=mask)
+        yield case(query=query[:, :, CACHED:])
+        yield case(query=query, mask=mask, **prompt)
+        yield case(query=query, **gated)
+    yield _case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
+
+
+def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: np.ndarray) -> Iterator[Case]:
+    narrow = config.kv_heads * config.head_width
+    shapes = {"weight": (narrow, config.width), "a": (RANK, config.width), "b": (narrow, RANK)}
+    factors = {name: random.normal(size=shape) / np.sqrt(shape[1]) for name, shape in shapes.items()}
+    bias, dropped = random.normal(size=narrow), hidden * (random.random(hidden.shape) > 0.3)
+    yield _case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
+    yield _case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
+    yield _case("lora", "updated_norms", scale=0.7, **factors)
+
+
+def padded(batch: int, tokens: int) -> np.ndarray:
+    """Real tokens, with padding on the left of the first row and on the right of the last."""
+    mask = np.ones((batch, tokens), bool)
+    mask[0, :2] = mask[-1, -1:] = False
+    return mask
+
+
+def _case(file: str, name: str, **arguments: Any) -> Case:
+    """Arrays are inputs; whatever else there is stays as it is. `prefix.key` is the key of the argument `prefix`."""
+    inputs = {argument: value for argument, value in arguments.items() if isinstance(value, np.ndarray)}
+    rest = {argument: value for argument, value in arguments.items() if argument not in inputs}
+    reference, twin = importlib.import_module(f"minillm.reference.{file}"), ONE_TWIN.get(name, name)
+    forward, backward = (getattr(reference, f"{twin}_{way}", None) for way in ("forward", "backward"))
+    return Case(
+        what=name,
+        inputs=inputs,
+        forward=partial(_forward, forward or getattr(reference, twin), forward is not None, rest),
+        backward=None if backward is None else partial(_backward, backward, name),
+        run=partial(_run, file, name, rest),
+        wide=name in WIDE,
+    )
+
+
+def _forward(twin: Callable, has_cache: bool, rest: dict[str, Any], inputs: Arrays) -> tuple[np.ndarray, Any]:
+    result = twin(**_with_prefix(inputs, NumpyPrefix), **rest)
+    out, cache = result if has_cache else (_one(result), None)
+    return np.asarray(out, np.float64), cache
+
+
+def _backward(twin: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays:
+    gradients = twin(dout, cache)
+    prefix = gradients.pop("prefix", None)
+    if prefix is not None:
+        sides = zip(prefix._fields, prefix, strict=True)
+        gradients |= {f"prefix.{side}": slope for side, slope in sides if slope is not None}
+    if name in ("lora", "updated_norms"):
+        del gradients["weight"]  # a constant in torch: it stays frozen
+    return gradients
+
+
+def _run(
+    file: str, name: str, rest: dict[str, Any], inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    # Looked up when it is run, so that what stands there now is what is checked.
+    operation = getattr(importlib.import_module(f"minillm.ops.{file}"), name)
+    places = {"dtype": dtype, "device": device}
+    wanted = {place: value for place, value in places.items() if place in inspect.signature(operation).parameters}
+    if "positions" in inputs:
+        inputs = {**inputs, "positions": inputs["positions"].long()}
+    result = operation(**_with_prefix(inputs, Prefix), **rest, **wanted)
+    return result[0] if name == "explicit_attention" else _one(result)
+
+
+def _one(result: Any) -> Any:
+    """Two tables, cosines and sines, as one array."""
+    if not isinstance(result, tuple):
+        return result
+    return torch.stack(result) if isinstance(result[0], Tensor) else np.stack(result)
+
+
+def _with_prefix(inputs: dict[str, Any], kind: type) -> dict[str, Any]:
+    sides = {name.removeprefix("prefix."): value for name, value in inputs.items() if name.startswith("prefix.")}
+    plain = {name: value for name, value in inputs.items() if not name.startswith("prefix.")}
+    return plain | ({"prefix": kind(**sides)} if sides else {})

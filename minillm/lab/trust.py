@@ -1,0 +1,185 @@
+"""The ladder of trust for one thing that is computed twice: differences, numpy, torch in float64, torch as it is used.
+
+    differences    (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h along a random direction, against numpy's gradient
+    numpy          numpy against torch, in float64 on the CPU: the output and every gradient
+    here           torch in the user's dtype, on the user's device, against numpy in float64 on the same rounded inputs
+
+Each rung says which part (the output, a gradient) was furthest off, by which share of its size, and how far off it may
+be. For the last one rounding sets the limit: 8 ulp of the dtype, and 8 times what the exact result itself moves by when
+every number that goes in is off by one of them. A kernel's rung would stand after it: its error may be twice that of
+`here`, and 4 ulp, on the same inputs.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Arrays = dict[str, np.ndarray]
+DIFFERENCE, TWIN = 1e-6, 1e-9
+STEP, FACTOR = 1e-5, 8
+# A result that is 0 by mathematics is 1e-17 by arithmetic: below this size, errors are measured absolutely.
+SMALLEST = 1e-3
+OUTPUT = "the output"
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to compute twice, and the numbers to do it with.
+
+    `forward` and `backward` are numpy's: from inputs by name to (out, cache), and from dout to gradients by name, or
+    None where nothing has one. `run` is torch's, from the same inputs as tensors. `wide` says that it computes in
+    float32 at least, whatever it returns; `kinks`, that a step may cross a kink, where a difference is no slope.
+    """
+
+    what: str
+    inputs: Arrays
+    forward: Callable[[Arrays], tuple[np.ndarray, Any]]
+    backward: Callable[[np.ndarray, Any], Mapping[str, np.ndarray]] | None
+    run: Callable[[dict[str, Tensor], torch.dtype, torch.device], Tensor]
+    wide: bool = False
+    kinks: bool = False
+
+
+class Measured(NamedTuple):
+    """The part that is furthest off for its limit; both are shares of the part's size."""
+
+    part: str
+    error: float
+    limit: float
+
+    @property
+    def good(self) -> bool:
+        # NaN is not within any limit.
+        return self.error <= self.limit
+
+    @property
+    def severity(self) -> float:
+        return self.error / self.limit if math.isfinite(self.error) else math.inf
+
+
+def differences(case: Case, random: np.random.Generator) -> Measured | None:
+    """Numpy's gradients against slopes, one direction for each input; None where there is no gradient, or a kink."""
+    if case.backward is None or case.kinks:
+        return None
+    out, cache = case.forward(case.inputs)
+    dout = random.normal(size=np.shape(out))
+    gradients = dict(case.backward(dout, cache))
+    found = []
+    for name, gradient in gradients.items():
+        direction = random.normal(size=gradient.shape)
+        expected = _slope(case, name, direction, dout)
+        size = math.sqrt(max((other**2).sum() for other in _siblings(name, gradients)))
+        error = abs((gradient * direction).sum() - expected) / max(size, SMALLEST)
+        found.append(Measured(_gradient_of(name), float(error), DIFFERENCE))
+    return worst(found)
+
+
+def _slope(case: Case, name: str, direction: np.ndarray, dout: np.ndarray) -> float:
+    def moved(steps: int) -> float:
+        inputs = {**case.inputs, name: case.inputs[name] + steps * STEP * direction}
+        return (case.forward(inputs)[0] * dout).sum()
+
+    return (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * STEP)
+
+
+def twins(case: Case, random: np.random.Generator) -> Measured:
+    """Numpy against torch, both in float64 and on the CPU."""
+    dout = random.normal(size=np.shape(case.forward(case.inputs)[0]))
+    expected = _by_numpy(case, case.inputs, dout)
+    actual = _by_torch(case, case.inputs, dout, expected, torch.float64, torch.device("cpu"))
+    return worst([Measured(part, error, TWIN) for part, error in _errors(actual, expected).items()])
+
+
+def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured:
+    """Torch in this dtype and on this device, against numpy in float64, from what the dtype can hold."""
+    inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
+    dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
+    expected = _by_numpy(case, inputs, dout)
+    actual = _by_torch(case, inputs, dout, expected, dtype, device)
+    ulp = torch.finfo(dtype).eps
+    inside = torch.finfo(torch.promote_types(dtype, torch.float32)).eps if case.wide else ulp
+    nearby = {name: _perturbed(array, inside, random) for name, array in inputs.items()}
+    moved = _errors(_by_numpy(case, nearby, dout), expected)
+    errors = _errors(actual, expected)
+    return worst([Measured(part, error, FACTOR * (ulp + moved[part])) for part, error in errors.items()])
+
+
+def worst(measured: list[Measured]) -> Measured:
+    return max(measured, key=lambda one: one.severity)
+
+
+def _by_numpy(case: Case, inputs: Arrays, dout: np.ndarray) -> Arrays:
+    """The output and the gradients, by what they are called in a report."""
+    out, cache = case.forward(inputs)
+    gradients = {} if case.backward is None else case.backward(dout, cache)
+    return {OUTPUT: np.asarray(out, np.float64)} | {
+        _gradient_of(name): gradient for name, gradient in gradients.items()
+    }
+
+
+def _by_torch(
+    case: Case, inputs: Arrays, dout: np.ndarray, expected: Arrays, dtype: torch.dtype, device: torch.device
+) -> Arrays:
+    """The same parts as `expected` has, each NaN where torch has no such gradient."""
+    tensors = {name: _tensor(array, dtype, device) for name, array in inputs.items()}
+    trained = {_gradient_of(name): tensor for name, tensor in tensors.items() if _gradient_of(name) in expected}
+    for tensor in trained.values():
+        tensor.requires_grad_()
+    out = case.run(tensors, dtype, device)
+    slopes = dict.fromkeys(trained)
+    if out.requires_grad and tuple(out.shape) == np.shape(dout):
+        given = _tensor(dout, out.dtype, device)
+        slopes = dict(
+            zip(trained, torch.autograd.grad(out, [*trained.values()], given, allow_unused=True), strict=True)
+        )
+    return {part: _array(found) for part, found in {OUTPUT: out, **slopes}.items()}
+
+
+def _tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+
+
+def _array(tensor: Tensor | None) -> np.ndarray:
+    """A gradient that torch did not compute is no number at all."""
+    return np.array(np.nan) if tensor is None else tensor.detach().to("cpu", torch.float64).numpy()
+
+
+def _rounded(array: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    tensor = torch.from_numpy(np.array(array))
+    return tensor.to(dtype).double().numpy() if tensor.is_floating_point() else array
+
+
+def _perturbed(array: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    if array.dtype.kind != "f":
+        return array
+    return array * (1 + share * random.choice((-1.0, 1.0), array.shape))
+
+
+def _errors(actual: Arrays, expected: Arrays) -> dict[str, float]:
+    """How far each part is off, as a share of its size; the gradients of one layer have one size."""
+    return {
+        part: _distance(actual[part], array, max(np.abs(other).max(initial=0) for other in _siblings(part, expected)))
+        for part, array in expected.items()
+    }
+
+
+def _distance(actual: np.ndarray, expected: np.ndarray, size: float) -> float:
+    if actual.shape != expected.shape:
+        return math.inf
+    return float(np.abs(actual - expected).max(initial=0) / max(size, SMALLEST))
+
+
+def _siblings(name: str, parts: Arrays) -> list[np.ndarray]:
+    """The part and those beside it: `key.weight` for `key.bias`, which mathematics may leave without a gradient."""
+    parent, dot, _ = name.rpartition(".")
+    return [array for other, array in parts.items() if other == name or (dot and other.rpartition(".")[0] == parent)]
+
+
+def _gradient_of(name: str) -> str:
+    return f"the gradient of {name}"

@@ -1,0 +1,225 @@
+"""`minillm check`: everything is checked, what is right is good, and what is wrong is found by its name."""
+
+import importlib
+import inspect
+import json
+import math
+import pkgutil
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from minillm import Decoder, DecoderConfig, InputError, ops, save
+from minillm.cli import main
+from minillm.decoder import Block
+from minillm.lab.check import CheckSettings, check, failed, find_config, presets, shrunk, table
+from minillm.reference import norm as numpy_norm
+
+TINY = CheckSettings(config="tiny", device="cpu")
+MODELS = {"decoder", *(f"decoder with {what}" for what in ("LoRA", "a prefix", "a gated prefix", "a soft prompt"))}
+WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tables"}
+
+
+def public_operations():
+    found = set()
+    for file in pkgutil.iter_modules(ops.__path__):
+        module = importlib.import_module(f"minillm.ops.{file.name}")
+        functions = inspect.getmembers(module, inspect.isfunction)
+        found |= {name for name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dtype):
+    described = check(CheckSettings("tiny", dtype, "cpu"))
+    rows = {(row["what"], row["rung"]) for row in described["rows"]}
+    expected = public_operations() | MODELS
+    assert len(expected) > 20
+    assert rows == {
+        (what, rung)
+        for what in expected
+        for rung in ("differences", "numpy", f"{dtype} on cpu")
+        if rung != "differences" or what not in WITHOUT_GRADIENT
+    }
+    assert failed(described) == []
+
+
+@pytest.mark.parametrize("config", ["vaswani", "gpt2", "smollm2-135m"])
+def test_other_choices_are_good_too(config, monkeypatch):
+    monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
+    monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
+    assert failed(check(CheckSettings(config, "bfloat16", "cpu", seed=1))) == []
+
+
+def scaled(name, by):
+    """The operation, with a result that is a little too large."""
+
+    def change(module):
+        right = getattr(module, name)
+        return lambda *args, **kwargs: right(*args, **kwargs) * by
+
+    return change
+
+
+MUTATIONS = {
+    "rms_norm": ("norm", lambda module: lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, 0.0)),
+    "layer_norm": ("norm", lambda module: lambda hidden, weight, bias, eps: F.layer_norm(hidden, weight.shape, weight)),
+    "gelu": ("feed_forward", lambda module: lambda up: F.gelu(up)),
+    "softmax": ("softmax", lambda module: lambda scores: torch.softmax(scores, 0)),
+    "attention": ("attention", scaled("attention", 1 + 1e-8)),
+    "lora": ("lora", lambda module: lambda x, weight, bias, a, b, scale, dropped=None: F.linear(x, weight, bias)),
+    "token_positions": ("positions", lambda module: lambda mask, start: start + mask.long().cumsum(-1)),
+    "visible_keys": (
+        "attention",
+        lambda module: lambda queries, keys, mask, device: torch.ones(1, 1, queries, keys) > 0,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_wrong_operation_is_found_and_nothing_else_is(name, monkeypatch):
+    file, change = MUTATIONS[name]
+    module = importlib.import_module(f"minillm.ops.{file}")
+    monkeypatch.setattr(module, name, change(module))
+    wrong = failed(check(TINY))
+    # Who calls an operation by its name in the same file calls the wrong one.
+    called_by = {"visible_keys": {"attention", "explicit_attention"} | MODELS}.get(name, set())
+    assert {row["what"] for row in wrong} - called_by == {name}
+    assert "numpy" in {row["rung"] for row in wrong}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda up: F.gelu(up.half(), approximate="tanh").to(up.dtype) if up.dtype == torch.float32 else gelu(up),
+        lambda up: gelu(up) / (0 if up.dtype == torch.float32 else 1),
+        lambda up: gelu(up.detach()) if up.dtype == torch.float32 else gelu(up),
+        lambda up: gelu(up @ up if up.dtype == torch.float32 else up),
+    ],
+    ids=["rounded inside", "no number", "no gradient", "nothing at all"],
+)
+def test_what_is_wrong_in_one_dtype_alone_is_found_there(wrong, monkeypatch):
+    monkeypatch.setattr("minillm.ops.feed_forward.gelu", wrong)
+    described = check(TINY)
+    assert [(row["what"], row["rung"]) for row in failed(described)] == [("gelu", "float32 on cpu")]
+    json.loads(json.dumps(described, allow_nan=False))
+
+
+def gelu(up):
+    return F.gelu(up, approximate="tanh")
+
+
+def test_a_wrong_gradient_in_numpy_is_found_by_differences(monkeypatch):
+    right = numpy_norm.rms_norm_backward
+
+    def wrong(dout, cache):
+        return right(dout, cache) | {"hidden": dout * cache[2] / cache[1]}
+
+    monkeypatch.setattr(numpy_norm, "rms_norm_backward", wrong)
+    rows = [row for row in failed(check(TINY)) if row["what"] == "rms_norm"]
+    assert rows[0]["rung"] == "differences"
+    assert rows[0]["part"] == "the gradient of hidden"
+
+
+def test_a_wrong_block_is_found_in_every_decoder(monkeypatch):
+    right = Block.forward
+    monkeypatch.setattr(Block, "forward", lambda self, hidden, around: right(self, hidden, around) * (1 + 1e-8))
+    assert {row["what"] for row in failed(check(TINY))} == MODELS
+
+
+def test_a_seed_is_the_same_check_again_and_another_seed_another():
+    first, again, other = (check(CheckSettings("tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
+    assert first == again != other
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_config_is_checked_with_its_choices_and_heads_in_sizes_that_numpy_can_follow(name):
+    config = find_config(name)
+    small = shrunk(config)
+    for same in ("norm", "norm_first", "positions", "feed_forward", "bias", "tie_embeddings", "head_width", "norm_eps"):
+        assert getattr(small, same) == getattr(config, same)
+    assert small.heads // small.kv_heads == config.heads // config.kv_heads
+    assert small.width <= 576
+    assert small.layers == 2
+    with torch.device("meta"):
+        assert sum(parameter.numel() for parameter in Decoder(small).parameters()) < 12e6
+
+
+@pytest.mark.parametrize("heads", [(1, 1), (71, 1), (64, 64), (6, 2)])
+def test_any_sharing_of_heads_can_be_shrunk(heads):
+    for head_width in (1, 2, 64, 700):
+        sizes = {"heads": heads[0], "kv_heads": heads[1], "width": heads[0] * head_width}
+        for positions in ("rotary", "learned") if head_width % 2 == 0 else ("learned",):
+            small = shrunk(DecoderConfig.tiny(**sizes, positions=positions))
+            assert small.width <= max(576, head_width)
+    assert shrunk(DecoderConfig.tiny(heads=6, kv_heads=6, width=6 * 287, positions="sinusoidal")).width % 2 == 0
+
+
+def run(words, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["minillm", "check", "--device", "cpu", *words])
+    try:
+        main()
+    except SystemExit as end:
+        return end.code
+    return 0
+
+
+def test_the_command_prints_the_table_writes_it_and_ends_well(tmp_path, monkeypatch, capsys):
+    assert run(["--config", "tiny", "--out", str(tmp_path / "out")], monkeypatch) == 0
+    printed, written = capsys.readouterr().out, json.loads((tmp_path / "out" / "check.json").read_text())
+    assert table(written) in printed
+    assert "FAILED" not in printed
+    assert written["config"] == "tiny"
+    assert all(math.isfinite(row["error"]) and row["good"] for row in written["rows"])
+
+
+def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
+    monkeypatch.setattr("minillm.ops.norm.rms_norm", lambda hidden, weight, eps: hidden * weight)
+    assert run(["--config", "tiny"], monkeypatch) == 1
+    said = capsys.readouterr()
+    assert said.err.count("rms_norm") == 2, "numpy and torch disagree in both dtypes"
+    assert "layer_norm" not in said.err
+    assert said.out.count("FAILED") == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--config", "bert"], "a preset: tiny, vaswani, gpt2"),
+        (["--dtype", "float16"], "float16"),
+        (["--threads", "0"], "threads"),
+        (["--seed", "-1"], "seed"),
+        (["--device", "tpu"], "no device 'tpu'"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_nothing_is_written(words, sentence, tmp_path, monkeypatch, capsys):
+    assert run([*words, "--out", str(tmp_path / "out")], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert sentence in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_models_own_config_is_checked(tmp_path):
+    config = DecoderConfig.tiny(heads=3, kv_heads=1, width=18, tie_embeddings=False)
+    save(Decoder(config), None, tmp_path)
+    assert find_config(str(tmp_path)) == config
+
+
+def test_mps_has_no_float64(monkeypatch):
+    monkeypatch.setattr("minillm.lab.check.pick_device", lambda name: torch.device("mps"))
+    with pytest.raises(InputError, match="mps has no float64"):
+        check(CheckSettings("tiny", "float64", "mps"))
+
+
+def test_numbers_hide_nothing():
+    """No bias is 0 and no norm is 1 in what is checked: a term that is left out shows."""
+    from minillm.lab.check_decoders import decoder_cases
+
+    for case in decoder_cases(shrunk(find_config("gpt2-xl")), np.random.default_rng(0)):
+        for name, array in case.inputs.items():
+            if array.dtype.kind == "f":
+                assert array.std() > 1e-3, name
+                assert not (array == 0).any(), name
