@@ -81,7 +81,7 @@ def generate(
 def ladder(
     base: str = "smollm2-135m-instruct",
     task: str = "reviews",
-    rungs: str = "zero-shot,few-shot,features,lora,full",
+    rungs: str = "zero-shot,few-shot,features,output,last-blocks,lora,full",
     train: int = 500,
     test: int = 400,
     seed: int = 0,
