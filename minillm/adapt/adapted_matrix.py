@@ -31,8 +31,8 @@ class Update(NamedTuple):
 class AdaptedMatrix(nn.Module, ABC):
     """A frozen matrix and its update. `start` holds what `kept` gave of one; without it the update begins anew."""
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
+    weight: Tensor
+    bias: Tensor | None
 
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None):
         super().__init__()
@@ -87,13 +87,13 @@ class AdaptedMatrix(nn.Module, ABC):
         """The replaced matrix again, of the very same parameters: a tied one stays tied."""
         return self._plain(self.weight, self.frozen_bias if self.trains_bias else self.bias)
 
-    def _plain(self, weight: nn.Parameter, bias: nn.Parameter | None) -> Matrix:
+    def _plain(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         rows, width = weight.shape
         with torch.device("meta"):
             plain = Embedding(rows, width) if self.kind is Embedding else nn.Linear(width, rows, bias is not None)
-        plain.weight = weight
-        if bias is not None:
-            plain.bias = bias
+        for name, parameter in (("weight", weight), ("bias", bias)):
+            if parameter is not None:
+                setattr(plain, name, parameter)
         return plain
 
 

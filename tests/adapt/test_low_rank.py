@@ -28,6 +28,7 @@ def test_options_and_state_are_the_method_bit_for_bit(method, style):
     options = OPTIONS | {"train_bias": STYLES[style].bias}
     first = moved(method(decoder, r=2, alpha=3, **options))
     kept, state = json.loads(json.dumps(first.options())), {name: t.clone() for name, t in first.state().items()}
+    assert kept == {"r": 2, "alpha": 3, **options, "targets": list(options["targets"])}
     fresh, random_before = random_decoder(STYLES[style]), torch.get_rng_state()
     again = method.from_state(fresh, kept, state).eval()
     assert torch.equal(torch.get_rng_state(), random_before), "nothing is drawn to be thrown away"
