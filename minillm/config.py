@@ -20,6 +20,10 @@ LLAMA_SIZES = {
     "llama-2-7b": (32000, 32, 4096, 32, 32, 11008, 4096, 10_000.0, False),
 }
 
+# Of decoders that are trained from nothing, by their depth (Karpathy's nanochat turns such a dial).
+WIDTH_PER_LAYER = 32
+DEPTHS = {"nano": 2, "tiny": 4, "small": 8}
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -106,6 +110,17 @@ class DecoderConfig:
             norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
             layers=layers, width=width, heads=heads, kv_heads=kv_heads, feed_forward_width=inner,
             context_length=context, rope_theta=theta, tie_embeddings=tied,
+        )  # fmt: skip
+
+    @classmethod
+    def from_depth(cls, depth: int, vocabulary: int, context_length: int = 256) -> "DecoderConfig":
+        """A Llama-style decoder to train from nothing, whose sizes all follow from its depth: 32 numbers of width and
+        one head of 32 for every layer."""
+        width = WIDTH_PER_LAYER * depth
+        return cls(
+            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
+            layers=depth, width=width, heads=depth, kv_heads=depth, feed_forward_width=-(-8 * width // 24) * 8,
+            context_length=context_length,
         )  # fmt: skip
 
     @classmethod

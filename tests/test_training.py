@@ -1,5 +1,6 @@
 """The one training loop: exact accumulation, the best epoch, and what it does when things go wrong."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillm import InputError
-from minillm.training import TrainingSettings, rate_at, train
+from minillm.training import Loop, TrainingSettings, rate_at, train
 from tests.tolerances import assert_close
 
 
@@ -46,10 +47,10 @@ def test_accumulated_batches_equal_one_big_batch_even_where_the_last_is_short():
     assert_close(parts.w, whole.w, "law")
 
 
-def test_a_step_is_adamw_on_the_clipped_mean_gradient():
-    method, history = fit(TrainingSettings(epochs=1, batch=11, rate=0.1, clip=0.3, weight_decay=0.2))
+def test_a_step_is_adamw_on_the_clipped_mean_gradient_and_vectors_do_not_decay():
+    method, history = fit(TrainingSettings(epochs=1, batch=11, rate=0.1, clip=0.3, weight_decay=0.2, beta2=0.9))
     w = Line().w
-    optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=0.2)
+    optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0, betas=(0.9, 0.9))
     x, y = torch.stack([x for x, _ in EXAMPLES]), torch.tensor([y for _, y in EXAMPLES], dtype=torch.float64)
     loss = F.mse_loss(x @ w, y)
     loss.backward()
@@ -121,3 +122,59 @@ def test_a_method_with_nothing_to_train_is_refused():
 
     with pytest.raises(InputError, match="nothing to train"):
         train(Nothing(), EXAMPLES, lambda batch: (torch.zeros(()), 1), lambda _: 1, TrainingSettings())
+
+
+class Matrix(nn.Module):
+    """Decay alone moves what the loss does not depend on."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.vector = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(3))
+
+    def trainable(self):
+        return dict(self.named_parameters())
+
+
+def test_matrices_decay_and_vectors_stay():
+    method = Matrix()
+
+    def loss(batch):
+        return 0.0 * (method.matrix.sum() + method.vector.sum()), len(batch)
+
+    train(method, EXAMPLES, loss, lambda _: 3, TrainingSettings(epochs=1, batch=11, rate=0.1, weight_decay=0.5))
+    assert torch.equal(method.vector, torch.ones(3))
+    assert_close(method.matrix, torch.full((2, 3), 0.95), "law in float32")
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_a_restored_loop_goes_on_bit_for_bit_wherever_it_was_stopped(stop):
+    """Within an epoch and at its end, with dropout's random numbers, in batches of two passes."""
+    settings = TrainingSettings(batch=3, accumulate=2, rate=0.1, seed=5, weight_decay=0.1)
+
+    def loop():
+        torch.manual_seed(settings.seed)
+        method = Line()
+
+        def loss(batch):
+            x, y = torch.stack([x for x, _ in batch]), torch.tensor([y for _, y in batch], dtype=torch.float64)
+            return F.mse_loss(F.dropout(x @ method.w, 0.3), y, reduction="sum"), len(batch)
+
+        return Loop(method, EXAMPLES, loss, lambda _: 3, settings, steps=8)
+
+    def run(loop, until):
+        while len(loop.history.losses) < until:
+            for batches in loop.groups():
+                loop.step(batches)
+                if len(loop.history.losses) == until:
+                    break
+        return loop
+
+    whole, first = run(loop(), 8), run(loop(), stop)
+    tensors, rest = first.state()
+    tensors, rest = {name: tensor.clone() for name, tensor in tensors.items()}, json.loads(json.dumps(rest))
+    torch.manual_seed(99)
+    second = loop()
+    second.restore(tensors, rest)
+    run(second, 8)
+    assert second.history.losses == whole.history.losses
+    assert torch.equal(second.parameters["w"], whole.parameters["w"])

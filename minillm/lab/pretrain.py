@@ -1,0 +1,269 @@
+"""`minillm pretrain`: a tiny language model from nothing, on a text of one's own, on reviews or on word problems.
+
+What a run writes stands in one directory: the checkpoint from which it goes on, the curve as JSON and PNG, and at the
+end the model as `minillm.load` reads it. Checkpoints are for one machine and its settings; the model is for everyone.
+"""
+
+import hashlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from minillm import distributed
+from minillm.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
+from minillm.decoder import Decoder
+from minillm.device import best_precision, pick_device
+from minillm.errors import InputError
+from minillm.generation import generate
+from minillm.hub import save
+from minillm.hub.pull import pull
+from minillm.pretraining import FromNothing, Recipe, held_out_loss, pack, pack_whole
+from minillm.progress import progress
+from minillm.tasks import word_problems
+from minillm.tasks.text import Corpus, reviews_text, text_file
+from minillm.tokenizer import Tokenizer
+from minillm.tokenizer_training import token_bytes, train_tokenizer
+from minillm.training import Loop
+from minillm.writing import write_text
+
+TASKS = ("word_problems", "reviews-text")
+CURVE, PICTURE = "curve.json", "curve.png"
+MOST_HELD_OUT = 64
+"""Rows of the held-out text that are measured each time."""
+
+
+@dataclass(frozen=True)
+class PretrainSettings:
+    """What is learned by what. Two runs of equal settings are the same run."""
+
+    data: str | None = None
+    task: str | None = None
+    preset: str = "tiny"
+    tokenizer: str | None = None
+    vocabulary: int = 2048
+    steps: int | None = None
+    seed: int = 0
+    forms: tuple[str, ...] = tuple(word_problems.FORMS)
+    problem_steps: tuple[int, ...] = word_problems.STEPS
+
+    def __post_init__(self):
+        if (self.data is None) == (self.task is None):
+            raise InputError(f"give a text to learn, --data FILE.txt, or a task: {', '.join(TASKS)}")
+        if self.task is not None and self.task not in TASKS:
+            raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"the seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A text as token ids in rows, to train on and to measure on."""
+
+    tokenizer: Tokenizer
+    train: list[list[int]]
+    held_out: list[list[int]]
+
+
+def read_corpus(settings: PretrainSettings, recipe: Recipe) -> Corpus:
+    """The text; word problems are as many as the run reads, and no problem is read twice."""
+    if settings.data is not None:
+        return text_file(Path(settings.data))
+    if settings.task == "reviews-text":
+        return reviews_text(pull("reviews"))
+    found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
+    held_out = word_problems.documents(found, 500, settings.seed)
+    # A row holds three or four of them.
+    return Corpus(word_problems.documents(found, 4 * recipe.batch * recipe.steps, settings.seed + 1), held_out)
+
+
+def read_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
+    """The tokenizer that the text makes, and the text in its tokens."""
+    corpus, problems = read_corpus(settings, recipe), settings.task == "word_problems"
+    kind = settings.tokenizer or ("words" if problems else "bpe")
+    numbers = "".join(f" {number}" for number in range(word_problems.LARGEST + 1)) if problems else ""
+    tokenizer = train_tokenizer(kind, [*corpus.train[:20_000], numbers], settings.vocabulary)
+    encoded = [[tokenizer.encode(text) for text in texts] for texts in corpus]
+    if problems:
+        train, held_out = (pack_whole(texts) for texts in encoded)
+    else:
+        assert tokenizer.eos is not None
+        train, held_out = (pack(texts, tokenizer.eos) for texts in encoded)
+    return Rows(tokenizer, train, held_out[:MOST_HELD_OUT])
+
+
+class Run:
+    """One pretraining run: its model, its loop, and what it has measured so far."""
+
+    def __init__(self, settings: PretrainSettings, out: Path, device: torch.device):
+        self.settings, self.out, self.device = settings, out, device
+        self.recipe = Recipe.from_preset(settings.preset, settings.steps)
+        self.rows = read_rows(settings, self.recipe)
+        self.precision = best_precision(device) if device.type == "cuda" else "float32"
+        torch.manual_seed(settings.seed)
+        self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
+        self.model = FromNothing(self.decoder)
+        self.loop = Loop(
+            self.model, self.rows.train, self.model.loss, len, self.recipe.settings(self.precision, settings.seed),
+            steps=self.recipe.steps,
+        )  # fmt: skip
+        self.bytes = token_bytes(self.rows.tokenizer)
+        self.measured: list[dict[str, Any]] = []
+
+    def described(self) -> dict[str, Any]:
+        """What determines the run, in JSON's types; the text by its tokens' sha256."""
+        tokens = hashlib.sha256(json.dumps([self.rows.train, self.rows.held_out]).encode()).hexdigest()
+        return json.loads(
+            json.dumps(
+                {**asdict(self.settings), **asdict(self.recipe), "tokens": tokens, "precision": self.precision,
+                 "processes": distributed.size()}
+            )
+        )  # fmt: skip
+
+    @property
+    def done(self) -> int:
+        return len(self.loop.history.losses)
+
+    def measure(self) -> dict[str, Any]:
+        """The held-out loss, and how a held-out text goes on."""
+        batch = self.recipe.batch
+        found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
+        start = self.rows.held_out[0][:16]
+        ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
+        self.decoder.train()
+        sample = self.rows.tokenizer.decode(ids[0].tolist())
+        return {"step": self.done, "nats": found.nats, "bits_per_byte": found.bits_per_byte, "sample": sample}
+
+    def curve(self) -> dict[str, Any]:
+        history = self.loop.history
+        return {
+            **self.described(),
+            "parameters": sum(parameter.numel() for parameter in self.decoder.parameters()),
+            "losses": history.losses,
+            "held_out": self.measured,
+            "tokens_read": history.tokens,
+            "seconds": history.seconds,
+        }
+
+    def checkpoint(self) -> None:
+        if distributed.rank() == 0:
+            save_checkpoint(self.out, self.loop, {"settings": self.described(), "measured": self.measured})
+
+    def resume(self, fresh: bool) -> None:
+        """Go on from the checkpoint of an earlier run of these settings, if there is one."""
+        if fresh:
+            (self.out / CHECKPOINT).unlink(missing_ok=True)
+        found = restore_checkpoint(self.out, self.loop, self.described())
+        self.measured = [] if found is None else found["measured"]
+
+    def steps(self) -> Iterator[list[list[int]]]:
+        """The batches of every step that is left, epoch after epoch."""
+        while self.done < self.loop.steps:
+            for batches in self.loop.groups():
+                yield batches
+                if self.done == self.loop.steps:
+                    return
+
+    def finish(self) -> None:
+        """The model, as `minillm.load` reads it, and the curve."""
+        self.decoder.eval()
+        save(self.decoder, self.rows.tokenizer, self.out)
+        write_text(self.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
+
+
+@contextmanager
+def interrupt_deferred() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C takes effect between two steps, where the state is whole; the second time, at once."""
+    asked = False
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def pretrain(
+    settings: PretrainSettings, out: Path, *, device: str = "auto", fresh: bool = False, every: int = 100,
+    say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
+) -> Run:  # fmt: skip
+    """Train to the end, from nothing or from the checkpoint in `out`, and write the model there.
+
+    Every so many steps the held-out loss is measured, said, and a checkpoint written. Raises InputError for settings
+    that cannot work, for a loss that is no number and for a checkpoint of another run; KeyboardInterrupt once the
+    checkpoint is written.
+    """
+    if every < 1:
+        raise InputError(f"a checkpoint every {every} steps cannot be; it must be 1 at least")
+    place = distributed.local_device(pick_device(device))
+    with distributed.joined(place):
+        run = Run(settings, out, place)
+        run.resume(fresh)
+        _train(run, every, say)
+        if distributed.rank() == 0:
+            run.finish()
+    return run
+
+
+def _train(run: Run, every: int, say: Callable[[Mapping[str, Any]], None]) -> None:
+    run.decoder.train()
+    with interrupt_deferred() as interrupted, progress(total=run.loop.steps, initial=run.done, unit="step") as bar:
+        for batches in run.steps():
+            bar.set_postfix(loss=f"{run.loop.step(batches):.3f}", refresh=False)
+            bar.update()
+            if run.done % every == 0 or run.done == run.loop.steps:
+                run.measured.append(run.measure())
+                if distributed.rank() == 0:
+                    say(run.measured[-1])
+                run.checkpoint()
+            if distributed.any_says(interrupted(), run.device):
+                run.checkpoint()
+                raise KeyboardInterrupt
+
+
+def picture(curve: Mapping[str, Any], path: Path) -> None:
+    """The loss of every step and of the held-out text, as a PNG. Needs matplotlib (ImportError without)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
+    steps: Sequence[int] = range(1, len(curve["losses"]) + 1)
+    axes.plot(steps, curve["losses"], linewidth=0.8, alpha=0.6, label="training")
+    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="held out")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats a token")
+    axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def describe(measured: Mapping[str, Any]) -> str:
+    """A measurement in a line, and the sample under it."""
+    sample = " ".join(measured["sample"].split())
+    return (
+        f"step {measured['step']}: held out {measured['nats']:.3f} nats a token, "
+        f"{measured['bits_per_byte']:.3f} bits a byte\n  {sample[:160]}"
+    )
+
+
+def draw(out: Path) -> None:
+    """The curve's picture beside its JSON; without matplotlib, a line that says how to get it."""
+    try:
+        picture(json.loads((out / CURVE).read_text("utf-8")), out / PICTURE)
+    except ImportError:
+        print("no picture: matplotlib is missing (pip install 'minillm[lab]')", file=sys.stderr)

@@ -1,0 +1,115 @@
+"""Word problems: every chain that is generated can be checked, and every number in it that is changed is noticed."""
+
+import re
+from itertools import islice
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minillm import InputError
+from minillm.tasks import word_problems
+from minillm.tasks.word_problems import FORMS, LARGEST, STEPS, Problem, documents, faults, problems, read_answer
+
+seeds = st.integers(0, 2**63 - 1)
+# "A juggler can juggle 48 balls. Half of the balls are golf. A third of the golf balls are blue."
+JUGGLER = Problem("juggler", "Ada", 48, (2, 3), ("golf", "blue"))
+
+
+def test_a_problem_reads_as_it_should():
+    assert JUGGLER.text == (
+        "A juggler can juggle 48 balls. Half of the balls are golf. A third of the golf balls are blue. "
+        "How many blue balls are there?"
+    )
+    assert JUGGLER.direct == " The answer is 8."
+    assert JUGGLER.chain == " Let's think step by step. Half of 48 is 24. A third of 24 is 8. The answer is 8."
+
+
+@given(seeds, st.sampled_from(STEPS))
+def test_every_generated_chain_is_right_and_its_answer_too(seed, steps):
+    problem = next(problems(seed, steps=(steps,)))
+    assert faults(problem, problem.chain) == []
+    assert read_answer(problem.chain) == read_answer(problem.direct) == problem.answer
+    left = problem.count
+    for divisor in problem.divisors:
+        assert left % divisor == 0
+        left //= divisor
+    assert left == problem.answer >= 1
+    assert problem.count <= LARGEST
+
+
+@given(seeds, st.sampled_from(STEPS), st.data())
+def test_every_single_number_of_a_chain_that_is_changed_is_noticed(seed, steps, data):
+    problem = next(problems(seed, steps=(steps,)))
+    numbers = list(re.finditer(r"\d+", problem.chain))
+    place = data.draw(st.sampled_from(numbers))
+    other = data.draw(st.integers(0, 2 * LARGEST).filter(lambda number: number != int(place[0])))
+    assert faults(problem, problem.chain[: place.start()] + str(other) + problem.chain[place.end() :])
+
+
+@given(seeds, st.sampled_from(STEPS), st.data())
+def test_every_share_that_is_exchanged_and_every_step_that_is_left_out_is_noticed(seed, steps, data):
+    problem = next(problems(seed, steps=(steps,)))
+    sentences = problem.chain.split(". ")
+    which = data.draw(st.integers(1, len(problem.divisors)))
+    assert faults(problem, ". ".join(sentences[:which] + sentences[which + 1 :]))
+    assert faults(problem, ". ".join([*sentences[: which + 1], *sentences[which:]])), "a step that is taken twice"
+    share, rest = sentences[which].split(" of ")
+    other = data.draw(st.sampled_from(["Half", "A third", "A quarter", "A fifth"]).filter(lambda one: one != share))
+    assert faults(problem, ". ".join([*sentences[:which], f"{other} of {rest}", *sentences[which + 1 :]]))
+
+
+def test_a_right_answer_for_a_wrong_reason_is_told_from_one_for_the_right_reason():
+    lucky = " Let's think step by step. Half of 48 is 16. A third of 16 is 8. The answer is 8."
+    assert read_answer(lucky) == JUGGLER.answer
+    assert faults(JUGGLER, lucky) == [
+        "step 1 is miscalculated: Half of 48 is 16.",
+        "step 2 is miscalculated: A third of 16 is 8.",
+    ]
+    assert faults(JUGGLER, JUGGLER.direct) == ["there are 0 steps, and the problem has 2", *_unsupported(8, 48)]
+
+
+def _unsupported(answer, left):
+    return [f"the answer is {answer}, and the last step leaves {left}"]
+
+
+def test_an_answer_that_is_none_is_none():
+    assert read_answer(" Let's think step by step. Half of 48 is 24.") is None
+    assert faults(JUGGLER, "") == ["there are 0 steps, and the problem has 2", *_unsupported(None, 48)]
+
+
+@given(seeds, st.sets(st.sampled_from(sorted(FORMS)), min_size=1), st.sets(st.sampled_from(STEPS), min_size=1))
+def test_only_the_forms_and_step_counts_that_were_asked_for_occur(seed, forms, steps):
+    found = list(islice(problems(seed, forms=sorted(forms), steps=sorted(steps)), 20))
+    assert {problem.form for problem in found} <= forms
+    assert {len(problem.divisors) for problem in found} <= steps
+    assert found == list(islice(problems(seed, forms=sorted(forms), steps=sorted(steps)), 20)), "a seed repeats them"
+
+
+def test_every_form_and_every_step_count_occurs_and_another_seed_gives_other_problems():
+    found = list(islice(problems(0), 500))
+    assert {problem.form for problem in found} == set(FORMS)
+    assert {len(problem.divisors) for problem in found} == set(STEPS)
+    assert found[:20] != list(islice(problems(1), 20))
+
+
+def test_a_document_is_a_problem_with_either_answer():
+    found = list(islice(problems(3), 50))
+    texts = documents(iter(found), 50, seed=4)
+    chained = [p.question + p.chain + "\n\n" == text for p, text in zip(found, texts, strict=True)]
+    direct = [p.question + p.direct + "\n\n" == text for p, text in zip(found, texts, strict=True)]
+    assert all(one != other for one, other in zip(chained, direct, strict=True))
+    assert 10 < sum(chained) < 40
+
+
+def test_what_there_is_not_is_refused_in_a_sentence():
+    with pytest.raises(InputError, match="no form 'jugler' of word problem; there are: juggler, baker"):
+        problems(0, forms=("jugler",))
+    with pytest.raises(InputError, match="2, 3, 4 steps"):
+        problems(0, steps=(7,))
+
+
+def test_every_kind_of_every_form_is_a_word_of_its_own():
+    for form in word_problems.FORMS.values():
+        assert len(set(form.kinds)) == len(form.kinds) > max(STEPS)
+        assert all(kind.isalpha() for kind in form.kinds)
