@@ -20,6 +20,10 @@ POSITIONS = ("ops/positions.py", "ops/test_positions.py")
 LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
 DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
+FILES = ("adapt/files.py", "adapt/test_files.py")
+FINGERPRINT = ("adapt/fingerprint.py", "adapt/test_fingerprint.py")
+PEFT = ("hub/peft.py", "hub/test_peft.py")
+PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
 
 def _mutation(what, where, old, new):
@@ -172,5 +176,91 @@ MUTATIONS = [
         ("generation.py", "reference/test_sampling.py"),
         "ordered.cumsum(-1) - ordered >= top_p",
         "ordered.cumsum(-1) >= top_p",
+    ),
+    _mutation(
+        "an adapter that any base takes",
+        FILES,
+        "different = [name for name in {**here, **there} if here.get(name) != there.get(name)]",
+        "different = [name for name in {**here, **there} if name not in here or name not in there]",
+    ),
+    _mutation("a base with another rope_theta taken for its own", FILES, '"rope_theta", "norm_eps")', '"norm_eps")'),
+    _mutation(
+        "flipped bits in an adapter", FILES, "if tensor_fingerprint(stored) != expected:", "if expected is None:"
+    ),
+    _mutation("numbers that are not finite saved", FILES, '_check_finite(state, "the method")', "pass"),
+    _mutation("an adapter that does nothing", FILES, "if found.size == 0 and not allow_noop:", "if False:"),
+    _mutation("another tokenizer", FILES, "not in (None, tokenizer.fingerprint)", "is False"),
+    _mutation(
+        "a difference to a base that has been cast since",
+        FILES,
+        "yield self.loaded[stored]",
+        "yield self.present[name].detach().cpu()",
+    ),
+    _mutation(
+        "the dtype that the base had forgotten",
+        FILES,
+        "decode(stored, weight.to(base_dtype).to(dtype))",
+        "decode(stored, weight.to(dtype))",
+    ),
+    _mutation(
+        "an edited adapter.json",
+        ("adapt/description.py", "adapt/test_files.py"),
+        "if description.seal() != seal:",
+        "if False:",
+    ),
+    _mutation(
+        "a name that stands twice in adapter.json",
+        ("adapt/description.py", "adapt/test_files.py"),
+        "if len(found) != len(pairs):",
+        "if False:",
+    ),
+    _mutation("a difference without its end", ("adapt/delta.py", "adapt/test_delta.py"), " or not unpacker.eof", ""),
+    _mutation(
+        "something after a difference", ("adapt/delta.py", "adapt/test_delta.py"), " or unpacker.unused_data", ""
+    ),
+    _mutation(
+        "a bomb", ("adapt/delta.py", "adapt/test_delta.py"), "(stored.numpy().data, size + 1)", "(stored.numpy().data)"
+    ),
+    _mutation(
+        "bytes that are not sorted by significance",
+        ("adapt/delta.py", "adapt/test_delta.py"),
+        "difference.reshape(-1, tensor.element_size()).T",
+        "difference.reshape(tensor.element_size(), -1)",
+    ),
+    _mutation("a base forgotten by a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
+    _mutation("a changed weight taken for what it was", FINGERPRINT, " {zlib.crc32(_bytes(tensor)):08x}", ""),
+    _mutation("the cache of other weights", FINGERPRINT, 'if kept["files"] == stamp else {}', "if stamp else {}"),
+    _mutation(
+        "a cast taken for the weights of the file", FINGERPRINT, "if origin.read is not None and", "if False and"
+    ),
+    _mutation(
+        "layers and sides exchanged in peft's prefix",
+        PEFT,
+        '"L sides G P K -> P (L sides G K)"',
+        '"L sides G P K -> P (sides L G K)"',
+    ),
+    _mutation("a gate that peft lacks", PEFT, 'if "gate" in state:', "if False:"),
+    _mutation("unshifted positions that peft lacks", PEFT, "if not method.shift_positions:", "if False:"),
+    _mutation(
+        "an alpha that forgets the root of the rank",
+        PEFT_LORA,
+        "return math.sqrt(rank) if stabilised else float(rank)",
+        "return float(rank)",
+    ),
+    _mutation(
+        "A and B of an embedding exchanged for peft",
+        PEFT_LORA,
+        '{"b": "lora_embedding_A", "a": "lora_embedding_B"}',
+        '{"a": "lora_embedding_A", "b": "lora_embedding_B"}',
+    ),
+    _mutation("a rank that the pattern does not give", PEFT_LORA, 'if rank != len(factors["a"]):', "if rank is None:"),
+    _mutation(
+        "another base beside a peft adapter",
+        PEFT_LORA,
+        "if not torch.equal(tensor.to(matrix.weight), matrix.weight):",
+        "if False:",
+    ),
+    _mutation(
+        "a block of c_attn in another's rows", PEFT_LORA, "torch.block_diag(*rows)", "torch.block_diag(*reversed(rows))"
     ),
 ]

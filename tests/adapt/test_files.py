@@ -147,6 +147,20 @@ def test_a_body_with_matrices_in_half_precision_saves_what_its_base_loads(tmp_pa
     load(frozen(minillm.load(tmp_path / "base")[0], torch.bfloat16), tmp_path / "adapter")
 
 
+def test_a_wide_bias_trained_beside_a_narrow_base_is_restored_on_the_base_itself(tmp_path):
+    """Its difference is to the bias as it was cast, in the dtype in which it was trained."""
+    minillm.save(random_decoder(STYLES["GPT-2"]).float(), None, tmp_path / "base")
+    method = LoRA(frozen(minillm.load(tmp_path / "base")[0], torch.bfloat16), r=2, train_bias=True)
+    with torch.no_grad():
+        for parameter in method.trainable().values():
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    method.save(tmp_path / "adapter")
+    said = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
+    assert ["bfloat16", "float32"] in said["differences"].values()
+    loaded = load(minillm.load(tmp_path / "base")[0], tmp_path / "adapter")
+    assert all(torch.equal(loaded.state()[name], value) for name, value in method.state().items())
+
+
 def test_a_cast_that_forgot_the_digits_of_a_fine_tune_says_so(tmp_path):
     single = random_decoder(STYLES["Llama"]).float()
     trained("all weights", single).save(tmp_path)
@@ -324,6 +338,13 @@ def test_a_description_that_was_edited_says_so(adapter, base):
     text = (adapter / "adapter.json").read_text()
     (adapter / "adapter.json").write_text(text.replace('"alpha": 4', '"alpha": 8'))
     with pytest.raises(InputError, match="damaged or edited"):
+        load(base, adapter)
+
+
+def test_a_description_that_says_a_thing_twice_is_refused(adapter, base):
+    text = (adapter / "adapter.json").read_text()
+    (adapter / "adapter.json").write_text(text.replace('"method": "LoRA"', '"method": "LoRA", "method": "LoRA"'))
+    with pytest.raises(InputError, match="stands twice"):
         load(base, adapter)
 
 
