@@ -39,6 +39,11 @@ def rank() -> int:
     return processes.get_rank() if size() > 1 else 0
 
 
+def is_first() -> bool:
+    """Whether this process is the one that speaks, before the others are joined and after they are left too."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def local_device(device: torch.device) -> torch.device:
     """The GPU of this process, where every process has one of its own."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
