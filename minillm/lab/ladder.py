@@ -22,8 +22,9 @@ from minillm import hub
 from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device
 from minillm.errors import InputError
 from minillm.hub.pull import pull
-from minillm.lab.rungs import RUNGS, Rung, World, chosen_rungs, labels
+from minillm.lab.rungs import RUNGS, Rung, chosen_rungs
 from minillm.lab.statistics import standard_error
+from minillm.lab.world import Bench, World, labels
 from minillm.prompting.scoring import accuracy
 from minillm.tasks import Task
 from minillm.tasks.reviews import PROMPT, reviews_task
@@ -67,15 +68,21 @@ def load_task(settings: LadderSettings) -> Task:
     return reviews_task(pull("reviews"), settings.train, settings.test)
 
 
-def world(settings: LadderSettings, out: Path) -> World:
-    """Load what a rung starts from."""
+def bench(settings: LadderSettings, out: Path) -> Bench:
+    """Load the base that is worked on. Raises InputError for one without a tokenizer."""
     torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
-    task = load_task(settings)
     decoder, tokenizer = hub.load(settings.base)
     if tokenizer is None:
-        raise InputError(f"{settings.base} has no tokenizer, and the ladder's texts need one")
-    return World(decoder.to(device), tokenizer, task, device, best_precision(device), settings.seed, out)
+        raise InputError(f"{settings.base} has no tokenizer, and texts need one")
+    return Bench(decoder.to(device), tokenizer, device, best_precision(device), settings.seed, out)
+
+
+def world(settings: LadderSettings, out: Path) -> World:
+    """Load what a rung starts from, the task first: what is wrong with it is said soonest."""
+    task = load_task(settings)
+    found = bench(settings, out)
+    return World(found.decoder, found.tokenizer, found.device, found.precision, found.seed, out, task)
 
 
 def measure(rung: Rung, settings: LadderSettings, out: Path) -> dict[str, Any]:

@@ -3,9 +3,11 @@
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from minillm.errors import InputError
+
+Row = TypeVar("Row")
 
 VALIDATION_END = 1000
 """Where the validation rows end and the training rows begin, in data that has enough rows."""
@@ -45,9 +47,7 @@ class Task:
                 )
 
 
-def divide(
-    rows: Sequence[LabelledText], train: int, test: int
-) -> tuple[list[LabelledText], list[LabelledText], list[LabelledText]]:
+def divide(rows: Sequence[Row], train: int, test: int) -> tuple[list[Row], list[Row], list[Row]]:
     """(train, validation, test) of one fixed shuffle: test first, validation up to row 999, then train.
 
     Data too short for that gives what lies between test and train to validation. Raises InputError where the rows do

@@ -1,0 +1,53 @@
+"""`minillm pretrain`: a language model from nothing."""
+
+from pathlib import Path
+
+
+def pretrain(
+    data: Path | None = None,
+    task: str | None = None,
+    preset: str = "tiny",
+    tokenizer: str | None = None,
+    vocabulary: int = 2048,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    every: int = 100,
+    out: Path = Path("pretrained"),
+    fresh: bool = False,
+) -> None:
+    """Train a tiny language model from nothing: a model directory, its curve as JSON and PNG, and checkpoints.
+
+    A run that was stopped, in whatever way, goes on where its last checkpoint left it. Under torchrun the processes
+    share every batch.
+
+    Args:
+        data: The text to learn, a .txt file; its last tenth is held out.
+        task: In place of a text: word_problems (generated) or reviews-text.
+        preset: nano, tiny or small: the depth, from which sizes, rate, batch and steps follow.
+        tokenizer: bpe, characters or words (default: words for word problems, else bpe).
+        vocabulary: Tokens at most.
+        steps: Steps in place of the preset's.
+        seed: The seed of all that is random.
+        device: auto, cpu, cuda or mps.
+        threads: CPU threads (default: one a core).
+        every: Measure, sample and write a checkpoint every so many steps.
+        out: The directory for what is written.
+        fresh: Begin again, whatever stands in that directory.
+    """
+    import torch
+
+    from minillm.device import keep_freed_memory
+    from minillm.distributed import is_first
+    from minillm.lab.pretrain import PretrainSettings, describe, draw
+    from minillm.lab.pretrain import pretrain as run
+
+    keep_freed_memory()
+    torch.set_num_threads(threads or torch.get_num_threads())
+    text = None if data is None else str(data)
+    settings = PretrainSettings(text, task, preset, tokenizer, vocabulary, steps, seed)
+    run(settings, out, device=device, fresh=fresh, every=every, say=lambda measured: print(describe(measured)))
+    if is_first():
+        draw(out)
+        print(f"written: {out}; `minillm generate --model {out} ...` continues a text with it")

@@ -1,0 +1,128 @@
+"""Three ways to climb: by a prompt, by a classifier on stored features, by training a method.
+
+Each is given the world (base, task, device) and returns its outcome. What can be chosen (the head's C, the best
+epoch) is chosen on the validation rows; the test rows are scored once, at the end.
+"""
+
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.adapt import FineTune, FrozenHead, InContext, Method
+from minillm.adapt.feature_store import Recipe, filed_features
+from minillm.adapt.trunk import TrunkStore, boundary
+from minillm.decoder import Decoder
+from minillm.lab.world import Outcome, World, count, labels, score_rows, size
+from minillm.prompting.scoring import accuracy, answer_scores
+from minillm.prompting.template import balanced_shots, common_start
+from minillm.tasks import LabelledText
+from minillm.training import TrainingSettings, train
+
+PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
+"""The values of C, the inverse strength of the penalty on a classifier's weights, that are tried."""
+
+
+def in_context(world: World, name: str, shots: int) -> Outcome:
+    """Nothing is trained: what all prompts have in common is read once, and each row only adds its own tokens."""
+    task = world.task
+    shown = balanced_shots(task, shots, world.seed) if shots else []
+    prompts = world.prompts(task.test, shown)
+    shared = common_start(prompts)
+    start = time.perf_counter()
+    model = InContext(world.decoder, torch.tensor([prompts[0][:shared]], device=world.device)) if shared else None
+    scores = score_rows(
+        world, model or world.decoder, [prompt[shared:] for prompt in prompts], world.answers(), "float32", name
+    )
+    spent = time.perf_counter() - start
+    tokens = shared + sum(len(prompt) - shared for prompt in prompts)
+    return Outcome(scores, eval_seconds=spent, tokens=tokens, chosen={"shots": shots, "shared_tokens": shared})
+
+
+def features(world: World, name: str) -> Outcome:
+    """A logistic regression on stored features; its penalty is that under which the validation rows are likeliest.
+
+    (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
+    """
+    task, body = world.task, world.working_body()
+    recipe, tokenizer = Recipe(precision=world.precision), world.tokenizer.fingerprint
+    splits = {"train": task.train, "validation": task.validation, "test": task.test}
+    prompts = {split: world.prompts(rows) for split, rows in splits.items()}
+    found, seconds = {}, {}
+    for split, texts in prompts.items():
+        start = time.perf_counter()
+        label = f"{name}, {split} rows"
+        found[split] = filed_features(body, texts, world.out / "features", recipe, tokenizer, label)
+        seconds[split] = time.perf_counter() - start
+
+    def fitted(c: float) -> FrozenHead:
+        method = FrozenHead(body, len(task.answers), settings={"c": c, "standardise": True})
+        method.fit(found["train"], labels(task.train))
+        return method
+
+    start, likelihood = time.perf_counter(), {}
+    for c in PENALTIES:
+        scores = fitted(c).classifier.scores(found["validation"])
+        likelihood[c] = -F.cross_entropy(scores, labels(task.validation)).item()
+    best = max(likelihood, key=lambda c: likelihood[c])
+    method = fitted(best)
+    fitting = time.perf_counter() - start
+    on_validation = accuracy(method.classifier.scores(found["validation"]), labels(task.validation))
+    return Outcome(
+        method.classifier.scores(found["test"]),
+        trainable_parameters=count(method.trainable()),
+        stored_bytes=size(method.state()),
+        train_seconds=seconds["train"] + fitting,
+        eval_seconds=seconds["test"],
+        tokens=sum(len(prompt) for prompt in prompts["train"]),
+        precision=world.precision,
+        chosen={"c": best, "validation": on_validation},
+        method=method,
+    )
+
+
+def trained(
+    world: World, name: str, adapt: Callable[[Decoder], Method], settings: TrainingSettings, lower: bool
+) -> Outcome:
+    """Gradient descent on the answers' cross-entropy; the epoch is chosen on the validation rows.
+
+    What a frozen trunk says of a row is computed once, and a classifier's answers are its classes.
+    `lower` says that the method leaves the base's matrices frozen, so that they can be held in half precision.
+    """
+    task, answers = world.task, world.answers()
+    method = adapt(world.working_body() if lower else world.decoder)
+    model = TrunkStore(method) if boundary(method) else method
+    if isinstance(method, FineTune) and method.classes is not None:
+        answers = [[label] for label in range(len(answers))]
+    prompts, targets = world.prompts(task.train), labels(task.train)
+
+    def loss(batch: list[int]) -> tuple[Tensor, int]:
+        scores = answer_scores(model, [prompts[index] for index in batch], answers)
+        return F.cross_entropy(scores, targets[batch].to(scores.device), reduction="sum"), len(batch)
+
+    def score(rows: list[LabelledText], what: str) -> Tensor:
+        return score_rows(world, model, world.prompts(rows), answers, world.precision, f"{name}, {what} rows")
+
+    def validate() -> float:
+        return accuracy(score(task.validation, "validation"), labels(task.validation))
+
+    history = train(
+        method, range(len(prompts)), loss, lambda index: len(prompts[index]), settings,
+        validate=validate if settings.epochs > 1 else None, name=name,
+    )  # fmt: skip
+    start = time.perf_counter()
+    scores = score(task.test, "test")
+    return Outcome(
+        scores,
+        trainable_parameters=count(method.trainable()),
+        stored_bytes=size(method.state()),
+        train_seconds=history.seconds,
+        eval_seconds=time.perf_counter() - start,
+        tokens=history.tokens,
+        precision=world.precision,
+        chosen={"epochs": settings.epochs, "rate": settings.rate, "best_epoch": history.best_epoch + 1,
+                "validation": history.validation, "losses": history.losses},
+        method=method,
+    )  # fmt: skip

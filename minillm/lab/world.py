@@ -1,0 +1,98 @@
+"""What every rung of the ladder starts from, and what it leaves: the world, the outcome, and the scoring between."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.adapt import Adaptation, FineTune
+from minillm.adapt.surgery import frozen, lower
+from minillm.decoder import Decoder
+from minillm.device import autocast
+from minillm.generation import LanguageModel
+from minillm.prompting.scoring import answer_scores, score_all
+from minillm.prompting.template import render
+from minillm.tasks import LabelledText, Task
+from minillm.tokenizer import Tokenizer
+
+
+@dataclass
+class Bench:
+    """A base, and where and how it is worked on. `precision` is that of the matrix products while training."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    device: torch.device
+    precision: str
+    seed: int
+    out: Path
+
+    def working_body(self) -> Decoder:
+        """The base in this world's precision. Its matrices take the float32 ones' place, to spare their memory."""
+        if self.precision == "bfloat16":
+            self.decoder = frozen(self.decoder, torch.bfloat16)
+        return self.decoder
+
+    def fine_tuned(self, decoder: Decoder, layers: int | str, classes: int | list[int] | None = None) -> FineTune:
+        """Some layers trained in float32 over a trunk in this world's precision, which takes the base's place."""
+        method = FineTune(decoder, layers, classes)
+        if self.precision == "bfloat16":
+            lower(method.decoder, torch.bfloat16)
+            self.decoder = method.decoder
+        return method
+
+
+@dataclass
+class World(Bench):
+    """A bench with a task on it."""
+
+    task: Task
+
+    def prompts(self, rows: Sequence[LabelledText], shots: Sequence[LabelledText] = ()) -> list[list[int]]:
+        return [self.tokenizer.encode(render(self.task, row.text, shots)) for row in rows]
+
+    def answers(self) -> list[list[int]]:
+        return [self.tokenizer.encode(answer) for answer in self.task.answers]
+
+
+@dataclass
+class Outcome:
+    """What a rung measured. `scores` are those of the test rows; seconds leave loading the base out."""
+
+    scores: Tensor
+    trainable_parameters: int = 0
+    stored_bytes: int = 0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+    tokens: int = 0
+    precision: str = "float32"
+    chosen: dict[str, Any] = field(default_factory=dict)
+    method: Adaptation | None = None
+
+
+def labels(rows: Sequence[LabelledText]) -> Tensor:
+    return torch.tensor([row.label for row in rows])
+
+
+def score_rows(
+    world: World, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]], precision: str, name: str
+) -> Tensor:
+    """Each answer's score after each prompt, by a model that reads the prompts."""
+
+    def score(batch: list[int]) -> Tensor:
+        with autocast(world.device, precision):
+            return answer_scores(model, [prompts[index] for index in batch], answers)
+
+    return score_all(score, [len(prompt) for prompt in prompts], name)
+
+
+def count(tensors: dict[str, Any]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
+
+
+def size(tensors: dict[str, Tensor]) -> int:
+    """The bytes of what is published."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
