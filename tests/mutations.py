@@ -204,13 +204,13 @@ MUTATIONS = [
     ),
     _mutation(
         "an edited adapter.json",
-        ("adapt/description.py", "adapt/test_files.py"),
+        ("adapt/description.py", "adapt/test_description.py"),
         "if description.seal() != seal:",
         "if False:",
     ),
     _mutation(
         "a name that stands twice in adapter.json",
-        ("adapt/description.py", "adapt/test_files.py"),
+        ("adapt/description.py", "adapt/test_description.py"),
         "if len(found) != len(pairs):",
         "if False:",
     ),

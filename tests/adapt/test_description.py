@@ -1,0 +1,106 @@
+"""What adapter.json and the tensors beside it say is checked, also where somebody made every sha256 agree."""
+
+import pytest
+import torch
+
+from minillm import InputError
+from minillm.adapt import InContext
+from minillm.adapt.files import load
+from tests.decoders import STYLES, random_decoder
+
+from . import forgery
+from .adapters import trained
+
+
+@pytest.fixture
+def adapter(tmp_path):
+    """A saved LoRA."""
+    trained("LoRA").save(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.fixture
+def base():
+    return random_decoder(STYLES["Llama"])
+
+
+def _misshapen(tensors):
+    tensors["blocks.0.attention.query.a"] = tensors["blocks.0.attention.query.a"].T.contiguous()
+
+
+def _missing(tensors):
+    del tensors["blocks.0.attention.query.a"]
+
+
+def _extra(tensors):
+    tensors["blocks.0.attention.key.a"] = torch.ones(2)
+
+
+def _not_finite(tensors):
+    tensors["blocks.0.attention.query.a"][0, 0] = torch.inf
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (_misshapen, r"blocks\.0\.attention\.query\.a is \(30, 2\)"),
+        (_missing, r"no tensor blocks\.0\.attention\.query\.a"),
+        (_extra, r"blocks\.0\.attention\.key\.a"),
+        (_not_finite, r"numbers in blocks\.0\.attention\.query\.a that are not finite"),
+    ],
+)
+def test_tensors_that_do_not_fit_the_options_are_refused_by_name(adapter, base, change, sentence):
+    forgery.stored(adapter, change)
+    with pytest.raises(InputError, match=sentence):
+        load(base, adapter)
+
+
+def test_another_adapters_tensors_are_noticed_where_nobody_forged_their_sha256(adapter, tmp_path, base):
+    trained("LoRA", base, seed=1).save(tmp_path / "other")
+    (tmp_path / "other" / "adapter.safetensors").replace(adapter / "adapter.safetensors")
+    with pytest.raises(InputError, match="is not what its sha256 says"):
+        load(base, adapter)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"method": "Pickle"}, "there is no method 'Pickle'; there are: InContext,"),
+        ({"format": 2}, "has the format 2"),
+        ({"format": True}, "has the format True"),
+        ({"options": {}}, "option 'r' is missing"),
+        ({"options": {**trained("LoRA").options(), "r": 10**9}}, "the option r has the number 1000000000"),
+        ({"options": {**trained("LoRA").options(), "r": -1}}, "rank of -1"),
+        ({"options": {**trained("LoRA").options(), "targets": ["nothing"]}}, "'nothing' matches nothing"),
+        ({"options": [1]}, "adapter.json"),
+        ({"base": {}}, r"embed\.weight is only here"),
+        ({"differences": {"blocks.0.attention.query.a": ["int8", "float32"]}}, "a pair of dtypes"),
+        ({"tokenizer": 3}, "adapter.json"),
+    ],
+)
+def test_a_description_that_cannot_be_is_refused(adapter, base, changes, sentence):
+    forgery.described(adapter, **changes)
+    with pytest.raises(InputError, match=sentence):
+        load(base, adapter)
+
+
+def test_a_description_that_was_edited_says_so(adapter, base):
+    text = (adapter / "adapter.json").read_text()
+    (adapter / "adapter.json").write_text(text.replace('"alpha": 4', '"alpha": 8'))
+    with pytest.raises(InputError, match="damaged or edited"):
+        load(base, adapter)
+
+
+def test_a_description_that_says_a_thing_twice_is_refused(adapter, base):
+    text = (adapter / "adapter.json").read_text()
+    (adapter / "adapter.json").write_text(text.replace('"method": "LoRA"', '"method": "LoRA", "method": "LoRA"'))
+    with pytest.raises(InputError, match="stands twice"):
+        load(base, adapter)
+
+
+def test_a_prompt_of_tokens_that_the_base_lacks_is_refused(tmp_path, base):
+    InContext(base, torch.tensor([[7, 8]])).save(tmp_path)
+    for ids in ([13], [-1], [], [True], ["a"], 3, [[1]], [1] * 17):
+        forgery.described(tmp_path, options={"ids": ids})
+        with pytest.raises(InputError):
+            load(base, tmp_path)
