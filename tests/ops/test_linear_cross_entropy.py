@@ -1,6 +1,7 @@
 """The loss in torch equals numpy's, in one chunk or in many."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,7 +21,9 @@ def test_the_loss_equals_numpys(data, rows, width, vocabulary, random):
     check_against_torch(ops.linear_cross_entropy, *twins, inputs, random)
 
 
-def test_chunks_change_nothing():
+@pytest.mark.parametrize("few", [0, ops.FEW], ids=["made again", "kept"])
+def test_chunks_change_nothing(few, monkeypatch):
+    monkeypatch.setattr(ops, "FEW", few)
     random = np.random.default_rng(0)
     rows = 2 * ops.CHUNK + 17
     inputs = {"hidden": random.normal(size=(rows, 3)), "weight": random.normal(size=(5, 3))}
@@ -44,3 +47,14 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient():
     hidden, weight = torch.randn(3, 2, requires_grad=True), torch.randn(5, 2, requires_grad=True)
     loss = ops.linear_cross_entropy(hidden, weight, torch.full((3,), ops.IGNORED))
     assert_close(loss, torch.tensor(0.0))
+
+
+def test_many_logits_are_never_held_together():
+    """Of 64 MB of logits and their softmax, a chunk's is alive at a time: what autograd keeps is the hidden states."""
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(8 * ops.CHUNK, 3, generator=random, requires_grad=True)
+    weight = torch.randn(2048, 3, generator=random, requires_grad=True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        ops.linear_cross_entropy(hidden, weight, torch.zeros(8 * ops.CHUNK, dtype=torch.long))
+    assert max(kept) < ops.CHUNK * 2048 / 16
