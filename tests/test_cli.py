@@ -24,13 +24,14 @@ def place(tmp_path_factory):
     """A directory with a tiny model of bytes, and a table that is easy to learn: who likes it says so at the end."""
     place = tmp_path_factory.mktemp("place")
     byte_names = pre_tokenizers.ByteLevel.alphabet()
-    pipeline = Pipeline(models.BPE(vocab={name: index for index, name in enumerate(sorted(byte_names))}, merges=[]))
+    names = [*sorted(byte_names), "es", "<|end|>"]
+    pipeline = Pipeline(models.BPE(vocab={name: index for index, name in enumerate(names)}, merges=[("e", "s")]))
+    pipeline.add_special_tokens(["<|end|>"])
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     pipeline.decoder = decoders.ByteLevel()
-    pipeline.save(str(place / "tokenizer.json"))
     torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig.tiny(vocabulary=256, context_length=512))
-    save(decoder, Tokenizer.from_directory(place), place / "base")
+    decoder = Decoder(DecoderConfig.tiny(vocabulary=258, context_length=512))
+    save(decoder, Tokenizer(pipeline, {"eos": "<|end|>"}), place / "base")
     rows = [f"word {n} {'yes' if n % 2 else 'no'},{n % 2}" for n in range(90)]
     (place / "mine.csv").write_text("words,liked\n" + "\n".join(rows) + "\n")
     (place / "one.csv").write_text("words,liked\n" + "a,1\n" * 90)

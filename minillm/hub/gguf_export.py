@@ -66,7 +66,7 @@ def _describe(writer: Any, config: DecoderConfig, architecture: str) -> None:
 def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     pipeline = json.loads(tokenizer.pipeline.to_str())
     kinds = [kind for kind in PRETOKENISERS if _same(pipeline["pre_tokenizer"], pretokeniser(kind))]
-    if pipeline["model"]["type"] != "BPE" or not kinds:
+    if pipeline["model"]["type"] != "BPE" or not pipeline["model"]["merges"] or not kinds:
         raise InputError("GGUF has no words for this tokenizer: it is no byte-level BPE that llama.cpp knows")
     names = {index: token for token, index in tokenizer.pipeline.get_vocab(with_added_tokens=True).items()}
     tokens = [names[index] for index in range(len(names))]
