@@ -5,7 +5,7 @@ import pkgutil
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 
 # Kernels compile their own source, the numpy reference has no jaxtyping annotations, a config checks itself.
@@ -23,6 +23,10 @@ install_import_hook(_checked_modules(), "beartype.beartype")
 # The default run is the same on every day; the long one looks for what it has not seen yet.
 settings.register_profile("default", max_examples=30, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
+# Mutations only have to be noticed: the smallest example that notices them may be any.
+settings.register_profile(
+    "first failure", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate), database=None
+)
 settings.register_profile("glance", max_examples=5, deadline=None, derandomize=True, database=None)
 
 

@@ -1,16 +1,23 @@
-"""The tests can fail: each mutation of the arithmetic is applied to a copy of the package, and noticed."""
+"""The tests can fail: each mutation of arithmetic and methods is applied to a copy of the package, and noticed.
+
+Under `python -m pytest -m slow -n 2 tests/test_mutations.py` two copies are mutated at a time.
+"""
 
 import os
 import shutil
 import subprocess
 import sys
+from itertools import count
 from pathlib import Path
 
 import pytest
 
 import minillm
-from tests.mutations import MUTATIONS
+from tests import mutations
+from tests.law_mutations import LAW_MUTATIONS
+from tests.laws import CELLS, EVERYWHERE
 
+MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS
 HOME = Path(minillm.__file__).parent
 TESTS = Path(__file__).parent
 
@@ -19,7 +26,13 @@ TESTS = Path(__file__).parent
 def test_a_mutation_has_one_place_and_changes_it(mutation):
     assert (HOME / mutation.file).read_text().count(mutation.old) == 1
     assert mutation.old != mutation.new
-    assert (TESTS / mutation.test).exists()
+    assert (TESTS / mutation.test.split("::")[0]).exists()
+
+
+def test_each_of_the_twelve_laws_is_to_be_seen_to_fail_for_a_method_that_it_speaks_of():
+    cells = {f"laws.py::test_the_law_holds[{law}-{name}-{style}]": law for law, name in CELLS for style in EVERYWHERE}
+    assert {cells[mutation.test] for mutation in LAW_MUTATIONS} == set(range(1, 13))
+    assert len({mutation.what for mutation in LAW_MUTATIONS}) == len(LAW_MUTATIONS)
 
 
 @pytest.fixture(scope="module")
@@ -34,9 +47,21 @@ def copy(tmp_path_factory):
     return home
 
 
+CLOCK = count(1)
+
+
+def _write(file, text):
+    """Each text gets a time of its own: Python keeps what it compiled by the second in which a file was written."""
+    file.write_text(text)
+    second = next(CLOCK)
+    os.utime(file, (second, second))
+
+
 def _run(home, *tests):
-    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *tests]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    # In this one process, whatever the project's own options say.
+    command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider"]
+    command += ["--hypothesis-profile", "first failure", *tests]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
 
 
@@ -55,11 +80,11 @@ def test_the_unchanged_copy_passes(copy):
 def test_a_mutation_is_noticed(copy, mutation):
     file = copy / "minillm" / mutation.file
     original = file.read_text()
-    file.write_text(original.replace(mutation.old, mutation.new))
+    _write(file, original.replace(mutation.old, mutation.new))
     try:
         done = _run(copy, f"tests/{mutation.test}")
     finally:
-        file.write_text(original)
+        _write(file, original)
     # 1 means that tests failed; 2 or 4 would mean that none could be run.
     assert done.returncode == 1, f"{mutation.what} was not noticed:\n{done.stdout[-2000:]}"
     print(next(line for line in done.stdout.splitlines() if line.startswith("FAILED")))
