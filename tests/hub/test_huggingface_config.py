@@ -48,7 +48,7 @@ def test_rope_theta_is_read_where_older_versions_of_transformers_wrote_it(tmp_pa
         (llama, {"num_key_value_heads": 3}),
         (llama, {"rope_parameters": {"rope_theta": -1.0}}),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_a_setting_that_asks_for_another_computation_is_refused(tmp_path, make, changes):
     make().save_pretrained(tmp_path)
