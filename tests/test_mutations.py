@@ -1,6 +1,6 @@
 """The tests can fail: each mutation of arithmetic and methods is applied to a copy of the package, and noticed.
 
-Under `python -m pytest -m slow -n 2 tests/test_mutations.py` two copies are mutated at a time.
+`python -m pytest -m slow tests/test_mutations.py` mutates two copies at a time, one in each of its workers.
 """
 
 import os
