@@ -22,6 +22,10 @@ DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
 FILES = ("adapt/files.py", "adapt/test_files.py")
 FINGERPRINT = ("adapt/fingerprint.py", "adapt/test_fingerprint.py")
+TRUNK = ("adapt/trunk.py", "adapt/test_trunk.py")
+STORE = ("adapt/feature_store.py", "adapt/test_feature_store.py")
+HEADS = ("adapt/heads.py", "adapt/test_heads.py")
+FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
 PEFT = ("hub/peft.py", "hub/test_peft.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
@@ -263,4 +267,30 @@ MUTATIONS = [
     _mutation(
         "a block of c_attn in another's rows", PEFT_LORA, "torch.block_diag(*rows)", "torch.block_diag(*reversed(rows))"
     ),
+    _mutation("a trunk that forgets the last token", TRUNK, "kept = states[: end + 1]", "kept = states[:end]"),
+    _mutation("a boundary above the norm", TRUNK, '{"decoder.norm": layers,', '{"decoder.norm": layers + 1,'),
+    _mutation("a trunk that is run every epoch", TRUNK, " if row not in self._rows]", "]"),
+    _mutation("a block between trunk and top", TRUNK, "since=self.boundary)", "since=self.boundary + 1)"),
+    _mutation("a trunk written to unseen", TRUNK, "tensor.dtype, tensor._version)", "tensor.dtype)"),
+    _mutation("a trunk in another precision", TRUNK, "now = [half, *", "now = [*"),
+    _mutation("states that overlap in their file", TRUNK, "self.chunk[needed:]", "self.chunk[needed // 2 :]"),
+    _mutation(
+        "a mean over padding",
+        STORE,
+        "mask.to(hidden.dtype) / mask.sum(",
+        "torch.ones_like(mask).to(hidden.dtype) / mask.sum(",
+    ),
+    _mutation("the block below", STORE, "return self.layer + 1", "return self.layer"),
+    _mutation("a flipped bit", STORE, 'if stored.get("sha256") != tensor_fingerprint(features):', "if False:"),
+    _mutation("another tokenizer's store", STORE, '"tokenizer": tokenizer,', ""),
+    _mutation("features with dropout", STORE, "    decoder.eval()\n", ""),
+    _mutation("a ridge without class weights", HEADS, "(weight[:, None] * centred)", "centred"),
+    _mutation("a ridge without a bias", HEADS, "centred = rows - rows_mean", "centred = rows"),
+    _mutation("a loss without class weights", HEADS, "(weight * F.cross_entropy(", "(F.cross_entropy("),
+    _mutation("labels of another piece", HEADS, "start += len(rows)", "start += 0"),
+    _mutation("a fit that goes on from the last one", HEADS, "    exact.reset()\n", ""),
+    _mutation("the farthest neighbours", HEADS, ", largest=False)", ")"),
+    _mutation("a bias for standardised features", HEADS, "self.bias.sub_(", "self.bias.add_("),
+    _mutation("a final norm without its bias", FINE_TUNE, '["norm.*"]', '["norm.weight"]'),
+    _mutation("classes in another order", FINE_TUNE, "rows[tokens]", "rows[sorted(tokens)]"),
 ]

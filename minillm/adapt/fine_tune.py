@@ -40,12 +40,11 @@ class FineTune(Method):
         super().__init__(frozen(decoder))
         self.layers = layers if isinstance(layers, int | str) else list(layers)
         self.classes = classes if classes is None or isinstance(classes, int) else list(classes)
-        patterns = self._patterns()
         if self.classes is not None:
+            # It is new, and so trained whatever `layers` names.
             self.decoder.head = self._classifier(self.classes)
-            patterns = [*patterns, "head.*"]
         names = [name for name, _ in self.decoder.named_parameters(remove_duplicate=False)]
-        train_copies(self.decoder, set(matching(names, patterns, "layer")).__contains__)
+        train_copies(self.decoder, set(matching(names, self._patterns(), "layer")).__contains__)
 
     def _patterns(self) -> list[str]:
         if self.layers in ("all", OUTPUT):
