@@ -113,7 +113,7 @@ class DecoderConfig:
         )  # fmt: skip
 
     @classmethod
-    def from_depth(cls, depth: int, vocabulary: int, context_length: int = 256) -> "DecoderConfig":
+    def from_depth(cls, depth: int, vocabulary: int, context_length: int = 384) -> "DecoderConfig":
         """A Llama-style decoder to train from nothing, whose sizes all follow from its depth: 32 numbers of width and
         one head of 32 for every layer."""
         width = WIDTH_PER_LAYER * depth

@@ -21,12 +21,12 @@ from minillm.errors import InputError
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
 from minillm.training import TrainingSettings
 
-CONTEXT = 256
+CONTEXT = 384
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long and how quickly a decoder of this depth is trained; a batch has `4 depth` rows of 256 tokens."""
+    """How long and how quickly a decoder of this depth is trained; a batch has `3 depth` rows of 384 tokens."""
 
     depth: int
     steps: int
@@ -43,7 +43,7 @@ class Recipe:
         depth = DEPTHS[preset]
         # Wider matrices add up more: the rate falls with the root of the width (as in nanochat).
         rate = 2e-3 * math.sqrt(128 / (WIDTH_PER_LAYER * depth))
-        return cls(depth, steps or 250 * depth, rate, 4 * depth)
+        return cls(depth, steps or 250 * depth, rate, 3 * depth)
 
     def settings(self, precision: str, seed: int) -> TrainingSettings:
         return TrainingSettings(

@@ -50,8 +50,8 @@ class PretrainSettings:
     vocabulary: int = 2048
     steps: int | None = None
     seed: int = 0
-    forms: tuple[str, ...] = tuple(word_problems.FORMS)
-    problem_steps: tuple[int, ...] = word_problems.STEPS
+    forms: tuple[str, ...] = word_problems.PRETRAINED_FORMS
+    problem_steps: tuple[int, ...] = word_problems.PRETRAINED_STEPS
 
     def __post_init__(self):
         if (self.data is None) == (self.task is None):
@@ -79,8 +79,8 @@ def read_corpus(settings: PretrainSettings, recipe: Recipe) -> Corpus:
         return reviews_text(pull("reviews"))
     found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
     held_out = word_problems.documents(found, 500, settings.seed)
-    # A row holds three or four of them.
-    return Corpus(word_problems.documents(found, 4 * recipe.batch * recipe.steps, settings.seed + 1), held_out)
+    # A row holds five or six of them.
+    return Corpus(word_problems.documents(found, 7 * recipe.batch * recipe.steps, settings.seed + 1), held_out)
 
 
 def read_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:

@@ -14,14 +14,18 @@ from math import prod
 from typing import NamedTuple
 
 from minillm.errors import InputError
+from minillm.tasks import LabelledText, Task, divide
 
-SHARES = {2: "half", 3: "a third", 4: "a quarter", 5: "a fifth"}
-"""A share in words, by what one divides by."""
+SHARES = {
+    "half": (1, 2), "a third": (1, 3), "two thirds": (2, 3), "a quarter": (1, 4), "three quarters": (3, 4),
+    "a fifth": (1, 5), "two fifths": (2, 5),
+}  # fmt: skip
+"""Numerator and denominator of a share."""
 
-LARGEST, FEWEST_ANSWERS = 480, 6
-"""No problem begins with more things, and whatever its shares are, so many answers are possible at least."""
+LARGEST, FEWEST = 360, 3
+"""No problem begins with more things, and its shares alone leave so many numbers to begin with at least."""
 
-STEPS = (2, 3, 4)
+STEPS = (1, 2, 3, 4)
 CUE, ANSWER_CUE, BETWEEN = "Let's think step by step.", "The answer is", "\n\n"
 NAMES = ("Ada", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kim", "Lena")
 
@@ -71,26 +75,40 @@ FORMS = {
     ),
 }  # fmt: skip
 
+HELD_OUT_FORMS, HELD_OUT_STEPS = ("collector", "orchard"), (1,)
+"""What no decoder is pretrained on, so that something new is left to adapt it to."""
+PRETRAINED_FORMS = tuple(form for form in FORMS if form not in HELD_OUT_FORMS)
+PRETRAINED_STEPS = tuple(steps for steps in STEPS if steps not in HELD_OUT_STEPS)
+
+ANSWERS, DIFFERENT = (12, 18, 24, 30), 3000
+"""Of the labelled task: its answers, which every share goes into, and how many problems there are."""
+
 
 class Step(NamedTuple):
-    """One sentence of a chain: a share of so many is so many."""
+    """One sentence of a chain: this share of so many are of this kind, so many."""
 
-    divisor: int
+    share: str
     before: int
+    kind: str
     after: int
 
     def __str__(self) -> str:
-        return f"{_capital(SHARES[self.divisor])} of {self.before} is {self.after}."
+        return f"{_capital(self.share)} of {self.before} are {self.kind}: {self.after}."
+
+    @property
+    def adds_up(self) -> bool:
+        numerator, denominator = SHARES[self.share]
+        return self.before * numerator == self.after * denominator
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem by what determines it: the form and its words, the number to begin with, and the divisors in turn."""
+    """A problem by what determines it: the form and its words, the number to begin with, and the shares in turn."""
 
     form: str
     name: str
     count: int
-    divisors: tuple[int, ...]
+    shares: tuple[str, ...]
     kinds: tuple[str, ...]
 
     @property
@@ -99,8 +117,7 @@ class Problem:
         groups = [form.things, *(f"{kind} {form.things}" for kind in self.kinds)]
         words = {"name": self.name, "count": self.count, "things": form.things}
         sentences = [form.opening.format(**words)]
-        for divisor, kind, group in zip(self.divisors, self.kinds, groups, strict=False):
-            share = SHARES[divisor]
+        for share, kind, group in zip(self.shares, self.kinds, groups, strict=False):
             sentences.append(form.step.format(share=share, Share=_capital(share), group=group, kind=kind))
         return " ".join([*sentences, form.question.format(group=groups[-1], **words)])
 
@@ -108,9 +125,10 @@ class Problem:
     def steps(self) -> list[Step]:
         """The chain that solves it."""
         found, before = [], self.count
-        for divisor in self.divisors:
-            found.append(Step(divisor, before, before // divisor))
-            before //= divisor
+        for share, kind in zip(self.shares, self.kinds, strict=True):
+            numerator, denominator = SHARES[share]
+            found.append(Step(share, before, kind, before * numerator // denominator))
+            before = found[-1].after
         return found
 
     @property
@@ -150,18 +168,23 @@ def problems(seed: int, *, forms: Sequence[str] = tuple(FORMS), steps: Sequence[
 def _problems(order: random.Random, forms: tuple[str, ...], steps: tuple[int, ...]) -> Iterator[Problem]:
     while True:
         form = order.choice(forms)
-        divisors = _divisors(order, order.choice(steps))
-        product = prod(divisors)
-        kinds = order.sample(FORMS[form].kinds, len(divisors))
-        count = product * order.randint(1, LARGEST // product)
-        yield Problem(form, order.choice(NAMES), count, divisors, tuple(kinds))
+        shares = _shares(order, order.choice(steps))
+        divisor = _divisor(shares)
+        kinds = order.sample(FORMS[form].kinds, len(shares))
+        count = divisor * order.randint(1, LARGEST // divisor)
+        yield Problem(form, order.choice(NAMES), count, shares, tuple(kinds))
 
 
-def _divisors(order: random.Random, steps: int) -> tuple[int, ...]:
+def _shares(order: random.Random, steps: int) -> tuple[str, ...]:
     while True:
-        divisors = tuple(order.choice(tuple(SHARES)) for _ in range(steps))
-        if prod(divisors) * FEWEST_ANSWERS <= LARGEST:
-            return divisors
+        shares = tuple(order.choice(tuple(SHARES)) for _ in range(steps))
+        if _divisor(shares) * FEWEST <= LARGEST:
+            return shares
+
+
+def _divisor(shares: Sequence[str]) -> int:
+    """What the number to begin with has to be a multiple of."""
+    return prod(SHARES[share][1] for share in shares)
 
 
 def documents(found: Iterator[Problem], count: int, seed: int) -> list[str]:
@@ -173,14 +196,31 @@ def documents(found: Iterator[Problem], count: int, seed: int) -> list[str]:
     return [p.question + (p.direct if coin.random() < 0.5 else p.chain) + BETWEEN for p in islice(found, count)]
 
 
-_SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES.values()))}) of (\d+) is (\d+)\.")
+def word_problems_task(train: int, test: int) -> Task:
+    """Problems of one step in forms that no decoder is pretrained on: which of four numbers is the answer?
+
+    They are all different, and each answer is as likely as the others. Raises InputError where there are too few.
+    """
+    order, rows = random.Random(0), dict[str, int]()
+    while len(rows) < DIFFERENT:
+        label, share = order.randrange(len(ANSWERS)), order.choice(tuple(SHARES))
+        numerator, denominator = SHARES[share]
+        form = order.choice(HELD_OUT_FORMS)
+        count, kind = ANSWERS[label] * denominator // numerator, order.choice(FORMS[form].kinds)
+        rows[Problem(form, order.choice(NAMES), count, (share,), (kind,)).text] = label
+    labelled = [LabelledText(text, label) for text, label in rows.items()]
+    prompt, answers = f"Question: {{text}}\nAnswer: {ANSWER_CUE}", tuple(f" {answer}" for answer in ANSWERS)
+    return Task("word_problems", prompt, answers, *divide(labelled, train, test))
+
+
+_SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES))}) of (\d+) are (\w+): (\d+)\.")
 _ANSWER = re.compile(rf"{ANSWER_CUE} (\d+)\.")
 
 
 def read_chain(text: str) -> list[Step]:
     """The steps that a text takes, right or wrong, in its order."""
-    divisor_of = {_capital(words): divisor for divisor, words in SHARES.items()}
-    return [Step(divisor_of[share], int(before), int(after)) for share, before, after in _SENTENCE.findall(text)]
+    found = _SENTENCE.findall(text)
+    return [Step(share.lower(), int(before), kind, int(after)) for share, before, kind, after in found]
 
 
 def read_answer(text: str) -> int | None:
@@ -192,21 +232,21 @@ def read_answer(text: str) -> int | None:
 def faults(problem: Problem, text: str) -> list[str]:
     """What is wrong with a chain of thought for a problem, a sentence a fault; nothing if every step is right.
 
-    A step must take the share that the problem names, of what the step before has left, and compute it right; there
-    are as many steps as the problem has, and the answer is what the last one leaves.
+    A step must take the share and the kind that the problem names, of what the step before has left, and compute it
+    right; there are as many steps as the problem has, and the answer is what the last one leaves.
     """
     steps, found = read_chain(text), []
     left = problem.count
-    for number, (step, divisor) in enumerate(zip(steps, problem.divisors, strict=False), 1):
-        if step.divisor != divisor:
-            found.append(f"step {number} takes {SHARES[step.divisor]}, and the problem {SHARES[divisor]}")
+    for number, (step, right) in enumerate(zip(steps, problem.steps, strict=False), 1):
+        if (step.share, step.kind) != (right.share, right.kind):
+            found.append(f"step {number} has {step.share} {step.kind}, and the problem {right.share} {right.kind}")
         if step.before != left:
             found.append(f"step {number} begins with {step.before}, and there are {left}")
-        if step.after * step.divisor != step.before:
+        if not step.adds_up:
             found.append(f"step {number} is miscalculated: {step}")
         left = step.after
-    if len(steps) != len(problem.divisors):
-        found.append(f"there are {len(steps)} steps, and the problem has {len(problem.divisors)}")
+    if len(steps) != len(problem.shares):
+        found.append(f"there are {len(steps)} steps, and the problem has {len(problem.shares)}")
     if read_answer(text) != left:
         found.append(f"the answer is {read_answer(text)}, and the last step leaves {left}")
     return found

@@ -9,20 +9,36 @@ from hypothesis import strategies as st
 
 from minillm import InputError
 from minillm.tasks import word_problems
-from minillm.tasks.word_problems import FORMS, LARGEST, STEPS, Problem, documents, faults, problems, read_answer
+from minillm.tasks.word_problems import (
+    FORMS,
+    HELD_OUT_FORMS,
+    HELD_OUT_STEPS,
+    LARGEST,
+    PRETRAINED_FORMS,
+    PRETRAINED_STEPS,
+    SHARES,
+    STEPS,
+    Problem,
+    documents,
+    faults,
+    problems,
+    read_answer,
+    word_problems_task,
+)
 
 seeds = st.integers(0, 2**63 - 1)
-# "A juggler can juggle 48 balls. Half of the balls are golf. A third of the golf balls are blue."
-JUGGLER = Problem("juggler", "Ada", 48, (2, 3), ("golf", "blue"))
+JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 
 
 def test_a_problem_reads_as_it_should():
     assert JUGGLER.text == (
-        "A juggler can juggle 48 balls. Half of the balls are golf. A third of the golf balls are blue. "
+        "A juggler can juggle 48 balls. Half of the balls are golf. Two thirds of the golf balls are blue. "
         "How many blue balls are there?"
     )
-    assert JUGGLER.direct == " The answer is 8."
-    assert JUGGLER.chain == " Let's think step by step. Half of 48 is 24. A third of 24 is 8. The answer is 8."
+    assert JUGGLER.direct == " The answer is 16."
+    assert JUGGLER.chain == (
+        " Let's think step by step. Half of 48 are golf: 24. Two thirds of 24 are blue: 16. The answer is 16."
+    )
 
 
 @given(seeds, st.sampled_from(STEPS))
@@ -31,9 +47,10 @@ def test_every_generated_chain_is_right_and_its_answer_too(seed, steps):
     assert faults(problem, problem.chain) == []
     assert read_answer(problem.chain) == read_answer(problem.direct) == problem.answer
     left = problem.count
-    for divisor in problem.divisors:
-        assert left % divisor == 0
-        left //= divisor
+    for share in problem.shares:
+        numerator, denominator = SHARES[share]
+        assert left % denominator == 0
+        left = left // denominator * numerator
     assert left == problem.answer >= 1
     assert problem.count <= LARGEST
 
@@ -51,22 +68,25 @@ def test_every_single_number_of_a_chain_that_is_changed_is_noticed(seed, steps, 
 def test_every_share_that_is_exchanged_and_every_step_that_is_left_out_is_noticed(seed, steps, data):
     problem = next(problems(seed, steps=(steps,)))
     sentences = problem.chain.split(". ")
-    which = data.draw(st.integers(1, len(problem.divisors)))
+    which = data.draw(st.integers(1, len(problem.shares)))
     assert faults(problem, ". ".join(sentences[:which] + sentences[which + 1 :]))
     assert faults(problem, ". ".join([*sentences[: which + 1], *sentences[which:]])), "a step that is taken twice"
     share, rest = sentences[which].split(" of ")
-    other = data.draw(st.sampled_from(["Half", "A third", "A quarter", "A fifth"]).filter(lambda one: one != share))
+    other = data.draw(st.sampled_from(sorted(SHARES)).map(str.capitalize).filter(lambda one: one != share))
     assert faults(problem, ". ".join([*sentences[:which], f"{other} of {rest}", *sentences[which + 1 :]]))
+    kind = data.draw(st.sampled_from(FORMS[problem.form].kinds).filter(lambda one: one != problem.kinds[which - 1]))
+    other = sentences[which].replace(problem.kinds[which - 1], kind)
+    assert faults(problem, ". ".join([*sentences[:which], other, *sentences[which + 1 :]]))
 
 
 def test_a_right_answer_for_a_wrong_reason_is_told_from_one_for_the_right_reason():
-    lucky = " Let's think step by step. Half of 48 is 16. A third of 16 is 8. The answer is 8."
+    lucky = " Let's think step by step. Half of 48 are golf: 12. Two thirds of 12 are blue: 16. The answer is 16."
     assert read_answer(lucky) == JUGGLER.answer
     assert faults(JUGGLER, lucky) == [
-        "step 1 is miscalculated: Half of 48 is 16.",
-        "step 2 is miscalculated: A third of 16 is 8.",
+        "step 1 is miscalculated: Half of 48 are golf: 12.",
+        "step 2 is miscalculated: Two thirds of 12 are blue: 16.",
     ]
-    assert faults(JUGGLER, JUGGLER.direct) == ["there are 0 steps, and the problem has 2", *_unsupported(8, 48)]
+    assert faults(JUGGLER, JUGGLER.direct) == ["there are 0 steps, and the problem has 2", *_unsupported(16, 48)]
 
 
 def _unsupported(answer, left):
@@ -74,7 +94,7 @@ def _unsupported(answer, left):
 
 
 def test_an_answer_that_is_none_is_none():
-    assert read_answer(" Let's think step by step. Half of 48 is 24.") is None
+    assert read_answer(" Let's think step by step. Half of 48 are golf: 24.") is None
     assert faults(JUGGLER, "") == ["there are 0 steps, and the problem has 2", *_unsupported(None, 48)]
 
 
@@ -82,14 +102,14 @@ def test_an_answer_that_is_none_is_none():
 def test_only_the_forms_and_step_counts_that_were_asked_for_occur(seed, forms, steps):
     found = list(islice(problems(seed, forms=sorted(forms), steps=sorted(steps)), 20))
     assert {problem.form for problem in found} <= forms
-    assert {len(problem.divisors) for problem in found} <= steps
+    assert {len(problem.shares) for problem in found} <= steps
     assert found == list(islice(problems(seed, forms=sorted(forms), steps=sorted(steps)), 20)), "a seed repeats them"
 
 
 def test_every_form_and_every_step_count_occurs_and_another_seed_gives_other_problems():
     found = list(islice(problems(0), 500))
     assert {problem.form for problem in found} == set(FORMS)
-    assert {len(problem.divisors) for problem in found} == set(STEPS)
+    assert {len(problem.shares) for problem in found} == set(STEPS)
     assert found[:20] != list(islice(problems(1), 20))
 
 
@@ -105,7 +125,7 @@ def test_a_document_is_a_problem_with_either_answer():
 def test_what_there_is_not_is_refused_in_a_sentence():
     with pytest.raises(InputError, match="no form 'jugler' of word problem; there are: juggler, baker"):
         problems(0, forms=("jugler",))
-    with pytest.raises(InputError, match="2, 3, 4 steps"):
+    with pytest.raises(InputError, match="1, 2, 3, 4 steps"):
         problems(0, steps=(7,))
 
 
@@ -113,3 +133,21 @@ def test_every_kind_of_every_form_is_a_word_of_its_own():
     for form in word_problems.FORMS.values():
         assert len(set(form.kinds)) == len(form.kinds) > max(STEPS)
         assert all(kind.isalpha() for kind in form.kinds)
+
+
+def test_the_labelled_task_is_new_to_every_decoder_that_was_pretrained_and_its_answers_are_right():
+    task = word_problems_task(200, 100)
+    seen = set(PRETRAINED_FORMS)
+    for row in (*task.train, *task.validation, *task.test):
+        count, answer = int(re.search(r"\d+", row.text)[0]), int(task.answers[row.label])
+        (share,) = (words for words in sorted(SHARES, key=len, reverse=True) if f" {words} " in f" {row.text} ")
+        numerator, denominator = SHARES[share]
+        assert count * numerator == answer * denominator
+        assert count <= LARGEST
+        assert ("has collected" in row.text) != ("orchard" in row.text), "the forms that are held out"
+    assert not seen & set(HELD_OUT_FORMS)
+    assert not set(PRETRAINED_STEPS) & set(HELD_OUT_STEPS)
+    texts = [row.text for row in (*task.train, *task.validation, *task.test)]
+    assert len(set(texts)) == len(texts)
+    for rows in (task.train, task.test):
+        assert {row.label for row in rows} == {0, 1, 2, 3}

@@ -1,0 +1,168 @@
+"""One training step of a small GPT, by minillm and by plain PyTorch written as nanoGPT computes it.
+
+The peer: one fused matrix for query, key and value, PyTorch's own attention, cross-entropy on all logits, AdamW as
+torch gives it on a CPU, clipping. Both have GPT-2's choices without biases in the matrices; the peer's layer norms have
+a bias and its GELU is the tanh approximation, as ours, so that both compute the same numbers.
+"""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
+from minillm.device import keep_freed_memory
+from minillm.pretraining import FromNothing
+from minillm.training import Loop, TrainingSettings
+
+CONFIG = DecoderConfig(
+    norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=65, layers=4, width=128,
+    heads=4, kv_heads=4, feed_forward_width=512, context_length=64,
+)  # fmt: skip
+SETTINGS = TrainingSettings(rate=1e-3, weight_decay=0.1, beta2=0.99, warmup=0.05)
+STEPS = 10_000
+NAMES = {
+    "embed": "tokens", "positions": "places", "norm": "norm", "attention_norm": "norm_1", "feed_forward_norm": "norm_2",
+    "attention.out": "out", "feed_forward.up": "up", "feed_forward.down": "down",
+}  # fmt: skip
+
+
+def _parsed(name: str) -> tuple[str, str, str]:
+    """`blocks.0.attention.out.weight` is (`blocks.0.`, `attention.out`, `weight`)."""
+    path = ".".join(name.split(".")[:2]) + "." if name.startswith("blocks") else ""
+    role, _, kind = name[len(path) :].rpartition(".")
+    return path, role, kind
+
+
+class Ours:
+    """The loop that `minillm pretrain` runs, on the rows as it takes them."""
+
+    def __init__(self):
+        keep_freed_memory()
+        torch.manual_seed(0)
+        self.model = FromNothing(Decoder(CONFIG).train())
+        self.loop = Loop(self.model, [], self.model.loss, len, SETTINGS, steps=STEPS)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        return {name: parameter.detach().numpy() for name, parameter in self.model.trainable().items()}
+
+    def probe(self, batch: list[list[int]]) -> dict:
+        summed, count = self.model.loss(batch)
+        (summed / count).backward()
+        gradients = {name: parameter.grad for name, parameter in self.model.trainable().items()}
+        found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
+        self.loop.optimizer.zero_grad()
+        return {"loss": np.array([summed.item() / count]), "gradients": found}
+
+    def train(self, batches: list[list[list[int]]]) -> list[float]:
+        found = []
+        for batch in batches:
+            self.loop.examples, self.loop.lengths = batch, [len(row) for row in batch]
+            found.append(self.loop.step([list(range(len(batch)))]))
+        return found
+
+
+class PlainBlock(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.fused = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, tokens, width = x.shape
+        sides = self.fused(self.norm_1(x)).split(width, dim=2)
+        query, key, value = (side.view(rows, tokens, self.heads, -1).transpose(1, 2) for side in sides)
+        read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(read.transpose(1, 2).contiguous().view(rows, tokens, width))
+        return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
+
+
+class PlainGPT(nn.Module):
+    def __init__(self, config: DecoderConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocabulary, config.width)
+        self.places = nn.Embedding(config.context_length, config.width)
+        self.blocks = nn.ModuleList(PlainBlock(config.width, config.heads) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        for block in self.blocks:
+            x = block(x)
+        logits = self.head(self.norm(x))
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
+
+
+class PlainTorch:
+    """The model and the step as a script of plain PyTorch has them."""
+
+    def __init__(self):
+        self.model, self.taken = PlainGPT(CONFIG).train(), 0
+        parameters = list(self.model.parameters())
+        groups = [
+            {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": SETTINGS.weight_decay},
+            {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+        ]
+        self.optimizer = torch.optim.AdamW(groups, lr=SETTINGS.rate, betas=(0.9, SETTINGS.beta2))
+
+    @torch.no_grad()
+    def start_from(self, values: dict[str, np.ndarray]) -> None:
+        """Our weights: three matrices become one."""
+        theirs = dict(self.model.named_parameters())
+        for name, value in self._renamed(values).items():
+            theirs[name].copy_(torch.from_numpy(value))
+
+    def _renamed(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        found, fused = {}, {}
+        for name, value in values.items():
+            path, role, kind = _parsed(name)
+            if role in ("attention.query", "attention.key", "attention.value"):
+                fused.setdefault(f"{path}fused.{kind}", []).append(value)
+            else:
+                found[f"{path}{NAMES[role]}.{kind}"] = value
+        return found | {name: np.concatenate(parts) for name, parts in fused.items()}
+
+    def probe(self, batch: list[list[int]]) -> dict:
+        ids = torch.tensor(batch)
+        loss = self.model(ids[:, :-1], ids[:, 1:].contiguous())
+        loss.backward()
+        theirs = {name: p.grad.numpy().copy() for name, p in self.model.named_parameters() if p.grad is not None}
+        self.optimizer.zero_grad()
+        return {"loss": np.array([loss.item()]), "gradients": self._ours(theirs)}
+
+    def _ours(self, gradients: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        roles, found = {theirs: ours for ours, theirs in NAMES.items()}, {}
+        for name, value in gradients.items():
+            path, role, kind = _parsed(name)
+            if role == "fused":
+                for ours, part in zip(("query", "key", "value"), np.split(value, 3), strict=True):
+                    found[f"{path}attention.{ours}.{kind}"] = part
+            else:
+                found[f"{path}{roles[role]}.{kind}"] = value
+        return found
+
+    def train(self, batches: list[list[list[int]]]) -> list[float]:
+        found = []
+        for batch in batches:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self._rate()
+            ids = torch.tensor(batch)
+            loss = self.model(ids[:, :-1], ids[:, 1:].contiguous())
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), SETTINGS.clip)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            found.append(loss.item())
+            self.taken += 1
+        return found
+
+    def _rate(self) -> float:
+        return SETTINGS.rate * (0.55 + 0.45 * math.cos(math.pi * self.taken / STEPS))

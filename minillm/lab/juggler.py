@@ -1,0 +1,245 @@
+"""`minillm lab juggler`: a tiny decoder, trained from nothing, is asked for answers at once and step by step.
+
+One model learns word problems (Kojima's juggler, generated) whose answers stand there at once or after a chain of
+thought, by the toss of a coin. Then the same weights are asked the same unseen problems in five ways, and only the
+prompt differs: zero-shot, zero-shot with a chain, few-shot, few-shot with chains (Wei et al. 2022), and the majority of
+several sampled chains (Wang et al. 2022). A program checks every step of every chain.
+"""
+
+import json
+import math
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minillm.batches import pad_left
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.generation import generate
+from minillm.lab.pretrain import PretrainSettings, pretrain
+from minillm.lab.statistics import standard_error
+from minillm.progress import progress
+from minillm.tasks.word_problems import (
+    ANSWER_CUE,
+    BETWEEN,
+    CUE,
+    PRETRAINED_FORMS,
+    PRETRAINED_STEPS,
+    Problem,
+    faults,
+    problems,
+    read_answer,
+)
+from minillm.tokenizer import Tokenizer
+from minillm.writing import write_text
+
+LONGEST_CHAIN, BATCH = 48, 100
+SHOT_STEPS = 2
+"""How many steps the problems have that are shown with their answers: short ones, so that the prompt has room."""
+
+
+@dataclass(frozen=True)
+class JugglerSettings:
+    """What is trained and what is asked. `steps` are of training (default: the preset's); `problems` a step count."""
+
+    preset: str = "tiny"
+    steps: int | None = None
+    problems: int = 300
+    shots: int = 2
+    samples: int = 5
+    temperature: float = 0.7
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.problems < 2 or self.samples < 1 or self.shots < 1:
+            raise InputError(
+                f"problems ({self.problems}) must be 2 at least, samples ({self.samples}) and shots ({self.shots}) 1"
+            )
+
+
+class Way(NamedTuple):
+    """A way to ask: with a chain of thought or without, after examples or without, how many samples to vote."""
+
+    name: str
+    chain: bool
+    shots: bool = False
+    vote: bool = False
+
+
+DIRECT, STEP_BY_STEP = Way("zero-shot", chain=False), Way("zero-shot chain of thought", chain=True)
+WAYS = (
+    DIRECT,
+    STEP_BY_STEP,
+    Way("few-shot", chain=False, shots=True),
+    Way("few-shot chain of thought", chain=True, shots=True),
+    Way("self-consistency", chain=True, vote=True),
+)
+
+
+class Marked(NamedTuple):
+    """An answer, read. `strict` wants the answer in so many words, `flexible` takes the last number that there is."""
+
+    strict: bool
+    flexible: bool
+    parsed: bool
+    sound: bool
+
+
+def prompt(problem: Problem, way: Way, shots: Sequence[Problem]) -> str:
+    """The question up to the words that begin the answer, after the examples with theirs."""
+    solved = [shot.question + (shot.chain if way.chain else shot.direct) + BETWEEN for shot in shots if way.shots]
+    return "".join([*solved, problem.question, " ", CUE if way.chain else ANSWER_CUE])
+
+
+def mark(problem: Problem, text: str, chain: bool) -> Marked:
+    """Right or wrong, and whether all the steps that led there are right."""
+    answer, numbers = read_answer(text), re.findall(r"\d+", text)
+    last = int(numbers[-1]) if numbers else None
+    sound = not chain or not faults(problem, text)
+    return Marked(answer == problem.answer, last == problem.answer, answer is not None, sound)
+
+
+def majority(texts: Sequence[str]) -> str:
+    """The first text with the answer that most texts give; an answer that cannot be read does not vote."""
+    votes = Counter(answer for text in texts if (answer := read_answer(text)) is not None)
+    if not votes:
+        return texts[0]
+    winner = votes.most_common(1)[0][0]
+    return next(text for text in texts if read_answer(text) == winner)
+
+
+class Student:
+    """The model and its tokenizer, as one who answers in text."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
+        self.decoder, self.tokenizer = decoder.eval(), tokenizer
+        self.stop = tokenizer.encode("\n")
+
+    def answers(self, prompts: Sequence[str], begun: str, temperature: float, seed: int) -> list[str]:
+        """What follows each prompt up to the end of its line, with the words that it was begun with."""
+        found = []
+        for start in range(0, len(prompts), BATCH):
+            ids, mask = pad_left([self.tokenizer.encode(text) for text in prompts[start : start + BATCH]])
+            device = self.decoder.embed.weight.device
+            new = generate(
+                self.decoder, ids.to(device), mask=mask.to(device), max_new_tokens=LONGEST_CHAIN,
+                temperature=temperature, seed=seed + start, stop=self.stop,
+            )[:, ids.shape[1] :]  # fmt: skip
+            found += [begun + self.tokenizer.decode(row.tolist()).split("\n")[0] for row in new]
+        return found
+
+    def solve(self, asked: Sequence[Problem], way: Way, settings: JugglerSettings) -> list[Marked]:
+        shots = list(islice(_unseen(settings, (SHOT_STEPS,), "shots"), settings.shots))
+        prompts = [prompt(problem, way, shots) for problem in asked]
+        begun = f" {CUE if way.chain else ANSWER_CUE}"
+        if not way.vote:
+            texts = self.answers(prompts, begun, 0.0, 0)
+        else:
+            drawn = [
+                self.answers(prompts, begun, settings.temperature, settings.seed + 10_000 * sample)
+                for sample in range(settings.samples)
+            ]
+            texts = [majority(each) for each in zip(*drawn, strict=True)]
+        return [mark(problem, text, way.chain) for problem, text in zip(asked, texts, strict=True)]
+
+
+def _unseen(settings: JugglerSettings, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
+    """Problems of a seed that training does not draw from."""
+    seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (settings.seed + 1) + 1_000_000_007
+    return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
+
+
+def ask(student: Student, settings: JugglerSettings) -> dict[str, Any]:
+    """All ways, for every number of steps, and the paired difference that a chain makes."""
+    rows, differences = [], []
+    with progress(total=len(PRETRAINED_STEPS) * len(WAYS), desc="asking", unit="way") as bar:
+        for steps in PRETRAINED_STEPS:
+            asked = list(islice(_unseen(settings, (steps,), "asked"), settings.problems))
+            marks = {}
+            for way in WAYS:
+                marks[way.name] = student.solve(asked, way, settings)
+                rows.append({"way": way.name, "steps": steps, **shares(marks[way.name])})
+                bar.update()
+            difference = paired(marks[DIRECT.name], marks[STEP_BY_STEP.name])
+            differences.append({"steps": steps, **difference, "guess": guess(asked, settings, steps)})
+    return {"ways": rows, "chain_less_direct": differences}
+
+
+def shares(marks: Sequence[Marked]) -> dict[str, float]:
+    """Accuracies, and of the right answers the share whose reasons are wrong."""
+    strict = _share(mark.strict for mark in marks)
+    right = [mark for mark in marks if mark.strict]
+    return {
+        "strict": strict,
+        "standard_error": standard_error(strict, len(marks)),
+        "flexible": _share(mark.flexible for mark in marks),
+        "unparsed": _share(not mark.parsed for mark in marks),
+        "right_for_wrong_reason": _share(not mark.sound for mark in right) if right else 0.0,
+    }
+
+
+def _share(found: Iterator[bool]) -> float:
+    values = list(found)
+    return sum(values) / len(values)
+
+
+def paired(direct: Sequence[Marked], chained: Sequence[Marked]) -> dict[str, float]:
+    """The mean difference over the same problems, with its 95 % interval (normal; strict marks)."""
+    each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
+    mean = sum(each) / len(each)
+    spread = math.sqrt(sum((one - mean) ** 2 for one in each) / (len(each) - 1) / len(each))
+    return {"mean": mean, "low": mean - 1.96 * spread, "high": mean + 1.96 * spread}
+
+
+def guess(asked: Sequence[Problem], settings: JugglerSettings, steps: int) -> float:
+    """The accuracy of always giving the answer that is commonest for this number of steps."""
+    common = Counter(problem.answer for problem in islice(_unseen(settings, (steps,), "guess"), 2000))
+    return _share(problem.answer == common.most_common(1)[0][0] for problem in asked)
+
+
+def juggle(
+    settings: JugglerSettings, out: Path, *, device: str = "auto", fresh: bool = False,
+    say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Train (or go on training), ask, and write `juggler.json`. Raises what `pretrain` raises."""
+    start = time.perf_counter()
+    task = PretrainSettings(task="word_problems", preset=settings.preset, steps=settings.steps, seed=settings.seed)
+    run = pretrain(task, out / "model", device=device, fresh=fresh, say=say)
+    trained = time.perf_counter()
+    found = ask(Student(run.decoder, run.rows.tokenizer), settings)
+    described = {
+        **asdict(settings),
+        "forms": PRETRAINED_FORMS,
+        "parameters": sum(parameter.numel() for parameter in run.decoder.parameters()),
+        "training_steps": run.done,
+        "tokens_read": run.loop.history.tokens,
+        "training_seconds": trained - start,
+        "asking_seconds": time.perf_counter() - trained,
+        **found,
+    }
+    write_text(out / "juggler.json", json.dumps(described, indent=2) + "\n")
+    return described
+
+
+def table(found: Mapping[str, Any]) -> str:
+    """Accuracy by way and number of steps, and under it what the chain changes."""
+    counts = sorted({row["steps"] for row in found["ways"]})
+    lines = [f"{'strict accuracy':28}" + "".join(f"{steps:>9} steps" for steps in counts)]
+    lines.append("-" * len(lines[0]))
+    for way in WAYS:
+        rows = [next(r for r in found["ways"] if (r["way"], r["steps"]) == (way.name, steps)) for steps in counts]
+        lines.append(f"{way.name:28}" + "".join(f"{r['strict']:8.3f} ± {r['standard_error']:.3f}"[-15:] for r in rows))
+        detail = "".join(f"{r['flexible']:6.2f}/{r['unparsed']:.2f}/{r['right_for_wrong_reason']:.2f}" for r in rows)
+        lines.append(f"{'  flexible/unparsed/unsound':28}{detail}")
+    lines.append("unsound: the share of right answers for a wrong reason, of those with a chain")
+    for row in found["chain_less_direct"]:
+        lines.append(
+            f"{row['steps']} steps: a chain makes {100 * row['mean']:+.1f} points (95 %: {100 * row['low']:+.1f} to "
+            f"{100 * row['high']:+.1f}); the commonest answer alone would have {100 * row['guess']:.1f} %"
+        )
+    return "\n".join(lines)

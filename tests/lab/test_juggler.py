@@ -1,0 +1,117 @@
+"""The juggler experiment counts what it says it counts: answers, reasons, votes, and what difference chains make."""
+
+import json
+from itertools import islice
+
+import pytest
+
+from minillm import InputError
+from minillm.lab.juggler import (
+    DIRECT,
+    STEP_BY_STEP,
+    WAYS,
+    JugglerSettings,
+    Marked,
+    Student,
+    ask,
+    guess,
+    juggle,
+    majority,
+    mark,
+    paired,
+    prompt,
+    shares,
+    table,
+)
+from minillm.tasks.word_problems import PRETRAINED_STEPS, Problem, problems
+
+JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
+START = " Let's think step by step."
+RIGHT, WRONG = Marked(True, True, True, True), Marked(False, False, True, True)
+
+
+def test_only_the_prompt_tells_one_way_from_another():
+    shot = Problem("baker", "Ben", 20, ("half",), ("round",))
+    assert prompt(JUGGLER, DIRECT, [shot]) == f"Question: {JUGGLER.text}\nAnswer: The answer is"
+    assert prompt(JUGGLER, STEP_BY_STEP, [shot]) == f"Question: {JUGGLER.text}\nAnswer:{START}"
+    few, chained = (way for way in WAYS if way.shots)
+    assert prompt(JUGGLER, few, [shot]) == (
+        f"Question: {shot.text}\nAnswer: The answer is 10.\n\nQuestion: {JUGGLER.text}\nAnswer: The answer is"
+    )
+    assert f"Answer:{START} Half of 20 are round: 10. The answer is 10.\n\n" in prompt(JUGGLER, chained, [shot])
+
+
+def test_an_answer_is_marked_strictly_and_flexibly_and_its_reasons_are_checked():
+    assert mark(JUGGLER, JUGGLER.direct, chain=False) == RIGHT
+    assert mark(JUGGLER, JUGGLER.chain, chain=True) == RIGHT
+    lucky = JUGGLER.chain.replace("48 are golf: 24", "48 are golf: 12")
+    assert mark(JUGGLER, lucky, chain=True) == Marked(True, True, True, False)
+    assert mark(JUGGLER, " The answer is 17.", chain=False) == WRONG
+    unfinished = f"{START} Half of 48 are golf: 24. Two thirds of 24 are blue: 16"
+    assert mark(JUGGLER, unfinished, chain=True) == Marked(False, True, False, False)
+    assert mark(JUGGLER, " The answer is many.", chain=False) == Marked(False, False, False, True)
+
+
+def test_the_majority_wins_and_what_cannot_be_read_does_not_vote():
+    assert majority([" The answer is 3.", "hm", "hm", "hm", " The answer is 4.", " The answer is 4. "]).endswith("4.")
+    assert majority(["hm", "well"]) == "hm"
+
+
+def test_shares_are_of_all_answers_and_unsound_ones_of_the_right():
+    lucky, silent = Marked(True, True, True, False), Marked(False, True, False, False)
+    found = shares([RIGHT, RIGHT, RIGHT, lucky, silent, WRONG, WRONG, WRONG])
+    assert found["strict"] == 4 / 8
+    assert found["flexible"] == 5 / 8
+    assert found["unparsed"] == 1 / 8
+    assert found["right_for_wrong_reason"] == 1 / 4
+    assert shares([WRONG])["right_for_wrong_reason"] == 0
+
+
+def test_the_difference_is_taken_problem_by_problem():
+    found = paired([RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, RIGHT, WRONG])
+    assert found["mean"] == 0.5
+    # The differences are 0, 1, 1, 0: their standard error is sqrt(1/3 / 4).
+    assert found["high"] - found["mean"] == pytest.approx(1.96 * (1 / 12) ** 0.5)
+    assert found["mean"] - found["low"] == pytest.approx(1.96 * (1 / 12) ** 0.5)
+    assert paired([RIGHT, WRONG], [RIGHT, WRONG]) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_what_a_guess_would_have_is_far_from_what_is_asked():
+    asked = list(islice(problems(5, steps=(2,)), 200))
+    assert 0 < guess(asked, JugglerSettings(), 2) < 0.2
+
+
+class Teacher(Student):
+    """Answers step by step without a mistake, and at once always 1."""
+
+    def __init__(self):
+        pass
+
+    def solve(self, asked, way, settings):
+        return [mark(p, p.chain if way.chain else " The answer is 1.", way.chain) for p in asked]
+
+
+def test_all_ways_are_asked_the_same_unseen_problems_for_every_number_of_steps():
+    found = ask(Teacher(), JugglerSettings(problems=20))
+    assert [(row["steps"], row["way"]) for row in found["ways"]] == [
+        (steps, way.name) for steps in PRETRAINED_STEPS for way in WAYS
+    ]
+    for row in found["ways"]:
+        assert (row["strict"] == 1.0) == ("chain" in row["way"] or row["way"] == "self-consistency")
+    assert all(row["mean"] > 0.5 for row in found["chain_less_direct"])
+    assert found == ask(Teacher(), JugglerSettings(problems=20))
+
+
+def test_the_experiment_runs_from_nothing_to_its_table(tmp_path):
+    settings = JugglerSettings(preset="nano", steps=3, problems=4, samples=2)
+    found = juggle(settings, tmp_path, device="cpu")
+    assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
+    assert found["training_steps"] == 3
+    said = table(found)
+    assert all(way.name in said for way in WAYS)
+    assert "3 steps: a chain makes" in said
+
+
+def test_settings_that_cannot_work_are_refused():
+    with pytest.raises(InputError, match="problems"):
+        JugglerSettings(problems=1)
