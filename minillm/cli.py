@@ -10,6 +10,7 @@ from minillm.commands.adapter import ADAPTER_COMMANDS
 from minillm.commands.check import check
 from minillm.commands.export import export
 from minillm.commands.generate import generate
+from minillm.commands.lab import LAB_COMMANDS
 from minillm.commands.ladder import ladder
 from minillm.commands.pretrain import pretrain
 from minillm.commands.pull import pull
@@ -22,11 +23,15 @@ def adapter() -> None:
     """What one does with adapter files: inspect, diff, verify, merge, extract, resize, export-peft, import-peft."""
 
 
+def lab() -> None:
+    """Experiments from nothing, without a download: juggler."""
+
+
 COMMANDS = {
     "pull": pull, "generate": generate, "adapt": adapt, "adapter": adapter, "ladder": ladder, "check": check,
-    "pretrain": pretrain, "export": export,
+    "pretrain": pretrain, "export": export, "lab": lab,
 }  # fmt: skip
-GROUPS = {"adapter": (ADAPTER_COMMANDS, adapter.__doc__)}
+GROUPS = {"adapter": (ADAPTER_COMMANDS, adapter.__doc__), "lab": (LAB_COMMANDS, lab.__doc__)}
 """Commands that have commands of their own."""
 
 
