@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minillm import InputError
 from minillm.adapt import LoRA
+from minillm.adapt.adapted_matrix import adapted_matrices
 from minillm.adapt.algebra import add, average, negate, scale, subtract
 from minillm.adapt.merge import merge, updates
 from tests.adapt.low_rank import moved
@@ -52,10 +53,13 @@ def for_all_loras(law):
 
 
 def changes(lora):
-    """Everything that a LoRA changes in its base, written out."""
-    merged = dict(merge(lora).named_parameters(remove_duplicate=False))
-    base = BASE.named_parameters(remove_duplicate=False)
-    return {name: (merged[name] - parameter).detach() for name, parameter in base}
+    """Everything that a LoRA changes in its base, by the parameter's name."""
+    found = {name: torch.zeros_like(weight) for name, weight in BASE.named_parameters(remove_duplicate=False)}
+    for path, matrix in adapted_matrices(lora.decoder).items():
+        found[f"{path}.weight"] = matrix.change().detach()
+        if matrix.trains_bias:
+            found[f"{path}.bias"] = (matrix.bias - BASE.get_submodule(path).bias).detach()
+    return found
 
 
 def assert_changes(lora, expected):
