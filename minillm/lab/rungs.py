@@ -95,7 +95,7 @@ TRAINED = {
     "prefix": Trained(_prefix, epochs=2, rate=1e-2),
     "output": Trained(_output, epochs=8, rate=1e-3, lower=False),
     "last-blocks": Trained(
-        lambda bench, options: partial(bench.fine_tuned, layers=options.layers), epochs=2, rate=1e-4, lower=False
+        lambda bench, options: partial(bench.fine_tuned, layers=options.layers), epochs=2, rate=4e-4, lower=False
     ),
     "lora": Trained(partial(_low_rank, LoRA), epochs=2, rate=1e-3),
     "dora": Trained(partial(_low_rank, DoRA), epochs=2, rate=1e-3),
