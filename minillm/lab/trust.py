@@ -142,7 +142,8 @@ def _by_torch(
 
 def _tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.array(array))
-    return tensor.to(device, dtype) if tensor.is_floating_point() else tensor.to(device)
+    # Cast before it travels: not every device has float64.
+    return (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device)
 
 
 def _array(tensor: Tensor | None) -> np.ndarray:

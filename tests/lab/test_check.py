@@ -15,6 +15,8 @@ from minillm import Decoder, DecoderConfig, InputError, ops, save
 from minillm.cli import main
 from minillm.decoder import Block
 from minillm.lab.check import CheckSettings, check, failed, find_config, presets, shrunk, table
+from minillm.lab.check_decoders import decoder_cases
+from minillm.lab.check_operations import operation_cases
 from minillm.reference import norm as numpy_norm
 
 TINY = CheckSettings(config="tiny", device="cpu")
@@ -214,10 +216,20 @@ def test_mps_has_no_float64(monkeypatch):
         check(CheckSettings("tiny", "float64", "mps"))
 
 
+def test_everything_is_run_on_the_device_that_is_asked_for():
+    """On torch's meta device, which takes no other's tensors and computes no numbers."""
+    small, random, meta = shrunk(find_config("tiny")), np.random.default_rng(0), torch.device("meta")
+    for case in [*operation_cases(small, random), *decoder_cases(small, random)]:
+        if case.what != "linear_cross_entropy":  # how many rows are labelled is a number
+            tensors = {name: torch.from_numpy(array).to(meta) for name, array in case.inputs.items()}
+            tensors = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
+            out = case.run(tensors, torch.bfloat16, meta)
+            assert out.device == meta, case.what
+            assert out.dtype in (torch.bfloat16, torch.bool, torch.long), case.what
+
+
 def test_numbers_hide_nothing():
     """No bias is 0 and no norm is 1 in what is checked: a term that is left out shows."""
-    from minillm.lab.check_decoders import decoder_cases
-
     for case in decoder_cases(shrunk(find_config("gpt2-xl")), np.random.default_rng(0)):
         for name, array in case.inputs.items():
             if array.dtype.kind == "f":
