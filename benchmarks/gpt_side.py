@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.device import keep_freed_memory
-from minillm.pretraining import FromNothing
+from minillm.pretraining import FromNothing, Row
 from minillm.training import Loop, TrainingSettings
 
 CONFIG = DecoderConfig(
@@ -44,13 +44,13 @@ class Ours:
         keep_freed_memory()
         torch.manual_seed(0)
         self.model = FromNothing(Decoder(CONFIG).train())
-        self.loop = Loop(self.model, [], self.model.loss, len, SETTINGS, steps=STEPS)
+        self.loop = Loop(self.model, [], self.model.loss, lambda row: len(row.ids), SETTINGS, steps=STEPS)
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {name: parameter.detach().numpy() for name, parameter in self.model.trainable().items()}
 
     def probe(self, batch: list[list[int]]) -> dict:
-        summed, count = self.model.loss(batch)
+        summed, count = self.model.loss([Row(row, row) for row in batch])
         (summed / count).backward()
         gradients = {name: parameter.grad for name, parameter in self.model.trainable().items()}
         found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
@@ -60,7 +60,8 @@ class Ours:
     def train(self, batches: list[list[list[int]]]) -> list[float]:
         found = []
         for batch in batches:
-            self.loop.examples, self.loop.lengths = batch, [len(row) for row in batch]
+            self.loop.examples = [Row(row, row) for row in batch]
+            self.loop.lengths = [len(row) for row in batch]
             found.append(self.loop.step([list(range(len(batch)))]))
         return found
 

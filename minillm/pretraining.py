@@ -1,14 +1,14 @@
 """A decoder from nothing: token ids in rows, the loss at every position, and a recipe that follows from the depth.
 
 The loop is `training.Loop`. What is said here is what a row is (packing), what is minimised (the next token's
-cross-entropy, without ever holding all logits), and how a held-out text is measured: in nats a token, and in bits a
-byte, which does not depend on the tokenizer (Gao et al. 2020, section 3.1).
+cross-entropy, wherever there is something to learn), and how a held-out text is measured: in nats a token, and in bits
+a byte, which does not depend on the tokenizer (Gao et al. 2020, section 3.1).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ class Recipe:
             raise InputError(f"{steps} steps are too few; a run has 1 at least")
         depth = DEPTHS[preset]
         # Wider matrices add up more: the rate falls with the root of the width (as in nanochat).
-        rate = 2e-3 * math.sqrt(128 / (WIDTH_PER_LAYER * depth))
+        rate = 3e-3 * math.sqrt(128 / (WIDTH_PER_LAYER * depth))
         return cls(depth, steps or 250 * depth, rate, 3 * depth)
 
     def settings(self, precision: str, seed: int) -> TrainingSettings:
@@ -54,7 +54,14 @@ class Recipe:
         return DecoderConfig.from_depth(self.depth, vocabulary, CONTEXT)
 
 
-def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) -> list[list[int]]:
+class Row(NamedTuple):
+    """Token ids, and the labels: the same ids, or IGNORED where nothing is to be learned."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) -> list[Row]:
     """All documents as one stream with an `end` before, between and behind them, cut into rows of `length` + 1.
 
     A row begins with the last token of the one before: every token but the first is foretold exactly once.
@@ -62,22 +69,26 @@ def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) ->
     stream = [end]
     for document in documents:
         stream += [*document, end]
-    return [stream[start : start + length + 1] for start in range(0, len(stream) - 1, length)]
+    pieces = [stream[start : start + length + 1] for start in range(0, len(stream) - 1, length)]
+    return [Row(piece, piece) for piece in pieces]
 
 
-def pack_whole(documents: Sequence[Sequence[int]], length: int = CONTEXT) -> list[list[int]]:
-    """Rows of up to `length` + 1 tokens, each as many whole documents as fit, in their order; none is cut.
+def pack_exchanges(exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], length: int = CONTEXT) -> list[Row]:
+    """Rows of up to `length` + 1 tokens, each as many whole exchanges as fit, in their order; none is cut.
 
-    Raises InputError for a document that is longer.
+    An exchange is a question, of which nothing is learned (who could foretell it?), and its answer. Raises InputError
+    for one that is longer than a row.
     """
-    rows: list[list[int]] = [[]]
-    for document in documents:
-        if len(document) > length + 1:
-            raise InputError(f"a document has {len(document)} tokens; a row has room for {length + 1}")
-        if len(rows[-1]) + len(document) > length + 1:
-            rows.append([])
-        rows[-1] += document
-    return [row for row in rows if row]
+    rows = [Row([], [])]
+    for question, answer in exchanges:
+        size = len(question) + len(answer)
+        if size > length + 1:
+            raise InputError(f"a question and its answer have {size} tokens; a row has room for {length + 1}")
+        if len(rows[-1].ids) + size > length + 1:
+            rows.append(Row([], []))
+        rows[-1].ids.extend([*question, *answer])
+        rows[-1].labels.extend([*[IGNORED] * len(question), *answer])
+    return [row for row in rows if row.ids]
 
 
 class FromNothing:
@@ -95,15 +106,13 @@ class FromNothing:
     def eval(self) -> Decoder:
         return self.decoder.eval()
 
-    def loss(self, rows: list[Any]) -> tuple[Tensor, int]:
-        """The sum of -log P(token | those before it in its row), in nats, and how many tokens that are."""
-        ids, last = pad_right(rows)
-        labels = ids[:, 1:].clone()
-        labels[torch.arange(labels.shape[1]) >= last[:, None]] = IGNORED
-        device = self.decoder.embed.weight.device
+    def loss(self, rows: list[Row]) -> tuple[Tensor, int]:
+        """The sum of -log P(label | the tokens before it in its row), in nats, and how many labels there are."""
+        ids, labels = pad_right([row.ids for row in rows])[0], pad_right([row.labels for row in rows], IGNORED)[0]
+        device, labels = self.decoder.embed.weight.device, labels[:, 1:].flatten()
         hidden = self.decoder.features(ids[:, :-1].to(device))
-        labels = labels.flatten().to(device)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.decoder.head.weight, labels), int(last.sum())
+        total = linear_cross_entropy(hidden.flatten(0, 1), self.decoder.head.weight, labels.to(device))
+        return total, int((labels != IGNORED).sum())
 
 
 class HeldOut(NamedTuple):
@@ -115,14 +124,14 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    model: FromNothing, rows: Sequence[list[int]], token_bytes: Sequence[int], batch: int, precision: str
+    model: FromNothing, rows: Sequence[Row], token_bytes: Sequence[int], batch: int, precision: str
 ) -> HeldOut:
-    """The mean over the foretold tokens, and the sum over the bytes of text that these stand for."""
+    """The mean over the labels, and the sum over the bytes of text that these stand for."""
     model.eval()
     total, count = 0.0, 0
     for start in range(0, len(rows), batch):
         with autocast(model.decoder.embed.weight.device, precision):
             summed, counted = model.loss(list(rows[start : start + batch]))
         total, count = total + summed.item(), count + counted
-    size = sum(token_bytes[token] for row in rows for token in row[1:])
+    size = sum(token_bytes[label] for row in rows for label in row.labels[1:] if label != IGNORED)
     return HeldOut(total / count, total / math.log(2) / size)

@@ -21,7 +21,8 @@ import minillm
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
 from minillm.lab.pretrain import PretrainSettings, pretrain
-from minillm.pretraining import FromNothing, Recipe, held_out_loss, pack, pack_whole
+from minillm.ops.linear_cross_entropy import IGNORED
+from minillm.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
 from minillm.reference import bpe
 from minillm.tokenizer_training import byte_pairs, characters, token_bytes, train_tokenizer, words
 from minillm.training import Loop, TrainingSettings
@@ -35,25 +36,31 @@ LICENSE = (Path(__file__).parents[1] / "LICENSE").read_text("utf-8")
 @given(documents, st.integers(1, 8))
 def test_in_a_packed_stream_every_token_but_the_first_is_foretold_once_from_the_one_before(texts, length):
     stream = [END] + [token for text in texts for token in (*text, END)]
-    rows = pack(texts, END, length)
+    rows = [row.ids for row in pack(texts, END, length)]
+    assert all(row.labels == row.ids for row in pack(texts, END, length))
     assert [token for row in rows for token in row[1:]] == stream[1:]
     assert [row[0] for row in rows] == stream[:-1:length]
     assert max(map(len, rows)) <= length + 1
 
 
-@given(documents, st.integers(6, 12))
-def test_whole_documents_keep_their_order_and_none_is_cut(texts, length):
-    rows = pack_whole(texts, length)
-    assert max(map(len, rows)) <= length + 1
-    left = list(texts)
-    for row in rows:
-        while row:
-            text = left.pop(0)
-            assert row[: len(text)] == text
-            row = row[len(text) :]
+@given(documents, st.integers(7, 12), st.data())
+def test_whole_exchanges_keep_their_order_and_of_a_question_nothing_is_learned(texts, length, data):
+    cuts = [data.draw(st.integers(0, len(text))) for text in texts]
+    exchanges = [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
+    rows = pack_exchanges(exchanges, length)
+    assert max(len(row.ids) for row in rows) <= length + 1
+    left = list(exchanges)
+    for ids, labels in rows:
+        place = 0
+        while place < len(ids):
+            question, answer = left.pop(0)
+            end = place + len(question) + len(answer)
+            assert ids[place:end] == [*question, *answer]
+            assert labels[place:end] == [*[IGNORED] * len(question), *answer]
+            place = end
     assert not left
-    with pytest.raises(InputError, match="has 14 tokens; a row has room for 13"):
-        pack_whole([[1] * 14], 12)
+    with pytest.raises(InputError, match="have 14 tokens; a row has room for 13"):
+        pack_exchanges([([1] * 7, [1] * 7)], 12)
 
 
 def test_sizes_rate_and_batch_follow_from_the_depth():
@@ -74,25 +81,27 @@ def small_model(rows=None):
     return FromNothing(Decoder(DecoderConfig.tiny(vocabulary=11, layers=1, context_length=16)).double())
 
 
-def test_the_loss_is_the_cross_entropy_of_every_next_token_and_padding_has_none():
-    model, rows = small_model(), [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]]
-    total, count = model.loss(rows)
+ROWS = [Row(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7])] + [Row([8, 9, 10], [8, IGNORED, 10])]
+
+
+def test_the_loss_is_the_cross_entropy_of_every_label_and_padding_has_none():
+    model = small_model()
     expected = sum(
         nn.functional.cross_entropy(
-            model.decoder(torch.tensor([row[:-1]]))[0], torch.tensor(row[1:]), reduction="sum"
+            model.decoder(torch.tensor([row.ids[:-1]]))[0], torch.tensor(row.labels[1:]), reduction="sum"
         )
-        for row in rows
+        for row in ROWS
     )  # fmt: skip
-    assert count == 7
+    total, count = model.loss(ROWS)
+    assert count == 6
     assert_close(total, expected, "law")
 
 
-def test_nats_are_a_mean_over_tokens_and_bits_a_sum_over_bytes():
-    model, rows, sizes = small_model(), [[1, 2, 3, 4, 5], [6, 7], [8, 9, 10]], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10]
-    total = model.loss(rows)[0].item()
-    found = held_out_loss(model, rows, sizes, batch=2, precision="float32")
-    assert found.nats == pytest.approx(total / 7, rel=1e-12)
-    assert found.bits_per_byte == pytest.approx(total / math.log(2) / (2 + 3 + 4 + 5 + 7 + 9 + 10), rel=1e-12)
+def test_nats_are_a_mean_over_labels_and_bits_a_sum_over_bytes():
+    model, total = small_model(), small_model().loss(ROWS)[0].item()
+    found = held_out_loss(model, ROWS, range(11), batch=2, precision="float32")
+    assert found.nats == pytest.approx(total / 6, rel=1e-12)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / (2 + 3 + 4 + 5 + 7 + 10), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "characters", "words"])
@@ -208,7 +217,7 @@ def test_a_directory_with_another_run_is_left_alone_unless_one_begins_afresh(tmp
 def _loop():
     model = small_model()
     settings = TrainingSettings(batch=2, rate=1e-2)
-    return Loop(model, [[1, 2, 3], [4, 5], [6, 7, 8]], model.loss, len, settings, steps=4)
+    return Loop(model, ROWS, model.loss, lambda row: len(row.ids), settings, steps=4)
 
 
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
@@ -274,9 +283,9 @@ with distributed.joined(torch.device("cpu")):
 def _unequal():
     """Rows of unequal lengths, two passes a step, and a last batch of one row: of which one process reads nothing."""
     model = small_model()
-    rows = [[1, 2, 3], [4, 5], [6, 7, 8, 9, 10], [1, 3, 5, 7], [2, 4, 6]]
+    rows = [*ROWS, Row([1, 3, 5, 7], [1, 3, 5, 7]), Row([2, 4], [2, 4])]
     settings = TrainingSettings(epochs=1, batch=2, accumulate=1, rate=1e-2, clip=0.1)
-    return Loop(model, rows, model.loss, len, settings)
+    return Loop(model, rows, model.loss, lambda row: len(row.ids), settings)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):

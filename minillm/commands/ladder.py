@@ -26,8 +26,8 @@ def ladder(
     LoRA trains for two epochs and full fine-tuning for one. What is chosen is chosen on validation rows.
 
     Args:
-        base: A pulled name, a directory in Hugging Face's layout, or a .gguf file.
-        task: The labelled text: reviews.
+        base: A pulled name, a directory in Hugging Face's layout, a .gguf file, or tiny (trained here, no download).
+        task: The labelled text: reviews, or word_problems (generated).
         rungs: Which techniques, comma-separated: zero-shot, few-shot, soft-prompt, prefix, features, output,
             last-blocks, lora, full; or all.
         train: Training rows.

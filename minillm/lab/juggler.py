@@ -11,7 +11,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from minillm.batches import pad_left
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import generate
-from minillm.lab.pretrain import PretrainSettings, pretrain
+from minillm.lab.pretrain import PretrainSettings, drawn_problems, pretrain
 from minillm.lab.statistics import standard_error
 from minillm.progress import progress
 from minillm.tasks.word_problems import (
@@ -134,7 +134,7 @@ class Student:
         return found
 
     def solve(self, asked: Sequence[Problem], way: Way, settings: JugglerSettings) -> list[Marked]:
-        shots = list(islice(_unseen(settings, (SHOT_STEPS,), "shots"), settings.shots))
+        shots = list(islice(_drawn(settings, (SHOT_STEPS,), "shots"), settings.shots))
         prompts = [prompt(problem, way, shots) for problem in asked]
         begun = f" {CUE if way.chain else ANSWER_CUE}"
         if not way.vote:
@@ -148,18 +148,29 @@ class Student:
         return [mark(problem, text, way.chain) for problem, text in zip(asked, texts, strict=True)]
 
 
-def _unseen(settings: JugglerSettings, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
+def _drawn(settings: JugglerSettings, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
     """Problems of a seed that training does not draw from."""
     seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (settings.seed + 1) + 1_000_000_007
     return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
 
 
-def ask(student: Student, settings: JugglerSettings) -> dict[str, Any]:
-    """All ways, for every number of steps, and the paired difference that a chain makes."""
+def unseen(settings: JugglerSettings, steps: int, known: Collection[str]) -> list[Problem]:
+    """Different problems to ask, none of which was trained on."""
+    found: dict[str, Problem] = {}
+    for problem in _drawn(settings, (steps,), "asked"):
+        if problem.text not in known:
+            found[problem.text] = problem
+        if len(found) == settings.problems:
+            break
+    return list(found.values())
+
+
+def ask(student: Student, settings: JugglerSettings, known: Collection[str] = ()) -> dict[str, Any]:
+    """All ways, for every number of steps, on problems that are not known, and what a chain changes, paired."""
     rows, differences = [], []
     with progress(total=len(PRETRAINED_STEPS) * len(WAYS), desc="asking", unit="way") as bar:
         for steps in PRETRAINED_STEPS:
-            asked = list(islice(_unseen(settings, (steps,), "asked"), settings.problems))
+            asked = unseen(settings, steps, known)
             marks = {}
             for way in WAYS:
                 marks[way.name] = student.solve(asked, way, settings)
@@ -198,7 +209,7 @@ def paired(direct: Sequence[Marked], chained: Sequence[Marked]) -> dict[str, flo
 
 def guess(asked: Sequence[Problem], settings: JugglerSettings, steps: int) -> float:
     """The accuracy of always giving the answer that is commonest for this number of steps."""
-    common = Counter(problem.answer for problem in islice(_unseen(settings, (steps,), "guess"), 2000))
+    common = Counter(problem.answer for problem in islice(_drawn(settings, (steps,), "guess"), 2000))
     return _share(problem.answer == common.most_common(1)[0][0] for problem in asked)
 
 
@@ -211,7 +222,8 @@ def juggle(
     task = PretrainSettings(task="word_problems", preset=settings.preset, steps=settings.steps, seed=settings.seed)
     run = pretrain(task, out / "model", device=device, fresh=fresh, say=say)
     trained = time.perf_counter()
-    found = ask(Student(run.decoder, run.rows.tokenizer), settings)
+    known = {problem.text for problem in drawn_problems(task, run.recipe)}
+    found = ask(Student(run.decoder, run.rows.tokenizer), settings, known)
     described = {
         **asdict(settings),
         "forms": PRETRAINED_FORMS,

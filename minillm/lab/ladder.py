@@ -21,7 +21,7 @@ import torch
 from minillm import hub
 from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device
 from minillm.errors import InputError
-from minillm.hub.pull import pull
+from minillm.lab.embedded import base_path, pulled_data
 from minillm.lab.rungs import RUNGS, Rung, chosen_rungs
 from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench, World, labels
@@ -29,6 +29,7 @@ from minillm.prompting.scoring import accuracy
 from minillm.tasks import Task
 from minillm.tasks.reviews import PROMPT, reviews_task
 from minillm.tasks.table import table_task
+from minillm.tasks.word_problems import word_problems_task
 from minillm.writing import write_text
 
 
@@ -63,16 +64,20 @@ def load_task(settings: LadderSettings) -> Task:
             Path(settings.data), text_column=settings.text_column, label_column=settings.label_column,
             prompt=settings.prompt, labels=settings.labels, train=settings.train, test=settings.test,
         )  # fmt: skip
+    if settings.task == "word_problems":
+        return word_problems_task(settings.train, settings.test)
     if settings.task != "reviews":
-        raise InputError(f"there is no task {settings.task!r}; there is: reviews, or your own with --data FILE")
-    return reviews_task(pull("reviews"), settings.train, settings.test)
+        raise InputError(
+            f"there is no task {settings.task!r}; there are: reviews, word_problems, or your own with --data FILE"
+        )
+    return reviews_task(pulled_data("reviews"), settings.train, settings.test)
 
 
 def bench(settings: LadderSettings, out: Path) -> Bench:
     """Load the base that is worked on. Raises InputError for one without a tokenizer."""
     torch.set_num_threads(settings.threads)
     device = pick_device(settings.device)
-    decoder, tokenizer = hub.load(settings.base)
+    decoder, tokenizer = hub.load(base_path(settings.base))
     if tokenizer is None:
         raise InputError(f"{settings.base} has no tokenizer, and texts need one")
     return Bench(decoder.to(device), tokenizer, device, best_precision(device), settings.seed, out)
@@ -156,7 +161,7 @@ def climb(
     chosen = chosen_rungs(rungs)
     pick_device(settings.device)
     load_task(settings)
-    hub.locate(settings.base)
+    base_path(settings.base)
     path = out / "ladder.json"
     described = json.loads(json.dumps({**asdict(settings), "versions": versions()}))
     finished = {} if fresh else _finished(path, described)

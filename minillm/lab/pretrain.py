@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
-from minillm.pretraining import FromNothing, Recipe, held_out_loss, pack, pack_whole
+from minillm.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
 from minillm.progress import progress
 from minillm.tasks import word_problems
-from minillm.tasks.text import Corpus, reviews_text, text_file
+from minillm.tasks.text import reviews_text, text_file
 from minillm.tokenizer import Tokenizer
 from minillm.tokenizer_training import token_bytes, train_tokenizer
 from minillm.training import Loop
@@ -35,8 +36,8 @@ from minillm.writing import write_text
 
 TASKS = ("word_problems", "reviews-text")
 CURVE, PICTURE = "curve.json", "curve.png"
-MOST_HELD_OUT = 64
-"""Rows of the held-out text that are measured each time."""
+MOST_HELD_OUT, PROBLEMS_HELD_OUT = 64, 300
+"""Rows of the held-out text that are measured each time, and word problems that are not trained on."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +68,38 @@ class Rows:
     """A text as token ids in rows, to train on and to measure on."""
 
     tokenizer: Tokenizer
-    train: list[list[int]]
-    held_out: list[list[int]]
-
-
-def read_corpus(settings: PretrainSettings, recipe: Recipe) -> Corpus:
-    """The text; word problems are as many as the run reads, and no problem is read twice."""
-    if settings.data is not None:
-        return text_file(Path(settings.data))
-    if settings.task == "reviews-text":
-        return reviews_text(pull("reviews"))
-    found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
-    held_out = word_problems.documents(found, 500, settings.seed)
-    # A row holds five or six of them.
-    return Corpus(word_problems.documents(found, 7 * recipe.batch * recipe.steps, settings.seed + 1), held_out)
+    train: list[Row]
+    held_out: list[Row]
 
 
 def read_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
     """The tokenizer that the text makes, and the text in its tokens."""
-    corpus, problems = read_corpus(settings, recipe), settings.task == "word_problems"
-    kind = settings.tokenizer or ("words" if problems else "bpe")
-    numbers = "".join(f" {number}" for number in range(word_problems.LARGEST + 1)) if problems else ""
-    tokenizer = train_tokenizer(kind, [*corpus.train[:20_000], numbers], settings.vocabulary)
-    encoded = [[tokenizer.encode(text) for text in texts] for texts in corpus]
-    if problems:
-        train, held_out = (pack_whole(texts) for texts in encoded)
-    else:
-        assert tokenizer.eos is not None
-        train, held_out = (pack(texts, tokenizer.eos) for texts in encoded)
+    return _problem_rows(settings, recipe) if settings.task == "word_problems" else _text_rows(settings)
+
+
+def _text_rows(settings: PretrainSettings) -> Rows:
+    corpus = text_file(Path(settings.data)) if settings.data is not None else reviews_text(pull("reviews"))
+    tokenizer = train_tokenizer(settings.tokenizer or "bpe", corpus.train, settings.vocabulary)
+    assert tokenizer.eos is not None
+    train, held_out = (pack([tokenizer.encode(text) for text in texts], tokenizer.eos) for texts in corpus)
     return Rows(tokenizer, train, held_out[:MOST_HELD_OUT])
+
+
+def drawn_problems(settings: PretrainSettings, recipe: Recipe) -> list[word_problems.Problem]:
+    """As many as the run reads, so that it need read none twice; the first are held out."""
+    found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
+    # A row holds five or six.
+    return list(islice(found, PROBLEMS_HELD_OUT + 7 * recipe.batch * recipe.steps))
+
+
+def _problem_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
+    answered = word_problems.exchanges(drawn_problems(settings, recipe), settings.seed)
+    numbers = "".join(f" {number}" for number in range(word_problems.LARGEST + 1))
+    texts = [numbers, *(question + answer for question, answer in answered[:20_000])]
+    tokenizer = train_tokenizer(settings.tokenizer or "words", texts, settings.vocabulary)
+    encoded = [(tokenizer.encode(question), tokenizer.encode(answer)) for question, answer in answered]
+    held_out, train = encoded[:PROBLEMS_HELD_OUT], encoded[PROBLEMS_HELD_OUT:]
+    return Rows(tokenizer, pack_exchanges(train), pack_exchanges(held_out)[:MOST_HELD_OUT])
 
 
 class Run:
@@ -110,8 +114,8 @@ class Run:
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
         self.model = FromNothing(self.decoder)
         self.loop = Loop(
-            self.model, self.rows.train, self.model.loss, len, self.recipe.settings(self.precision, settings.seed),
-            steps=self.recipe.steps,
+            self.model, self.rows.train, self.model.loss, lambda row: len(row.ids),
+            self.recipe.settings(self.precision, settings.seed), steps=self.recipe.steps,
         )  # fmt: skip
         self.bytes = token_bytes(self.rows.tokenizer)
         self.measured: list[dict[str, Any]] = []
@@ -134,7 +138,7 @@ class Run:
         """The held-out loss, and how a held-out text goes on."""
         batch = self.recipe.batch
         found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
-        start = self.rows.held_out[0][:16]
+        start = self.rows.held_out[0].ids[:16]
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()
         sample = self.rows.tokenizer.decode(ids[0].tolist())

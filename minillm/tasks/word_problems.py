@@ -7,9 +7,8 @@ each step that is wrong: so a right answer for a wrong reason can be counted.
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import prod
 from typing import NamedTuple
 
@@ -187,13 +186,13 @@ def _divisor(shares: Sequence[str]) -> int:
     return prod(SHARES[share][1] for share in shares)
 
 
-def documents(found: Iterator[Problem], count: int, seed: int) -> list[str]:
-    """Texts to train on: each problem with its answer, at once or step by step by the toss of a coin, and a blank line.
+def exchanges(found: Iterable[Problem], seed: int) -> list[tuple[str, str]]:
+    """Questions and answers to train on: at once or step by step by the toss of a coin, and then a blank line.
 
     One after another they are examples for each other, as in a prompt with shots.
     """
     coin = random.Random(seed)
-    return [p.question + (p.direct if coin.random() < 0.5 else p.chain) + BETWEEN for p in islice(found, count)]
+    return [(p.question, (p.direct if coin.random() < 0.5 else p.chain) + BETWEEN) for p in found]
 
 
 def word_problems_task(train: int, test: int) -> Task:

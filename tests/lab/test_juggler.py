@@ -22,6 +22,7 @@ from minillm.lab.juggler import (
     prompt,
     shares,
     table,
+    unseen,
 )
 from minillm.tasks.word_problems import PRETRAINED_STEPS, Problem, problems
 
@@ -115,3 +116,14 @@ def test_the_experiment_runs_from_nothing_to_its_table(tmp_path):
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(InputError, match="problems"):
         JugglerSettings(problems=1)
+
+
+def test_nothing_that_was_trained_on_is_asked_and_nothing_twice():
+    settings = JugglerSettings(problems=30)
+    first = unseen(settings, 3, ())
+    known = {problem.text for problem in first[::2]}
+    second = unseen(settings, 3, known)
+    texts = [problem.text for problem in second]
+    assert len(set(texts)) == len(texts) == 30
+    assert not known & set(texts)
+    assert set(texts) >= {problem.text for problem in first[1::2]}

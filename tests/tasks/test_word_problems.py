@@ -19,7 +19,7 @@ from minillm.tasks.word_problems import (
     SHARES,
     STEPS,
     Problem,
-    documents,
+    exchanges,
     faults,
     problems,
     read_answer,
@@ -113,11 +113,12 @@ def test_every_form_and_every_step_count_occurs_and_another_seed_gives_other_pro
     assert found[:20] != list(islice(problems(1), 20))
 
 
-def test_a_document_is_a_problem_with_either_answer():
+def test_an_exchange_is_a_question_and_either_answer():
     found = list(islice(problems(3), 50))
-    texts = documents(iter(found), 50, seed=4)
-    chained = [p.question + p.chain + "\n\n" == text for p, text in zip(found, texts, strict=True)]
-    direct = [p.question + p.direct + "\n\n" == text for p, text in zip(found, texts, strict=True)]
+    answered = exchanges(found, seed=4)
+    assert [question for question, _ in answered] == [problem.question for problem in found]
+    chained = [answer == f"{problem.chain}\n\n" for problem, (_, answer) in zip(found, answered, strict=True)]
+    direct = [answer == f"{problem.direct}\n\n" for problem, (_, answer) in zip(found, answered, strict=True)]
     assert all(one != other for one, other in zip(chained, direct, strict=True))
     assert 10 < sum(chained) < 40
 
