@@ -88,8 +88,8 @@ def _text_rows(settings: PretrainSettings) -> Rows:
 def drawn_problems(settings: PretrainSettings, recipe: Recipe) -> list[word_problems.Problem]:
     """As many as the run reads, so that it need read none twice; the first are held out."""
     found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
-    # A row holds five or six.
-    return list(islice(found, PROBLEMS_HELD_OUT + 7 * recipe.batch * recipe.steps))
+    # A row holds four or five.
+    return list(islice(found, PROBLEMS_HELD_OUT + 5 * recipe.batch * recipe.steps))
 
 
 def _problem_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
