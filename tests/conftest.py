@@ -1,5 +1,10 @@
 """What every test runs under: shapes checked by jaxtyping and beartype, and hypothesis with a fixed budget."""
 
+import os
+
+# Tests run two at a time: with a thread each, they do not wait for one another. Set before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import importlib.util
 import pkgutil
 
@@ -51,3 +56,9 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if hasattr(getattr(item, "obj", None), "hypothesis"):
                 item.add_marker("slow")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """A command that was tested before may have asked for more, and sums differ in their last digit by threads."""
+    torch.set_num_threads(1)

@@ -346,7 +346,8 @@ def law_12_a_prefix_takes_its_share_of_the_attention_or_adds_to_it_by_its_gate(n
 def _all_of(prefix, query):
     """Attention to the prefix alone, head by head and without a mask."""
     group = query.shape[1] // prefix.key.shape[1]
-    key, value = (side.repeat_interleave(group, 1).expand(len(query), -1, -1, -1) for side in (prefix.key, prefix.value))
+    sides = (side.repeat_interleave(group, 1) for side in (prefix.key, prefix.value))
+    key, value = (side.expand(len(query), -1, -1, -1) for side in sides)
     return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, -1) @ value
 
 

@@ -48,12 +48,14 @@ def test_free_answers_are_learnt_and_measured(command, place):  # noqa: F811
     with pytest.raises(SystemExit):
         command(*free, "--out", "none")
     assert not (place / "none").exists()
-    sizes = ("--train", "30", "--test", "20", "--epochs", "3", "--rate", "0.01", "--method", "full")
+    sizes = ("--train", "30", "--test", "20", "--epochs", "6", "--rate", "0.02", "--method", "full")
     command(*free, "--answer-column", "said", *sizes, "--out", "answers")
     figures = json.loads((place / "answers" / "adapt.json").read_text())
     assert figures["losses"][-1] < figures["losses"][0]
     assert figures["validation"][-1] == pytest.approx(figures["nats_per_token"], rel=0.2)
     assert 0 <= figures["exact_match"] <= 1
+    words = ("generate", "3?\n", "--model", "base", "--max-new-tokens", "5")
+    assert command(*words) != command(*words, "--adapter", "answers"), "an adapter speaks"
 
 
 def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back(command, place):  # noqa: F811
@@ -75,15 +77,6 @@ def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back
     assert not torch.allclose(logits["small"], logits["one"], atol=1e-4)
     for written in ("merged", "one.gguf"):
         assert torch.allclose(minillm.load(place / written)[0](IDS), logits["one"], atol=1e-4)
-
-
-def test_an_adapter_speaks_through_generate(command):
-    command("adapt", *TASK, "--method", "prefix", "--rate", "0.05", "--out", "speaking")
-    words = ("generate", "word", "--model", "base", "--max-new-tokens", "40", "--temperature", "2")
-    plain, adapted = command(*words), command(*words, "--adapter", "speaking")
-    assert plain.startswith("word")
-    assert adapted.startswith("word")
-    assert plain != adapted
 
 
 @pytest.mark.parametrize(
