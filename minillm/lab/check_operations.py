@@ -41,6 +41,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
     turned = normal(size=(BATCH, config.heads, TOKENS, head + head % 2))
     yield _case("positions", "rotary", vectors=turned, cos=np.cos(angles), sin=np.sin(angles))
     hidden, gain = normal(size=(*lead, width)), 1 + 0.3 * normal(size=width)
+    yield _case("linear", "linear", x=hidden, weight=normal(size=(inner, width)), bias=normal(size=inner))
     yield _case("norm", "layer_norm", hidden=hidden, weight=gain, bias=normal(size=width), eps=config.norm_eps)
     yield _case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
     yield from _attention_cases(config, random, mask)
