@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.device import keep_freed_memory
+from minillm.learner import TorchLearner
 from minillm.pretraining import FromNothing, Row
-from minillm.training import Loop, TrainingSettings
+from minillm.schedule import TrainingSettings
+from minillm.training import Loop
 
 CONFIG = DecoderConfig(
     norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=65, layers=4, width=128,
@@ -44,7 +46,8 @@ class Ours:
         keep_freed_memory()
         torch.manual_seed(0)
         self.model = FromNothing(Decoder(CONFIG).train())
-        self.loop = Loop(self.model, [], self.model.loss, lambda row: len(row.ids), SETTINGS, steps=STEPS)
+        learner = TorchLearner(self.model, self.model.loss, SETTINGS)
+        self.loop = Loop(learner, [], lambda row: len(row.ids), SETTINGS, steps=STEPS)
 
     def parameters(self) -> dict[str, np.ndarray]:
         return {name: parameter.detach().numpy() for name, parameter in self.model.trainable().items()}
@@ -54,7 +57,7 @@ class Ours:
         (summed / count).backward()
         gradients = {name: parameter.grad for name, parameter in self.model.trainable().items()}
         found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
-        self.loop.optimizer.zero_grad()
+        self.model.decoder.zero_grad()
         return {"loss": np.array([summed.item() / count]), "gradients": found}
 
     def train(self, batches: list[list[list[int]]]) -> list[float]:

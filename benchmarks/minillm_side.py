@@ -18,8 +18,10 @@ from minillm.adapt.surgery import frozen
 from minillm.batches import pad_right
 from minillm.decoder import Decoder
 from minillm.device import autocast, keep_freed_memory
+from minillm.learner import TorchLearner
 from minillm.prompting.scoring import answer_scores
-from minillm.training import Loop, TrainingSettings
+from minillm.schedule import TrainingSettings
+from minillm.training import Loop
 
 METHODS: dict[str, Callable[[Decoder], Method]] = {
     "lora": lambda decoder: LoRA(decoder, r=8, alpha=16, targets=("query", "value")),
@@ -41,9 +43,8 @@ class Training:
         torch.manual_seed(0)
         self.method = METHODS[method](working_body(precision)).train()
         settings = TrainingSettings(epochs=1, rate=rate, batch=batch, precision=precision)
-        self.loop = Loop(
-            self.method, range(len(work.prompts)), self.loss, lambda row: len(work.prompts[row]), settings
-        )  # fmt: skip
+        learner = TorchLearner(self.method, self.loss, settings)
+        self.loop = Loop(learner, range(len(work.prompts)), lambda row: len(work.prompts[row]), settings)
 
     def loss(self, batch: list[int]) -> tuple[torch.Tensor, int]:
         answers = [[answer] for answer in self.work.answers]

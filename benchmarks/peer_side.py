@@ -23,7 +23,7 @@ from benchmarks.reviews import BASE, Work
 from minillm.batches import pad_left
 from minillm.device import autocast, keep_freed_memory
 from minillm.hub.pull import cache_directory, pull
-from minillm.training import TrainingSettings, rate_at
+from minillm.schedule import TrainingSettings, rate_at
 
 Model = torch.nn.Module
 METHODS: dict[str, Callable[[Model], Model]] = {

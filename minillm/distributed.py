@@ -19,7 +19,7 @@ Item = TypeVar("Item")
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Join the other processes, if torchrun has started several, and leave them at the end."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if started() == 1:
         yield
         return
     processes.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -29,8 +29,13 @@ def joined(device: torch.device) -> Iterator[None]:
         processes.destroy_process_group()
 
 
+def started() -> int:
+    """How many processes torchrun has started, whether they are joined yet or not."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def size() -> int:
-    """How many processes there are."""
+    """How many processes there are, once joined."""
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 

@@ -20,7 +20,7 @@ from minillm.device import autocast
 from minillm.errors import InputError
 from minillm.ops.linear import QuickProducts
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
-from minillm.training import TrainingSettings
+from minillm.schedule import TrainingSettings
 
 CONTEXT = 384
 

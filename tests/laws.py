@@ -15,7 +15,8 @@ from minillm import InputError, adapt, generate
 from minillm.adapt import METHODS, DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt
 from minillm.batches import pad_left, pad_right
 from minillm.ops.attention import attention, explicit_attention
-from minillm.training import TrainingSettings, train
+from minillm.schedule import TrainingSettings
+from minillm.training import train
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 

@@ -18,12 +18,13 @@ MODULES = sorted(
 
 # Each floor imports from floors below it, and within itself; `shapes -> ops` reads: ops stands on shapes.
 FLOORS = [
-    {"shapes", "config", "errors", "origin", "progress", "writing"},
+    {"shapes", "config", "errors", "interrupts", "origin", "progress", "schedule", "writing"},
     {"ops", "kernels"},
     {"decoder"},
     {
         "generation",
         "training",
+        "learner",
         "tokenizer",
         "batches",
         "device",

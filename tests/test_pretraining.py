@@ -21,11 +21,13 @@ import minillm
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
 from minillm.lab.pretrain import PretrainSettings, pretrain
+from minillm.learner import TorchLearner
 from minillm.ops.linear_cross_entropy import IGNORED
 from minillm.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
 from minillm.reference import bpe
+from minillm.schedule import TrainingSettings
 from minillm.tokenizer_training import byte_pairs, characters, token_bytes, train_tokenizer, words
-from minillm.training import Loop, TrainingSettings
+from minillm.training import Loop
 from tests.tolerances import assert_close
 
 END = 0
@@ -217,7 +219,7 @@ def test_a_directory_with_another_run_is_left_alone_unless_one_begins_afresh(tmp
 def _loop():
     model = small_model()
     settings = TrainingSettings(batch=2, rate=1e-2)
-    return Loop(model, ROWS, model.loss, lambda row: len(row.ids), settings, steps=4)
+    return Loop(TorchLearner(model, model.loss, settings), ROWS, lambda row: len(row.ids), settings, steps=4)
 
 
 def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
@@ -276,7 +278,7 @@ with distributed.joined(torch.device("cpu")):
     for batches in loop.groups():
         loop.step(batches)
     if distributed.rank() == 1:
-        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.parameters.items()}]))
+        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
 """
 
 
@@ -285,7 +287,7 @@ def _unequal():
     model = small_model()
     rows = [*ROWS, Row([1, 3, 5, 7], [1, 3, 5, 7]), Row([2, 4], [2, 4])]
     settings = TrainingSettings(epochs=1, batch=2, accumulate=1, rate=1e-2, clip=0.1)
-    return Loop(model, rows, model.loss, lambda row: len(row.ids), settings)
+    return Loop(TorchLearner(model, model.loss, settings), rows, lambda row: len(row.ids), settings)
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path):
@@ -303,7 +305,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     (_, said) = (process.communicate(timeout=120)[0] for process in both)
     losses, parameters = json.loads(said)
     assert_close(torch.tensor(losses), torch.tensor(one.history.losses), "law")
-    for name, parameter in one.parameters.items():
+    for name, parameter in one.learner.parameters.items():
         assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name)
 
 

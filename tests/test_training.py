@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillm import InputError
-from minillm.training import Loop, TrainingSettings, rate_at, train
+from minillm.learner import TorchLearner
+from minillm.schedule import TrainingSettings, rate_at
+from minillm.training import Loop, train
 from tests.tolerances import assert_close
 
 
@@ -159,7 +161,7 @@ def test_a_restored_loop_goes_on_bit_for_bit_wherever_it_was_stopped(stop):
             x, y = torch.stack([x for x, _ in batch]), torch.tensor([y for _, y in batch], dtype=torch.float64)
             return F.mse_loss(F.dropout(x @ method.w, 0.3), y, reduction="sum"), len(batch)
 
-        return Loop(method, EXAMPLES, loss, lambda _: 3, settings, steps=8)
+        return Loop(TorchLearner(method, loss, settings), EXAMPLES, lambda _: 3, settings, steps=8)
 
     def run(loop, until):
         while len(loop.history.losses) < until:
@@ -177,4 +179,4 @@ def test_a_restored_loop_goes_on_bit_for_bit_wherever_it_was_stopped(stop):
     second.restore(tensors, rest)
     run(second, 8)
     assert second.history.losses == whole.history.losses
-    assert torch.equal(second.parameters["w"], whole.parameters["w"])
+    assert torch.equal(second.learner.parameters["w"], whole.learner.parameters["w"])

@@ -36,8 +36,8 @@ def juggler(
     import torch
 
     from minillm.device import keep_freed_memory
+    from minillm.lab.curve import describe
     from minillm.lab.juggler import JugglerSettings, juggle, table
-    from minillm.lab.pretrain import describe
 
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())

@@ -13,6 +13,7 @@ def pretrain(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
+    backend: str = "torch",
     every: int = 100,
     out: Path = Path("pretrained"),
     fresh: bool = False,
@@ -32,6 +33,8 @@ def pretrain(
         seed: The seed of all that is random.
         device: auto, cpu, cuda or mps.
         threads: CPU threads (default: one a core).
+        backend: torch, or numpy: every loss, gradient and step by the reference, in float64. The same losses, some ten
+            times slower: give it few steps.
         every: Measure, sample and write a checkpoint every so many steps.
         out: The directory for what is written.
         fresh: Begin again, whatever stands in that directory.
@@ -40,14 +43,18 @@ def pretrain(
 
     from minillm.device import keep_freed_memory
     from minillm.distributed import is_first
-    from minillm.lab.pretrain import PretrainSettings, describe, draw
+    from minillm.lab.curve import describe, draw
+    from minillm.lab.pretrain import PretrainSettings
     from minillm.lab.pretrain import pretrain as run
 
     keep_freed_memory()
     torch.set_num_threads(threads or torch.get_num_threads())
     text = None if data is None else str(data)
     settings = PretrainSettings(text, task, preset, tokenizer, vocabulary, steps, seed)
-    run(settings, out, device=device, fresh=fresh, every=every, say=lambda measured: print(describe(measured)))
+    run(
+        settings, out, device=device, backend=backend, fresh=fresh, every=every,
+        say=lambda measured: print(describe(measured)),
+    )  # fmt: skip
     if is_first():
         draw(out)
         print(f"written: {out}; `minillm generate --model {out} ...` continues a text with it")

@@ -18,8 +18,9 @@ from minillm.decoder import Decoder
 from minillm.lab.world import Outcome, World, count, labels, score_rows, size
 from minillm.prompting.scoring import accuracy, answer_scores
 from minillm.prompting.template import balanced_shots, common_start
+from minillm.schedule import TrainingSettings
 from minillm.tasks import LabelledText
-from minillm.training import TrainingSettings, train
+from minillm.training import train
 
 PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
 """The values of C, the inverse strength of the penalty on a classifier's weights, that are tried."""

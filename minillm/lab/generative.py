@@ -19,8 +19,9 @@ from minillm.generation import generate
 from minillm.lab.world import Bench
 from minillm.progress import progress
 from minillm.prompting.scoring import answer_log_probabilities
+from minillm.schedule import TrainingSettings
 from minillm.tasks.exchanges import Exchange, Exchanges
-from minillm.training import TrainingSettings, train
+from minillm.training import train
 
 BATCH = 16
 

@@ -2,14 +2,12 @@
 
 What a run writes stands in one directory: the checkpoint from which it goes on, the curve as JSON and PNG, and at the
 end the model as `minillm.load` reads it. Checkpoints are for one machine and its settings; the model is for everyone.
+Torch trains, or numpy: the same rows in the same order from the same weights.
 """
 
 import hashlib
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -25,6 +23,10 @@ from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
+from minillm.interrupts import interrupt_deferred
+from minillm.lab.curve import CURVE
+from minillm.lab.numpy_learner import NumpyLearner
+from minillm.learner import TorchLearner
 from minillm.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
 from minillm.progress import progress
 from minillm.tasks import word_problems
@@ -35,7 +37,7 @@ from minillm.training import Loop
 from minillm.writing import write_text
 
 TASKS = ("word_problems", "reviews-text")
-CURVE, PICTURE = "curve.json", "curve.png"
+BACKENDS = ("torch", "numpy")
 MOST_HELD_OUT, PROBLEMS_HELD_OUT = 64, 300
 """Rows of the held-out text that are measured each time, and word problems that are not trained on."""
 
@@ -105,18 +107,21 @@ def _problem_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
 class Run:
     """One pretraining run: its model, its loop, and what it has measured so far."""
 
-    def __init__(self, settings: PretrainSettings, out: Path, device: torch.device):
-        self.settings, self.out, self.device = settings, out, device
+    def __init__(self, settings: PretrainSettings, out: Path, device: torch.device, backend: str = "torch"):
+        self.settings, self.out, self.device, self.backend = settings, out, device, backend
         self.recipe = Recipe.from_preset(settings.preset, settings.steps)
         self.rows = read_rows(settings, self.recipe)
-        self.precision = best_precision(device) if device.type == "cuda" else "float32"
+        self.precision = "float64" if backend == "numpy" else _torch_precision(device)
         torch.manual_seed(settings.seed)
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
         self.model = FromNothing(self.decoder)
-        self.loop = Loop(
-            self.model, self.rows.train, self.model.loss, lambda row: len(row.ids),
-            self.recipe.settings(self.precision, settings.seed), steps=self.recipe.steps,
-        )  # fmt: skip
+        training = self.recipe.settings(self.precision, settings.seed)
+        learner = (
+            NumpyLearner(self.decoder, training)
+            if backend == "numpy"
+            else TorchLearner(self.model, self.model.loss, training)
+        )
+        self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
         self.bytes = token_bytes(self.rows.tokenizer)
         self.measured: list[dict[str, Any]] = []
 
@@ -125,8 +130,8 @@ class Run:
         tokens = hashlib.sha256(json.dumps([self.rows.train, self.rows.held_out]).encode()).hexdigest()
         return json.loads(
             json.dumps(
-                {**asdict(self.settings), **asdict(self.recipe), "tokens": tokens, "precision": self.precision,
-                 "processes": distributed.size()}
+                {**asdict(self.settings), **asdict(self.recipe), "tokens": tokens, "backend": self.backend,
+                 "precision": self.precision, "processes": distributed.size()}
             )
         )  # fmt: skip
 
@@ -175,32 +180,15 @@ class Run:
                     return
 
     def finish(self) -> None:
-        """The model, as `minillm.load` reads it, and the curve."""
-        self.decoder.eval()
+        """The model in float32, as `minillm.load` reads it, and the curve."""
+        self.decoder.float().eval()
         save(self.decoder, self.rows.tokenizer, self.out)
         write_text(self.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
 
 
-@contextmanager
-def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C takes effect between two steps, where the state is whole; the second time, at once."""
-    asked = False
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def pretrain(
-    settings: PretrainSettings, out: Path, *, device: str = "auto", fresh: bool = False, every: int = 100,
-    say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
+    settings: PretrainSettings, out: Path, *, device: str = "auto", backend: str = "torch", fresh: bool = False,
+    every: int = 100, say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
 ) -> Run:  # fmt: skip
     """Train to the end, from nothing or from the checkpoint in `out`, and write the model there.
 
@@ -210,14 +198,31 @@ def pretrain(
     """
     if every < 1:
         raise InputError(f"a checkpoint every {every} steps cannot be; it must be 1 at least")
-    place = distributed.local_device(pick_device(device))
+    place = distributed.local_device(_place(device, backend))
     with distributed.joined(place):
-        run = Run(settings, out, place)
+        run = Run(settings, out, place, backend)
         run.resume(fresh)
         _train(run, every, say)
         if distributed.rank() == 0:
             run.finish()
     return run
+
+
+def _place(device: str, backend: str) -> torch.device:
+    """Where the backend computes: numpy only in one process, on the CPU."""
+    if backend not in BACKENDS:
+        raise InputError(f"there is no backend {backend!r}; there are: {', '.join(BACKENDS)}")
+    if backend == "torch":
+        return pick_device(device)
+    if device not in ("auto", "cpu"):
+        raise InputError(f"numpy computes on the CPU, not on {device}")
+    if distributed.started() > 1:
+        raise InputError("numpy trains in one process; start it without torchrun")
+    return torch.device("cpu")
+
+
+def _torch_precision(device: torch.device) -> str:
+    return best_precision(device) if device.type == "cuda" else "float32"
 
 
 def _train(run: Run, every: int, say: Callable[[Mapping[str, Any]], None]) -> None:
@@ -234,40 +239,3 @@ def _train(run: Run, every: int, say: Callable[[Mapping[str, Any]], None]) -> No
             if distributed.any_says(interrupted(), run.device):
                 run.checkpoint()
                 raise KeyboardInterrupt
-
-
-def picture(curve: Mapping[str, Any], path: Path) -> None:
-    """The loss of every step and of the held-out text, as a PNG. Needs matplotlib (ImportError without)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
-    steps: Sequence[int] = range(1, len(curve["losses"]) + 1)
-    axes.plot(steps, curve["losses"], linewidth=0.8, alpha=0.6, label="training")
-    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="held out")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats a token")
-    axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def describe(measured: Mapping[str, Any]) -> str:
-    """A measurement in a line, and the sample under it."""
-    sample = " ".join(measured["sample"].split())
-    return (
-        f"step {measured['step']}: held out {measured['nats']:.3f} nats a token, "
-        f"{measured['bits_per_byte']:.3f} bits a byte\n  {sample[:160]}"
-    )
-
-
-def draw(out: Path) -> None:
-    """The curve's picture beside its JSON; without matplotlib, a line that says how to get it."""
-    try:
-        picture(json.loads((out / CURVE).read_text("utf-8")), out / PICTURE)
-    except ImportError:
-        print("no picture: matplotlib is missing (pip install 'minillm[lab]')", file=sys.stderr)

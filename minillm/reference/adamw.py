@@ -7,7 +7,8 @@
 m is a running mean of slopes and v of their squares, so m̂ / √v̂ is about one step of size η wherever slopes agree in
 sign, however small they are. Both start at 0. After t steps the weights of a running mean add up to 1 - βᵗ and not to
 1: dividing by that sum is the correction of the bias. Decay pulls at the weight itself, not through the slope (that
-is the W): through m̂ / √v̂ it would be scaled away like any other slope.
+is the W): through m̂ / √v̂ it would be scaled away like any other slope. Only matrices decay (λ = 0 for vectors): the
+scales and shifts of norms are not to be drawn to 0.
 """
 
 import math
@@ -47,5 +48,6 @@ def adamw_step(parameters, gradients, moments, *, rate, betas=(0.9, 0.999), eps=
         square[name] = beta_square * moments.square[name] + (1 - beta_square) * slope**2
         corrected_mean = mean[name] / (1 - beta**steps)
         corrected_square = square[name] / (1 - beta_square**steps)
-        moved[name] = weight - rate * decay * weight - rate * corrected_mean / (np.sqrt(corrected_square) + eps)
+        shrink = rate * decay if weight.ndim > 1 else 0.0
+        moved[name] = weight - shrink * weight - rate * corrected_mean / (np.sqrt(corrected_square) + eps)
     return moved, Moments(mean, square, steps)

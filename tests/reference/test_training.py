@@ -43,7 +43,9 @@ def _numpy_losses(parameters, loss_and_gradients, config):
 
 def _torch_losses(parameters, loss_of, config):
     parameters, losses = list(parameters), []
-    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=DECAY)
+    matrices, vectors = ([p for p in parameters if (p.dim() > 1) == yes] for yes in (True, False))
+    groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=RATE)
     for ids, mask in _batches(config):
         loss = loss_of(torch.from_numpy(ids), torch.from_numpy(mask))
         optimizer.zero_grad()
