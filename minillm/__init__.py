@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minillm.config import DecoderConfig
-    from minillm.decoder import Decoder, KeyValues
+    from minillm.decoder import Decoder
     from minillm.errors import InputError
     from minillm.generation import generate, stream
     from minillm.hub import load, save
+    from minillm.key_values import KeyValues
     from minillm.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -21,7 +22,7 @@ _HOMES = {
     "Decoder": "decoder",
     "DecoderConfig": "config",
     "InputError": "errors",
-    "KeyValues": "decoder",
+    "KeyValues": "key_values",
     "Tokenizer": "tokenizer",
     "generate": "generation",
     "load": "hub",

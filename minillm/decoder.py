@@ -8,8 +8,6 @@ make it GPT-2 or a Llama. Where an adaptation can enter is an argument or an att
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
@@ -18,7 +16,8 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.ops.attention import Prefix, attention
+from minillm.key_values import KeyValues, LayerCache, Recorder, Rotation, Surroundings
+from minillm.ops.attention import attention
 from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
 from minillm.ops.feed_forward import gelu, relu, swiglu
@@ -26,48 +25,6 @@ from minillm.ops.norm import layer_norm, rms_norm
 from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
 from minillm.origin import Origin
 from minillm.shapes import Bool, Float, Int
-
-Rotation = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """What P prompt positions leave behind in every layer: a hard prompt, a soft prompt, a tuned prefix.
-
-    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention reads them: after the rotation. The
-    text's positions count on from P, or from 0 where the prompt takes up none.
-    """
-
-    keys: Float[Tensor, "L B G P K"]
-    values: Float[Tensor, "L B G P K"]
-    gate: Float[Tensor, "L H"] | None = None
-    takes_positions: bool = True
-
-    def __len__(self) -> int:
-        return self.keys.shape[3]
-
-    def layer(self, index: int) -> Prefix:
-        return Prefix(self.keys[index], self.values[index], None if self.gate is None else self.gate[index])
-
-
-@runtime_checkable
-class LayerCache(Protocol):
-    """One layer of a decoding cache (which `generation` owns): it is shown new keys, and answers with all."""
-
-    length: int
-
-    def extend(
-        self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
-    ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]: ...
-
-
-class Surroundings(NamedTuple):
-    """What a block's attention sees beside the hidden states."""
-
-    rotation: Rotation | None = None
-    mask: Bool[Tensor, "B S"] | None = None
-    prefix: Prefix | None = None
-    cache: LayerCache | None = None
 
 
 class Embedding(nn.Module):
@@ -221,7 +178,7 @@ class Decoder(nn.Module):
 
     def keys_values(self, prompt: Int[Tensor, "B P"] | Float[Tensor, "B P D"]) -> KeyValues:
         """What a prompt, of token ids or of embeddings, leaves behind in every layer."""
-        recorders = [_Recorder() for _ in self.blocks]
+        recorders = [Recorder() for _ in self.blocks]
         self.climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
         keys, values = zip(*(recorder.seen for recorder in recorders), strict=True)
         return KeyValues(torch.stack(keys), torch.stack(values))
@@ -287,13 +244,3 @@ class Decoder(nn.Module):
             return embeddings + self.positions(positions), None
         # Section 3.4 scales embeddings by √D, to the size of the sinusoids.
         return embeddings * math.sqrt(config.width) + sinusoidal(positions, config.width, dtype), None
-
-
-class _Recorder:
-    """A layer's keys and values, kept as they pass by."""
-
-    length = 0
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self.seen = key, value
-        return key, value

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
-from minillm.decoder import KeyValues, LayerCache
 from minillm.errors import InputError
+from minillm.key_values import KeyValues, LayerCache
 from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float, Int
 

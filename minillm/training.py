@@ -108,8 +108,8 @@ def train(
     """Train what `method.trainable()` names, and end with the weights of the epoch that validated best.
 
     `loss(examples)` returns (the sum of their losses, how many were summed). `validate()` scores the method, higher
-    is better; without it the last epoch stays. On Ctrl-C `interrupted` is called, to save what there is, before the
-    interrupt goes on. Raises InputError when the loss is not finite.
+    is better; without it the last epoch stays. On Ctrl-C `interrupted` is called before the interrupt goes on, to save
+    what there is, if a step was taken at all. Raises InputError when the loss is not finite.
     """
     torch.manual_seed(settings.seed)
     learner = TorchLearner(method, loss, settings)
@@ -132,7 +132,7 @@ def train(
                     # The last epoch's weights are the method's own: no copy of them is needed.
                     best = _copy(learner.parameters) if epoch + 1 < settings.epochs else {}
     except KeyboardInterrupt:
-        if interrupted is not None:
+        if interrupted is not None and loop.history.losses:
             interrupted()
         raise
     with torch.no_grad():

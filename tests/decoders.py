@@ -3,7 +3,8 @@
 import torch
 
 from minillm.config import DecoderConfig
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
+from minillm.key_values import KeyValues
 
 # Sizes that have no two axes of the same length: a wrong axis cannot fit.
 SIZES = {"vocabulary": 13, "layers": 2, "width": 30, "heads": 3, "kv_heads": 1, "feed_forward_width": 11}

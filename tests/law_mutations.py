@@ -76,8 +76,8 @@ LAW_MUTATIONS = [
     _law(6, "prefix, of words", "a prompt that is not there when blocks are run again", "decoder.py",
          "checkpoint(self.blocks[index], hidden, around, use_reentrant=False)",
          "checkpoint(self.blocks[index], hidden, Surroundings(rotation, mask), use_reentrant=False)"),
-    _law(6, "LoRA", "a mean of means", "training.py", "summed.backward()", "(summed / counted).backward()"),
-    _law(6, "last block", "the last batch alone", "training.py",
+    _law(6, "LoRA", "a mean of means", "learner.py", "summed.backward()", "(summed / counted).backward()"),
+    _law(6, "last block", "the last batch alone", "learner.py",
          "summed.backward()", "self.optimizer.zero_grad()\n            summed.backward()"),
     # 7: what is saved is the state, for this base alone
     _law(7, "prefix, by an MLP", "a state that keeps the MLP", "adapt/prefix_tuning.py",

@@ -1,6 +1,8 @@
 """An adapter's life by the commands: adapted, looked at, used, merged, shrunk, given to peft and taken back."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 import minillm
 from minillm import adapt
 from minillm.cli import main
+from minillm.training import Loop
 from tests.test_cli import place  # noqa: F401, a fixture
 
 TASK = (
@@ -77,6 +80,30 @@ def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back
     assert not torch.allclose(logits["small"], logits["one"], atol=1e-4)
     for written in ("merged", "one.gguf"):
         assert torch.allclose(minillm.load(place / written)[0](IDS), logits["one"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "more", [("--method", "lora"), ("--method", "last-blocks", "--layers", "1"), ("--epochs", "1")], ids=" ".join
+)
+def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, place, monkeypatch, capsys):  # noqa: F811
+    """A real signal in the third step; the figures of the adapter that stood there before are not taken for its own."""
+    out, step = place / "cut", Loop.step
+    if "--epochs" in more:
+        command("adapt", *TASK, "--r", "2", "--out", "cut")
+
+    def interrupted(loop, batches):
+        if len(loop.history.losses) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(loop, batches)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    with pytest.raises(SystemExit) as end:
+        command("adapt", *TASK, *more, "--r", "2", "--batch", "8", "--out", "cut")
+    assert end.value.code == 130
+    assert "the adapter is saved as far as it is trained: cut" in capsys.readouterr().err
+    assert sorted(path.name for path in out.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    decoder, _ = minillm.load(place / "base")
+    assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "it has learned something"
 
 
 @pytest.mark.parametrize(

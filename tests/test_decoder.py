@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.config import DecoderConfig
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 from tests.decoders import SIZES, STYLES, random_decoder, random_prefix
 from tests.strategies import sizes
 from tests.tolerances import assert_close

@@ -20,7 +20,7 @@ MODULES = sorted(
 FLOORS = [
     {"shapes", "config", "errors", "interrupts", "origin", "progress", "schedule", "writing"},
     {"ops", "kernels"},
-    {"decoder"},
+    {"decoder", "key_values"},
     {
         "generation",
         "training",

@@ -68,8 +68,8 @@ def test_what_goes_forward_comes_back(stem):
 def test_a_prefix_has_the_same_parts_in_both():
     ops, reference = (importlib.import_module(f"minillm.{house}.attention") for house in ("ops", "reference"))
     assert ops.Prefix._fields == reference.Prefix._fields
-    decoder, tower = importlib.import_module("minillm.decoder"), importlib.import_module("minillm.reference.tower")
-    assert tuple(inspect.signature(decoder.KeyValues).parameters) == tower.KeyValues._fields
+    prompt, tower = importlib.import_module("minillm.key_values"), importlib.import_module("minillm.reference.tower")
+    assert tuple(inspect.signature(prompt.KeyValues).parameters) == tower.KeyValues._fields
 
 
 def test_unlabelled_positions_are_marked_alike():

@@ -101,6 +101,15 @@ def test_an_interrupt_saves_what_there_is_and_goes_on():
         fit(TrainingSettings(epochs=2), validate=validate, interrupted=lambda: saved.append(True))
     assert saved == [True]
 
+    def loss(batch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(
+            Line(), EXAMPLES, loss, lambda _: 3, TrainingSettings(), interrupted=lambda: saved.append("before a step")
+        )
+    assert saved == [True], "where nothing was learned, nothing is saved"
+
 
 def test_the_rate_climbs_in_a_straight_line_and_falls_by_a_cosine():
     settings = TrainingSettings(rate=2.0, warmup=0.25)

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 from minillm.shapes import Int
 
 

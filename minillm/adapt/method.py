@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
-from minillm.decoder import Decoder, KeyValues, LayerCache
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues, LayerCache
 from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer
 

@@ -18,8 +18,9 @@ from minillm.adapt.method import Method, restore
 from minillm.adapt.prompt_start import check_length, given_tokens, left_behind, sampled_tokens
 from minillm.adapt.reparametrisation import Reparametrisation
 from minillm.adapt.surgery import frozen
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 from minillm.shapes import Float
 
 SAMPLED_ROWS = 32

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from minillm.adapt.surgery import frozen
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.device import autocast
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 from minillm.shapes import Int
 
 

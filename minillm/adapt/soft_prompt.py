@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from minillm.adapt.method import Method, restore
 from minillm.adapt.prompt_start import check_length, given_tokens, sampled_tokens
 from minillm.adapt.surgery import frozen
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 from minillm.shapes import Float
 
 

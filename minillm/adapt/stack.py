@@ -17,8 +17,9 @@ from minillm.adapt.method import Method
 from minillm.adapt.pissa import PiSSA
 from minillm.adapt.prefix_tuning import PrefixTuning
 from minillm.adapt.soft_prompt import SoftPrompt
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.key_values import KeyValues
 
 CHANGING = (LoRA, DoRA, PiSSA, FineTune)
 BEFORE = (SoftPrompt, PrefixTuning)

@@ -18,8 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 from minillm.adapt.method import Method
 from minillm.batches import pad_right
 from minillm.config import DecoderConfig
-from minillm.decoder import KeyValues, LayerCache
 from minillm.errors import InputError
+from minillm.key_values import KeyValues, LayerCache
 from minillm.shapes import Bool, Float, Int
 
 CHUNK_BYTES = 1 << 26

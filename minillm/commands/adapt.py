@@ -32,11 +32,13 @@ def adapt(
 ) -> None:
     """Adapt a base to a task in one way, and save the adapter: to labelled text, or to free answers.
 
+    Ctrl-C saves the adapter as far as it is trained.
+
     Args:
         out: The adapter's directory to write; what was measured goes into its adapt.json.
         method: lora, dora, pissa, soft-prompt, prefix, features, output, last-blocks or full.
-        base: A pulled name, a directory in Hugging Face's layout, or a .gguf file.
-        task: The labelled text: reviews.
+        base: A pulled name, tiny (trained here, once), a directory in Hugging Face's layout, or a .gguf file.
+        task: The labelled text: reviews, or word_problems (meant for the base tiny; nothing is downloaded).
         train: Training rows.
         test: Test rows.
         seed: The seed of all that is random.

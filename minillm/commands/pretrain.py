@@ -33,8 +33,8 @@ def pretrain(
         seed: The seed of all that is random.
         device: auto, cpu, cuda or mps.
         threads: CPU threads (default: one a core).
-        backend: torch, or numpy: every loss, gradient and step by the reference, in float64. The same losses, some ten
-            times slower: give it few steps.
+        backend: torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, several
+            times slower: the preset's steps take an hour, a hundred --steps of nano a minute.
         every: Measure, sample and write a checkpoint every so many steps.
         out: The directory for what is written.
         fresh: Begin again, whatever stands in that directory.

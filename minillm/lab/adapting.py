@@ -1,17 +1,19 @@
 """`minillm adapt`: one method, one base, one task; what comes out is an adapter and its figures."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from minillm.adapt import Adaptation
 from minillm.errors import InputError
 from minillm.lab.climbing import features
 from minillm.lab.generative import adapt_to_answers
 from minillm.lab.ladder import LadderSettings, bench, world
 from minillm.lab.rungs import TRAINED, Options, climb_by_training
 from minillm.lab.statistics import standard_error
-from minillm.lab.world import Bench, World, count, labels, size
+from minillm.lab.world import Bench, Keep, World, count, labels, size
 from minillm.prompting.scoring import accuracy
 from minillm.tasks.exchanges import Exchanges, table_exchanges
 from minillm.writing import write_text
@@ -28,15 +30,15 @@ class AdaptSettings:
     answer_column: str | None = None
 
 
+FIGURES = "adapt.json"
 METHODS = ("features", *TRAINED)
 
 
 def adapt_to_labels(world: World, method: str, options: Options) -> dict[str, Any]:
     """Adapt to labelled text and save the adapter in `world.out`. Raises InputError for an unknown method."""
     _check(method)
-    outcome = features(world, method) if method == "features" else climb_by_training(world, method, options)
-    assert outcome.method is not None
-    outcome.method.save(world.out, tokenizer=world.tokenizer)
+    keep = _keeper(world)
+    outcome = features(world, method, keep) if method == "features" else climb_by_training(world, method, options, keep)
     share = accuracy(outcome.scores, labels(world.task.test))
     return {
         "method": method,
@@ -57,14 +59,25 @@ def adapt_to_exchanges(bench: Bench, task: Exchanges, method: str, options: Opti
         raise InputError(f"a classifier has no free answers; of the methods these have: {', '.join(TRAINED)}")
     recipe = TRAINED[method]
     made = recipe.method(bench, options)(bench.working_body() if recipe.lower else bench.decoder)
-    answered = adapt_to_answers(bench, task, made, recipe.settings(bench, options), method)
-    made.save(bench.out, tokenizer=bench.tokenizer)
+    answered = adapt_to_answers(bench, task, made, recipe.settings(bench, options), method, _keeper(bench))
     return {
         "method": method,
         "trainable_parameters": count(made.trainable()),
         "stored_bytes": size(made.state()),
         **asdict(answered),
     }
+
+
+def _keeper(bench: Bench) -> Keep:
+    """Saves an adapter: when it is trained, and before its figures are there; or when its training is interrupted."""
+
+    def keep(method: Adaptation) -> None:
+        # Those of another adapter, which stood here before.
+        (bench.out / FIGURES).unlink(missing_ok=True)
+        method.save(bench.out, tokenizer=bench.tokenizer)
+        print(f"the adapter is saved as far as it is trained: {bench.out}", file=sys.stderr)
+
+    return keep
 
 
 def _check(method: str) -> None:
@@ -80,7 +93,7 @@ def adapt_base(settings: AdaptSettings, out: Path) -> dict[str, Any]:
     else:
         task = _exchanges(settings)
         figures = adapt_to_exchanges(bench(settings.ladder, out), task, settings.method, settings.options)
-    write_text(out / "adapt.json", json.dumps(json.loads(json.dumps(asdict(settings))) | figures, indent=2) + "\n")
+    write_text(out / FIGURES, json.dumps(json.loads(json.dumps(asdict(settings))) | figures, indent=2) + "\n")
     return figures
 
 

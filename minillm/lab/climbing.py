@@ -15,7 +15,7 @@ from minillm.adapt import FineTune, FrozenHead, InContext, Method
 from minillm.adapt.feature_store import Recipe, filed_features
 from minillm.adapt.trunk import TrunkStore, boundary
 from minillm.decoder import Decoder
-from minillm.lab.world import Outcome, World, count, labels, score_rows, size
+from minillm.lab.world import Keep, Outcome, World, count, keep_nothing, labels, score_rows, size
 from minillm.prompting.scoring import accuracy, answer_scores
 from minillm.prompting.template import balanced_shots, common_start
 from minillm.schedule import TrainingSettings
@@ -42,7 +42,7 @@ def in_context(world: World, name: str, shots: int) -> Outcome:
     return Outcome(scores, eval_seconds=spent, tokens=tokens, chosen={"shots": shots, "shared_tokens": shared})
 
 
-def features(world: World, name: str) -> Outcome:
+def features(world: World, name: str, keep: Keep = keep_nothing) -> Outcome:
     """A logistic regression on stored features; its penalty is that under which the validation rows are likeliest.
 
     (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
@@ -70,6 +70,7 @@ def features(world: World, name: str) -> Outcome:
     best = max(likelihood, key=lambda c: likelihood[c])
     method = fitted(best)
     fitting = time.perf_counter() - start
+    keep(method)
     on_validation = accuracy(method.classifier.scores(found["validation"]), labels(task.validation))
     return Outcome(
         method.classifier.scores(found["test"]),
@@ -80,13 +81,13 @@ def features(world: World, name: str) -> Outcome:
         tokens=sum(len(prompt) for prompt in prompts["train"]),
         precision=world.precision,
         chosen={"c": best, "validation": on_validation},
-        method=method,
     )
 
 
 def trained(
-    world: World, name: str, adapt: Callable[[Decoder], Method], settings: TrainingSettings, lower: bool
-) -> Outcome:
+    world: World, name: str, adapt: Callable[[Decoder], Method], settings: TrainingSettings, lower: bool,
+    keep: Keep = keep_nothing,
+) -> Outcome:  # fmt: skip
     """Gradient descent on the answers' cross-entropy; the epoch is chosen on the validation rows.
 
     What a frozen trunk says of a row is computed once, and a classifier's answers are its classes.
@@ -111,8 +112,9 @@ def trained(
 
     history = train(
         method, range(len(prompts)), loss, lambda index: len(prompts[index]), settings,
-        validate=validate if settings.epochs > 1 else None, name=name,
+        validate=validate if settings.epochs > 1 else None, interrupted=lambda: keep(method), name=name,
     )  # fmt: skip
+    keep(method)
     start = time.perf_counter()
     scores = score(task.test, "test")
     return Outcome(
@@ -125,5 +127,4 @@ def trained(
         precision=world.precision,
         chosen={"epochs": settings.epochs, "rate": settings.rate, "best_epoch": history.best_epoch + 1,
                 "validation": history.validation, "losses": history.losses},
-        method=method,
     )  # fmt: skip

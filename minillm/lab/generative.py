@@ -16,7 +16,7 @@ from minillm.batches import length_buckets, pad_left
 from minillm.device import autocast
 from minillm.errors import InputError
 from minillm.generation import generate
-from minillm.lab.world import Bench
+from minillm.lab.world import Bench, Keep
 from minillm.progress import progress
 from minillm.prompting.scoring import answer_log_probabilities
 from minillm.schedule import TrainingSettings
@@ -39,7 +39,9 @@ class Answered:
     losses: list[float]
 
 
-def adapt_to_answers(bench: Bench, task: Exchanges, method: Method, settings: TrainingSettings, name: str) -> Answered:
+def adapt_to_answers(
+    bench: Bench, task: Exchanges, method: Method, settings: TrainingSettings, name: str, keep: Keep
+) -> Answered:
     """Train a method on the answers, keep the epoch with the lowest validation loss, and measure it on test rows."""
     encoded = {part: encode(bench, getattr(task, part)) for part in ("train", "validation", "test")}
 
@@ -49,8 +51,10 @@ def adapt_to_answers(bench: Bench, task: Exchanges, method: Method, settings: Tr
 
     history = train(
         method, encoded["train"], loss, lambda row: len(row[0]) + len(row[1]), settings,
-        validate=lambda: -held_out(bench, method, encoded["validation"], settings.precision), name=name,
+        validate=lambda: -held_out(bench, method, encoded["validation"], settings.precision),
+        interrupted=lambda: keep(method), name=name,
     )  # fmt: skip
+    keep(method)
     start = time.perf_counter()
     nats = held_out(bench, method, encoded["test"], settings.precision)
     exact = exact_match(bench, method, task.test, encoded["test"], settings.precision)

@@ -13,7 +13,7 @@ from minillm.adapt import DoRA, FineTune, LoRA, Method, PiSSA, PrefixTuning, Sof
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.lab.climbing import features, in_context, trained
-from minillm.lab.world import Bench, Outcome, World
+from minillm.lab.world import Bench, Keep, Outcome, World, keep_nothing
 from minillm.schedule import TrainingSettings
 
 SHOTS = 8
@@ -104,9 +104,11 @@ TRAINED = {
 }
 
 
-def climb_by_training(world: World, name: str, options: Options | None = None) -> Outcome:
+def climb_by_training(
+    world: World, name: str, options: Options | None = None, keep: Keep = keep_nothing
+) -> Outcome:  # fmt: skip
     recipe, options = TRAINED[name], options or Options()
-    return trained(world, name, recipe.method(world, options), recipe.settings(world, options), recipe.lower)
+    return trained(world, name, recipe.method(world, options), recipe.settings(world, options), recipe.lower, keep)
 
 
 @dataclass(frozen=True)

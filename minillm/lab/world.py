@@ -1,6 +1,6 @@
 """What every rung of the ladder starts from, and what it leaves: the world, the outcome, and the scoring between."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,7 +70,14 @@ class Outcome:
     tokens: int = 0
     precision: str = "float32"
     chosen: dict[str, Any] = field(default_factory=dict)
-    method: Adaptation | None = None
+
+
+Keep = Callable[[Adaptation], None]
+"""What is done with a method as soon as it is trained, or with one whose training is interrupted, as far as it is."""
+
+
+def keep_nothing(method: Adaptation) -> None:
+    """What a comparison does: only the figures are of interest."""
 
 
 def labels(rows: Sequence[LabelledText]) -> Tensor:

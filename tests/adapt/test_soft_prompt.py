@@ -8,7 +8,7 @@ from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import InContext
 from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.adapt.surgery import frozen
-from minillm.decoder import Surroundings
+from minillm.key_values import Surroundings
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 

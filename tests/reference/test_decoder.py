@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minillm.config import DecoderConfig, FeedForward, Norm, Positions
-from minillm.decoder import KeyValues
+from minillm.key_values import KeyValues
 from minillm.ops.lora import lora
 from minillm.reference import decoder as reference
 from minillm.reference.parameters import with_low_rank

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from minillm.decoder import KeyValues
+from minillm.key_values import KeyValues
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
 from minillm.reference.adamw import no_moments
 from minillm.reference.decoder import features_forward, keys_values_backward, keys_values_forward
