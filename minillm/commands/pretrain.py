@@ -33,8 +33,8 @@ def pretrain(
         seed: The seed of all that is random.
         device: auto, cpu, cuda or mps.
         threads: CPU threads (default: one a core).
-        backend: torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, several
-            times slower: the preset's steps take an hour, a hundred --steps of nano a minute.
+        backend: torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, some
+            three times slower: a few minutes for nano, most of an hour for tiny.
         every: Measure, sample and write a checkpoint every so many steps.
         out: The directory for what is written.
         fresh: Begin again, whatever stands in that directory.
