@@ -55,3 +55,7 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of our output has left; there is no one to tell.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        # A full disk, a directory that may not be written to: the system's own words for what no check foresaw.
+        print(f"minillm: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -24,6 +24,15 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def use_threads(count: int | None = None) -> int:
+    """Compute on so many CPU threads, or on as many as torch finds; returns how many. Raises InputError below 1."""
+    count = torch.get_num_threads() if count is None else count
+    if count < 1:
+        raise InputError(f"threads is {count}; it must be at least 1")
+    torch.set_num_threads(count)
+    return count
+
+
 def best_precision(device: torch.device) -> str:
     """bfloat16 where the device multiplies it natively (float16 a CPU only emulates), else float32."""
     if device.type == "cuda":

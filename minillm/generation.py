@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
-from minillm.errors import InputError
+from minillm.errors import InputError, check_seed
 from minillm.key_values import KeyValues, LayerCache
 from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float, Int
@@ -91,9 +91,17 @@ def stream(
     """Each row's next token, one at a time, until all rows have met a stop token or `max_new_tokens` are out.
 
     A temperature of 0 takes the likeliest token. Rows of unequal length are padded on the left (`pad_left`) and
-    come with their mask. A row that has ended goes on yielding its stop token.
+    come with their mask. A row that has ended goes on yielding its stop token. Raises InputError at once, before the
+    first token is asked for.
     """
-    _check(model.config, ids, max_new_tokens, temperature, top_k, top_p)
+    _check(model.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
+    return _stream(model, ids, max_new_tokens, temperature, top_k, top_p, seed, stop, mask)
+
+
+def _stream(
+    model: LanguageModel, ids: Int[Tensor, "B T"], max_new_tokens: int, temperature: float, top_k: int | None,
+    top_p: float | None, seed: int | None, stop: Iterable[int], mask: Bool[Tensor, "B S"] | None,
+) -> Iterator[Int[Tensor, "B"]]:  # fmt: skip
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
     stops = torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
@@ -141,8 +149,9 @@ def generate(
 
 
 def _check(
-    config: DecoderConfig, ids: Tensor, new: int, temperature: float, top_k: int | None, top_p: float | None
-) -> None:
+    config: DecoderConfig, ids: Tensor, new: int, temperature: float, top_k: int | None, top_p: float | None,
+    seed: int | None,
+) -> None:  # fmt: skip
     if ids.shape[1] == 0:
         raise InputError("there is nothing to continue: the prompt has no tokens")
     if new < 1:
@@ -157,3 +166,5 @@ def _check(
         raise InputError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p is {top_p}; it must lie above 0 and be at most 1")
+    if seed is not None:
+        check_seed(seed)

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from minillm.errors import InputError
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -22,6 +24,15 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_directory(directory: Path) -> None:
+    """Raises InputError where this cannot be a directory to write into: better before an hour's work than after it."""
+    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file; {directory} cannot be a directory to write into")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be written: {there} does not allow it")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -85,6 +85,14 @@ def test_the_ladder_climbs_every_rung_writes_what_it_prints_and_goes_on_where_it
         (("generate", "hello", "--model", "base", "--top-p", "2"), "top_p"),
         (("generate", "hello", "--model", "base", "--chat"), "chat template"),
         (("generate", "hello", "--model", "base", "--device", "tpu"), "no device 'tpu'"),
+        (("generate", "hello", "--model", "base", "--threads", "0"), "threads is 0"),
+        (("generate", "hello", "--model", "base", "--seed", "9223372036854775808"), "the seed is 9223372036854775808"),
+        (("pretrain", "--task", "word_problems", "--threads", "0"), "threads is 0"),
+        (("pretrain", "--task", "word_problems", "--out", "mine.csv"), "mine.csv is a file"),
+        (("lab", "juggler", "--threads", "-1"), "threads is -1"),
+        (("check", "--config", "tiny", "--seed", "-1"), "the seed is -1"),
+        (("export", "nothing", "--gguf", "untouched"), "there is no model 'nothing'"),
+        ((*LADDER, "--labels", "good,good"), "two different labels"),
         (("pull", "nothing"), "nothing"),
         ((*LADDER, "--rungs", "zero-shot,lorra"), "there is no rung 'lorra'; there are: zero-shot"),
         ((*LADDER, "--train", "4000"), "too few for 4000 to train"),
@@ -104,8 +112,9 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place,
     monkeypatch.setattr("sys.argv", ["minillm", *words])
     with pytest.raises(SystemExit) as end:
         main()
-    said = capsys.readouterr().err
+    printed, said = capsys.readouterr()
     assert end.value.code == 2
+    assert printed == "", "nothing is said before it is known that it can be done"
     assert sentence in said
     assert len(said.strip().splitlines()) == 1, said
     assert not (place / "untouched").exists()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minillm import InputError
-from minillm.device import autocast, best_precision, keep_freed_memory, peak_memory, pick_device
+from minillm.device import autocast, best_precision, keep_freed_memory, peak_memory, pick_device, use_threads
 
 
 def test_a_device_that_is_not_there_is_refused_with_those_that_are():
@@ -13,6 +13,13 @@ def test_a_device_that_is_not_there_is_refused_with_those_that_are():
         pick_device("tpu")
     assert pick_device("cpu") == torch.device("cpu")
     assert pick_device("auto").type in ("cuda", "mps", "cpu")
+
+
+def test_threads_are_as_many_as_are_asked_for_and_one_at_least():
+    assert use_threads(2) == 2 == torch.get_num_threads()
+    assert use_threads() == 2
+    with pytest.raises(InputError, match="threads is 0; it must be at least 1"):
+        use_threads(0)
 
 
 def test_precision_is_float32_or_bfloat16_and_autocast_follows_it():

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from minillm import writing
+from minillm import InputError, writing
 
 
 def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
@@ -31,3 +31,12 @@ def test_what_was_there_stays_until_the_new_file_is_whole(tmp_path):
         interrupted()
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_directory_is_looked_at_before_there_is_anything_to_write(tmp_path):
+    writing.check_directory(tmp_path / "new" / "newer")
+    assert not list(tmp_path.iterdir()), "it is not made yet"
+    (tmp_path / "file").write_text("")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(InputError, match="file is a file"):
+            writing.check_directory(wrong)

@@ -61,9 +61,7 @@ def adapt(
         words: The words that a soft prompt or a prefix starts from.
         layers: How many blocks last-blocks trains.
     """
-    import torch
-
-    from minillm.device import keep_freed_memory
+    from minillm.device import keep_freed_memory, use_threads
     from minillm.lab.adapting import AdaptSettings, adapt_base
     from minillm.lab.ladder import LadderSettings
     from minillm.lab.rungs import Options
@@ -78,7 +76,7 @@ def adapt(
         test=test,
         seed=seed,
         device=device,
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=use_threads(threads),
         data=None if data is None else str(data),
         text_column=text_column,
         label_column=label_column,

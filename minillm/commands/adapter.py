@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from minillm.errors import InputError
+
+if TYPE_CHECKING:
+    from minillm.decoder import Decoder
+    from minillm.tokenizer import Tokenizer
 
 BASE = "smollm2-135m-instruct"
 Place = Annotated[Path, tyro.conf.Positional]
@@ -40,12 +44,11 @@ def diff(adapter: Place, other: Place, base: str = BASE) -> None:
     Args:
         adapter: An adapter's directory.
         other: Another one's.
-        base: Their base: a pulled name, a directory or a .gguf file.
+        base: Their base: a pulled name, tiny, a directory or a .gguf file.
     """
     from minillm.adapt import load
-    from minillm.hub import load as load_decoder
 
-    decoder, _ = load_decoder(base)
+    decoder, _ = _base(base)
     one, two = (load(decoder, place, allow_noop=True) for place in (adapter, other))
     print(f"{type(one).__name__} {json.dumps(one.options())}\n{type(two).__name__} {json.dumps(two.options())}")
     left, right = one.state(), two.state()
@@ -64,12 +67,11 @@ def verify(adapter: Place, base: str = BASE) -> None:
 
     Args:
         adapter: The adapter's directory.
-        base: Its base: a pulled name, a directory or a .gguf file.
+        base: Its base: a pulled name, tiny, a directory or a .gguf file.
     """
     from minillm.adapt import load
-    from minillm.hub import load as load_decoder
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     method = load(decoder, adapter, tokenizer=tokenizer)
     print(f"{adapter} is whole: a {type(method).__name__} of {len(method.state())} tensors on {base}")
 
@@ -80,16 +82,15 @@ def merge(adapter: Place, target: Place, base: str = BASE) -> None:
     Args:
         adapter: The adapter's directory.
         target: The directory to write.
-        base: The adapter's base: a pulled name, a directory or a .gguf file.
+        base: The adapter's base: a pulled name, tiny, a directory or a .gguf file.
     """
     import torch
 
     from minillm.adapt import load, merge_rounding
     from minillm.adapt import merge as merged
-    from minillm.hub import load as load_decoder
     from minillm.hub import save
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     method = load(decoder, adapter, tokenizer=tokenizer)
     together = merged(method)
     save(together, tokenizer, target)
@@ -113,18 +114,17 @@ def extract(
     Args:
         tuned: A model's directory or .gguf file, or the directory of a FineTune adapter.
         target: The adapter's directory to write.
-        base: The base of both: a pulled name, a directory or a .gguf file.
+        base: The base of both: a pulled name, tiny, a directory or a .gguf file.
         r: The rank of each update.
         energy: Or the share of each update's energy to keep, up to 1.
     """
     from minillm.adapt import extract as extracted
     from minillm.adapt import load
     from minillm.adapt.description import DESCRIPTION
-    from minillm.hub import load as load_decoder
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     is_adapter = (Path(tuned) / DESCRIPTION).exists()
-    after = load(decoder, tuned, tokenizer=tokenizer) if is_adapter else load_decoder(tuned)[0]
+    after = load(decoder, tuned, tokenizer=tokenizer) if is_adapter else _base(tuned)[0]
     found = extracted(decoder, after, r=r, energy=energy)
     found.lora.save(target, tokenizer=tokenizer)
     _say_errors(found.errors)
@@ -139,15 +139,14 @@ def resize(adapter: Place, target: Place, base: str = BASE, r: int | None = None
     Args:
         adapter: The LoRA's directory.
         target: The directory to write.
-        base: Its base: a pulled name, a directory or a .gguf file.
+        base: Its base: a pulled name, tiny, a directory or a .gguf file.
         r: The new rank.
         energy: Or the share of each update's energy to keep, up to 1.
     """
     from minillm.adapt import LoRA, load
     from minillm.adapt import resize as resized
-    from minillm.hub import load as load_decoder
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     method = load(decoder, adapter, tokenizer=tokenizer)
     if not isinstance(method, LoRA):
         raise InputError(f"{adapter} is a {type(method).__name__}; a LoRA has a rank that can be changed")
@@ -163,13 +162,12 @@ def export_peft(adapter: Place, target: Place, base: str = BASE) -> None:
     Args:
         adapter: The adapter's directory.
         target: The directory to write: adapter_config.json and adapter_model.safetensors.
-        base: Its base: a pulled name, a directory or a .gguf file.
+        base: Its base: a pulled name, tiny, a directory or a .gguf file.
     """
     from minillm.adapt import load
-    from minillm.hub import load as load_decoder
     from minillm.hub.peft import export_peft as written
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     written(load(decoder, adapter, tokenizer=tokenizer), target, base_name=base)
     print(f"written: {target}")
 
@@ -180,14 +178,20 @@ def import_peft(source: Place, target: Place, base: str = BASE) -> None:
     Args:
         source: The directory with adapter_config.json and adapter_model.safetensors.
         target: The adapter's directory to write.
-        base: Its base: a pulled name, a directory or a .gguf file.
+        base: Its base: a pulled name, tiny, a directory or a .gguf file.
     """
-    from minillm.hub import load as load_decoder
     from minillm.hub.peft import import_peft as read
 
-    decoder, tokenizer = load_decoder(base)
+    decoder, tokenizer = _base(base)
     read(decoder, source).save(target, tokenizer=tokenizer)
     print(f"written: {target}")
+
+
+def _base(name: str) -> "tuple[Decoder, Tokenizer | None]":
+    from minillm.hub import load
+    from minillm.lab.embedded import base_path
+
+    return load(base_path(name))
 
 
 def _say_errors(errors: dict[str, float]) -> None:

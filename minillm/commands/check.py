@@ -26,13 +26,11 @@ def check(
         threads: CPU threads (default: one a core).
         out: The directory for check.json (default: nothing is written).
     """
-    import torch
-
+    from minillm.device import use_threads
     from minillm.lab.check import CheckSettings, failed, table
     from minillm.lab.check import check as climb
 
-    threads = torch.get_num_threads() if threads is None else threads
-    described = climb(CheckSettings(config, dtype, device, seed, threads), out)
+    described = climb(CheckSettings(config, dtype, device, seed, use_threads(threads)), out)
     print(table(described))
     if out is not None:
         print(f"\nwritten: {out / 'check.json'}")

@@ -18,8 +18,9 @@ def export(model: Annotated[str, tyro.conf.Positional], gguf: Path, adapter: Pat
     from minillm.adapt import merge
     from minillm.hub import load
     from minillm.hub.gguf_export import export as written
+    from minillm.lab.embedded import base_path
 
-    decoder, tokenizer = load(model)
+    decoder, tokenizer = load(base_path(model))
     if adapter is not None:
         decoder = merge(load_adapter(decoder, adapter, tokenizer=tokenizer))
     written(decoder, tokenizer, gguf)

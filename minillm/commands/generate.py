@@ -30,7 +30,7 @@ def generate(
 
     Args:
         prompt: The text to continue.
-        model: A pulled name, a directory in Hugging Face's layout, or a .gguf file.
+        model: A pulled name, tiny (trained here, once), a directory in Hugging Face's layout, or a .gguf file.
         adapter: The directory of an adapter of that model.
         chat: Wrap the prompt in the model's chat template.
         max_new_tokens: Stop after this many tokens.
@@ -43,13 +43,14 @@ def generate(
     """
     import torch
 
-    from minillm.device import keep_freed_memory, pick_device
+    from minillm.device import keep_freed_memory, pick_device, use_threads
     from minillm.generation import stream
     from minillm.hub import load
+    from minillm.lab.embedded import base_path
 
     keep_freed_memory()
-    torch.set_num_threads(threads or torch.get_num_threads())
-    decoder, tokenizer = load(model)
+    use_threads(threads)
+    decoder, tokenizer = load(base_path(model))
     if tokenizer is None:
         raise InputError(f"{model} has no tokenizer, and text needs one")
     target = pick_device(device)

@@ -33,14 +33,12 @@ def juggler(
         out: The directory for the model and juggler.json.
         fresh: Train again, whatever stands in that directory.
     """
-    import torch
-
-    from minillm.device import keep_freed_memory
+    from minillm.device import keep_freed_memory, use_threads
     from minillm.lab.curve import describe
     from minillm.lab.juggler import JugglerSettings, juggle, table
 
     keep_freed_memory()
-    torch.set_num_threads(threads or torch.get_num_threads())
+    use_threads(threads)
     settings = JugglerSettings(preset, steps, problems, shots, samples, temperature, seed)
     found = juggle(settings, out, device=device, fresh=fresh, say=lambda measured: print(describe(measured)))
     print(f"\n{table(found)}")

@@ -43,8 +43,7 @@ def ladder(
         labels: The answers for the label column's values in sorted order, comma-separated (default: the values).
         fresh: Climb all rungs again.
     """
-    import torch
-
+    from minillm.device import use_threads
     from minillm.lab.ladder import LadderSettings, climb
     from minillm.lab.report import table
     from minillm.tasks.reviews import PROMPT
@@ -56,7 +55,7 @@ def ladder(
         test=test,
         seed=seed,
         device=device,
-        threads=torch.get_num_threads() if threads is None else threads,
+        threads=use_threads(threads),
         data=None if data is None else str(data),
         text_column=text_column,
         label_column=label_column,

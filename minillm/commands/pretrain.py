@@ -39,16 +39,14 @@ def pretrain(
         out: The directory for what is written.
         fresh: Begin again, whatever stands in that directory.
     """
-    import torch
-
-    from minillm.device import keep_freed_memory
+    from minillm.device import keep_freed_memory, use_threads
     from minillm.distributed import is_first
     from minillm.lab.curve import describe, draw
     from minillm.lab.pretrain import PretrainSettings
     from minillm.lab.pretrain import pretrain as run
 
     keep_freed_memory()
-    torch.set_num_threads(threads or torch.get_num_threads())
+    use_threads(threads)
     text = None if data is None else str(data)
     settings = PretrainSettings(text, task, preset, tokenizer, vocabulary, steps, seed)
     run(

@@ -33,15 +33,15 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
             f"GGUF has words for a Llama and for a GPT-2; this decoder is neither: {', '.join(map(str, choices))}"
         )
     architecture, layout = FAMILIES[choices]
+    writer = gguf.GGUFWriter(None, architecture)
+    _describe(writer, config, architecture)
+    if tokenizer is not None:
+        _describe_tokenizer(writer, tokenizer)
+    state = decoder.state_dict()
+    for entry in layout.entries(decoder):
+        writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
     with replacing(path) as temporary:
-        writer = gguf.GGUFWriter(temporary, architecture)
-        _describe(writer, config, architecture)
-        if tokenizer is not None:
-            _describe_tokenizer(writer, tokenizer)
-        state = decoder.state_dict()
-        for entry in layout.entries(decoder):
-            writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
-        writer.write_header_to_file()
+        writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()

@@ -127,9 +127,7 @@ def read_json(path: Path) -> Settings:
     try:
         settings = json.loads(path.read_text("utf-8"))
     except OSError as problem:
-        raise InputError(
-            f"{path} cannot be read ({problem.strerror}); a directory is loaded by its config.json"
-        ) from None
+        raise InputError(f"{path}, which such a directory begins with, cannot be read ({problem.strerror})") from None
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path} is no JSON: {problem}") from None
     if not isinstance(settings, dict):

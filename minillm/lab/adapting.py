@@ -16,7 +16,7 @@ from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench, Keep, World, count, labels, size
 from minillm.prompting.scoring import accuracy
 from minillm.tasks.exchanges import Exchanges, table_exchanges
-from minillm.writing import write_text
+from minillm.writing import check_directory, write_text
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,7 @@ def _check(method: str) -> None:
 def adapt_base(settings: AdaptSettings, out: Path) -> dict[str, Any]:
     """Adapt, save the adapter and its figures in `out`. Raises InputError before anything is written or trained."""
     _check(settings.method)
+    check_directory(out)
     if settings.prompt_column is None and settings.answer_column is None:
         figures = adapt_to_labels(world(settings.ladder, out), settings.method, settings.options)
     else:

@@ -16,8 +16,8 @@ import torch
 
 from minillm import hub
 from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
-from minillm.device import pick_device
-from minillm.errors import InputError
+from minillm.device import pick_device, use_threads
+from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.ladder import versions
@@ -48,8 +48,7 @@ class CheckSettings:
             raise InputError(f"the dtype is {self.dtype!r}; it can be {', '.join(DTYPES)}")
         if self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
-        if self.seed < 0:
-            raise InputError(f"the seed is {self.seed}; it must be 0 or above")
+        check_seed(self.seed)
 
 
 def presets() -> dict[str, Callable[[], DecoderConfig]]:
@@ -104,7 +103,7 @@ def rungs(settings: CheckSettings) -> dict[str, Rung]:
 def check(settings: CheckSettings, out: Path | None = None) -> dict[str, Any]:
     """Climb the ladder with everything; with `out`, write what is returned to `check.json` there."""
     start, climbed = time.perf_counter(), rungs(settings)
-    torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     config = find_config(settings.config)
     small = shrunk(config)
     measured: dict[tuple[str, str], list[Measured]] = {}

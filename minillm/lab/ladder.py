@@ -16,11 +16,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from minillm import hub
-from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device
-from minillm.errors import InputError
+from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device, use_threads
+from minillm.errors import InputError, check_seed
 from minillm.lab.embedded import base_path, pulled_data
 from minillm.lab.rungs import RUNGS, Rung, chosen_rungs
 from minillm.lab.statistics import standard_error
@@ -30,7 +28,7 @@ from minillm.tasks import Task
 from minillm.tasks.reviews import PROMPT, reviews_task
 from minillm.tasks.table import table_task
 from minillm.tasks.word_problems import word_problems_task
-from minillm.writing import write_text
+from minillm.writing import check_directory, write_text
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,7 @@ class LadderSettings:
     def __post_init__(self):
         if self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"the seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1")
+        check_seed(self.seed)
 
 
 def load_task(settings: LadderSettings) -> Task:
@@ -75,7 +72,7 @@ def load_task(settings: LadderSettings) -> Task:
 
 def bench(settings: LadderSettings, out: Path) -> Bench:
     """Load the base that is worked on. Raises InputError for one without a tokenizer."""
-    torch.set_num_threads(settings.threads)
+    use_threads(settings.threads)
     device = pick_device(settings.device)
     decoder, tokenizer = hub.load(base_path(settings.base))
     if tokenizer is None:
@@ -165,7 +162,7 @@ def climb(
     path = out / "ladder.json"
     described = json.loads(json.dumps({**asdict(settings), "versions": versions()}))
     finished = {} if fresh else _finished(path, described)
-    out.mkdir(parents=True, exist_ok=True)
+    check_directory(out)
     if fresh:
         for stored in (out / "features").glob("*/*.safetensors"):
             stored.unlink()

@@ -19,7 +19,7 @@ from minillm import distributed
 from minillm.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
 from minillm.decoder import Decoder
 from minillm.device import best_precision, pick_device
-from minillm.errors import InputError
+from minillm.errors import InputError, check_seed
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
@@ -34,7 +34,7 @@ from minillm.tasks.text import reviews_text, text_file
 from minillm.tokenizer import Tokenizer
 from minillm.tokenizer_training import token_bytes, train_tokenizer
 from minillm.training import Loop
-from minillm.writing import write_text
+from minillm.writing import check_directory, write_text
 
 TASKS = ("word_problems", "reviews-text")
 BACKENDS = ("torch", "numpy")
@@ -61,8 +61,7 @@ class PretrainSettings:
             raise InputError(f"give a text to learn, --data FILE.txt, or a task: {', '.join(TASKS)}")
         if self.task is not None and self.task not in TASKS:
             raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"the seed is {self.seed}; it must be a whole number from 0 to 2^63 - 1")
+        check_seed(self.seed)
 
 
 @dataclass(frozen=True)
@@ -198,6 +197,7 @@ def pretrain(
     """
     if every < 1:
         raise InputError(f"a checkpoint every {every} steps cannot be; it must be 1 at least")
+    check_directory(out)
     place = distributed.local_device(_place(device, backend))
     with distributed.joined(place):
         run = Run(settings, out, place, backend)

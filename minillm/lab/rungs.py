@@ -49,8 +49,8 @@ class Trained:
 
     def settings(self, bench: Bench, options: Options) -> TrainingSettings:
         return TrainingSettings(
-            epochs=options.epochs or self.epochs,
-            rate=options.rate or self.rate,
+            epochs=self.epochs if options.epochs is None else options.epochs,
+            rate=self.rate if options.rate is None else options.rate,
             batch=options.batch,
             precision=bench.precision,
             seed=bench.seed,

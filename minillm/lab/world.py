@@ -12,6 +12,7 @@ from minillm.adapt import Adaptation, FineTune
 from minillm.adapt.surgery import frozen, lower
 from minillm.decoder import Decoder
 from minillm.device import autocast
+from minillm.errors import InputError
 from minillm.generation import LanguageModel
 from minillm.prompting.scoring import answer_scores, score_all
 from minillm.prompting.template import render
@@ -55,7 +56,13 @@ class World(Bench):
         return [self.tokenizer.encode(render(self.task, row.text, shots)) for row in rows]
 
     def answers(self) -> list[list[int]]:
-        return [self.tokenizer.encode(answer) for answer in self.task.answers]
+        """Raises InputError for two answers that are the same tokens, as words that the tokenizer lacks may be."""
+        encoded = [self.tokenizer.encode(answer) for answer in self.task.answers]
+        for index, answer in enumerate(encoded):
+            if (first := encoded.index(answer)) < index:
+                same = " and ".join(repr(self.task.answers[place]) for place in (first, index))
+                raise InputError(f"the answers {same} are the same to this base's tokenizer; --labels gives others")
+        return encoded
 
 
 @dataclass

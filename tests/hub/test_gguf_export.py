@@ -6,6 +6,7 @@ import torch
 import minillm
 from minillm import DecoderConfig, InputError
 from minillm.hub.gguf_export import export
+from minillm.tokenizer_training import words
 from tests.hub.gguf_writing import llama_config, random_decoder
 
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
@@ -39,4 +40,8 @@ def test_its_tokenizer_reads_back_with_equal_ids(tmp_path, smollm2):
 def test_what_gguf_has_no_words_for_is_refused_and_nothing_is_written(tmp_path):
     with pytest.raises(InputError, match="this decoder is neither"):
         export(random_decoder(DecoderConfig.tiny(norm_first=False)), None, tmp_path / "mine.gguf")
+    closed = words(["so so well"], 5)
+    decoder = random_decoder(llama_config(vocabulary=closed.vocabulary))
+    with pytest.raises(InputError, match="no words for this tokenizer"):
+        export(decoder, closed, tmp_path / "new" / "mine.gguf")
     assert not list(tmp_path.iterdir())
