@@ -26,6 +26,9 @@ TRUNK = ("adapt/trunk.py", "adapt/test_trunk.py")
 STORE = ("adapt/feature_store.py", "adapt/test_feature_store.py")
 HEADS = ("adapt/heads.py", "adapt/test_heads.py")
 FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
+LOOP = ("training.py", "test_training.py")
+LEARNER = ("learner.py", "lab/test_numpy_learner.py")
+NUMPY = ("lab/numpy_learner.py", "lab/test_numpy_learner.py")
 PEFT = ("hub/peft.py", "hub/test_peft.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
@@ -293,4 +296,27 @@ MUTATIONS = [
     _mutation("a bias for standardised features", HEADS, "self.bias.sub_(", "self.bias.add_("),
     _mutation("a final norm without its bias", FINE_TUNE, '["norm.*"]', '["norm.weight"]'),
     _mutation("classes in another order", FINE_TUNE, "rows[tokens]", "rows[sorted(tokens)]"),
+    _mutation("a rate without a schedule", LOOP, "rate_at(done, self.steps, self.settings)", "self.settings.rate"),
+    _mutation("a step along what is no number", LOOP, "if not math.isfinite(loss):", "if False:"),
+    _mutation("a learner that is told no rate", LEARNER, 'group["lr"] = rate', "pass"),
+    _mutation(
+        "numpy that does not clip",
+        NUMPY,
+        "clip_by_global_norm(self.gradients, self.settings.clip)",
+        "self.gradients, 0",
+    ),
+    _mutation("numpy that foretells the token itself", NUMPY, "labels_BT[:, 1:]", "labels_BT[:, :-1]"),
+    _mutation("numpy that goes on with a first step", NUMPY, ', int(tensors["steps"]))', ")"),
+    _mutation(
+        "norms that decay",
+        ("reference/adamw.py", "reference/test_adamw.py"),
+        "rate * decay if weight.ndim > 1 else 0.0",
+        "rate * decay",
+    ),
+    _mutation(
+        "an interrupted adapter that is lost",
+        ("lab/climbing.py", "test_adapter_commands.py"),
+        "interrupted=lambda: keep(method), name=name",
+        "name=name",
+    ),
 ]

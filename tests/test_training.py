@@ -120,6 +120,48 @@ def test_the_rate_climbs_in_a_straight_line_and_falls_by_a_cosine():
     assert rate_at(5 + 15 // 2, 20, settings) > rate_at(13, 20, settings) > 0.2
 
 
+class Diary:
+    """A learner that learns nothing, and writes down what it is asked."""
+
+    def __init__(self, losses):
+        self.losses, self.read, self.rates = iter(losses), [], []
+
+    def backward(self, batches):
+        self.read.append(batches)
+        return next(self.losses)
+
+    def move(self, rate):
+        self.rates.append(rate)
+
+    def state(self):
+        return {}
+
+    def restore(self, tensors):
+        pass
+
+
+def test_the_loop_moves_by_the_schedule_and_reads_every_example_once_an_epoch():
+    settings = TrainingSettings(epochs=2, batch=3, accumulate=2, rate=2.0, warmup=0.5)
+    diary = Diary([3.0, 2.0, 1.0, 0.5])
+    loop = Loop(diary, list("abcdefghijk"), ord, settings)
+    assert [loop.step(batches) for _ in range(2) for batches in loop.groups()] == [3.0, 2.0, 1.0, 0.5]
+    assert diary.rates == [rate_at(step, 4, settings) for step in range(4)]
+    assert len(set(diary.rates)) == 3, "it climbs, and falls"
+    assert sorted(len(batch) for step in diary.read[:2] for batch in step) == [2, 3, 3, 3]
+    assert all(len(step) == 2 for step in diary.read)
+    for epoch in (diary.read[:2], diary.read[2:]):
+        assert sorted(letter for step in epoch for batch in step for letter in batch) == list("abcdefghijk")
+    assert loop.history.tokens == 2 * sum(map(ord, "abcdefghijk"))
+
+
+def test_nothing_moves_where_the_loss_is_no_number():
+    diary = Diary([1.0, math.inf])
+    loop = Loop(diary, list("abcd"), ord, TrainingSettings(epochs=1, batch=2))
+    with pytest.raises(InputError, match="the loss is inf at step 2"):
+        [loop.step(batches) for batches in loop.groups()]
+    assert len(diary.rates) == 1
+
+
 def test_settings_that_cannot_work_are_refused_in_a_sentence():
     for wrong in ({"epochs": 0}, {"rate": 0.0}, {"precision": "float16"}, {"accumulate": 0}):
         with pytest.raises(InputError):
