@@ -126,4 +126,4 @@ def test_wrong_use_is_one_sentence_and_exit_code_2():
     command = [sys.executable, "-m", "benchmarks.adapt_vs_peft", "--methods", "magic"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 2
-    assert asked.stderr == "benchmark: there is no method 'magic'; there is: lora, features\n"
+    assert asked.stderr == "benchmark: there is no method 'magic'; there is: lora, soft-prompt, prefix, last-blocks, features\n"
