@@ -32,8 +32,10 @@ Model = torch.nn.Module
 
 
 def last_two_blocks(model: Model) -> Model:
+    layers = model.config.num_hidden_layers
+    trained = (f"model.layers.{layers - 2}.", f"model.layers.{layers - 1}.", "model.norm.")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(("model.layers.28.", "model.layers.29.", "model.norm.")))
+        parameter.requires_grad_(name.startswith(trained))
     return model
 
 
