@@ -122,6 +122,18 @@ MUTATIONS = [
         "F.silu(gate) * up",
         "F.silu(up) * gate",
     ),
+    _mutation(
+        "a gate whose gradient forgets what it gates",
+        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
+        "silu_backward(gradients[0] * up, gate)",
+        "silu_backward(gradients[0], gate)",
+    ),
+    _mutation(
+        "a frozen matrix that keeps what it read",
+        ("ops/linear.py", "ops/test_linear.py"),
+        "x if ctx.needs_input_grad[1] else None",
+        "x",
+    ),
     _mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), ".mul_(scale)", ""),
     _mutation(
         "an unscaled gradient of A",

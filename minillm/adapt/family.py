@@ -18,6 +18,7 @@ from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.ops.linear import linear
 from minillm.shapes import Bool, Float, Int
 
 BASE = "base"
@@ -45,7 +46,7 @@ class RowwiseLinear(nn.Module):
         self.factors = torch.stack(a), torch.stack(b)
 
     def forward(self, hidden: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
-        out = F.linear(hidden, self.weight, self.bias)
+        out = linear(hidden, self.weight, self.bias)
         if self.factors is None:
             return out
         a, b = (side.to(out.dtype) for side in self.factors)
@@ -112,9 +113,9 @@ class Family(nn.Module):
     def _use(self, members: Sequence[Decoder | Method]) -> None:
         """Tell every shared matrix which update each row of the next pass adds."""
         updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
-        for path, linear in self.shared.named_modules():
-            if isinstance(linear, RowwiseLinear):
-                linear.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
+        for path, matrix in self.shared.named_modules():
+            if isinstance(matrix, RowwiseLinear):
+                matrix.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
 
 
 def _goes_with_others(member: Decoder | Method) -> bool:

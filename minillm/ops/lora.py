@@ -9,9 +9,9 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.ops.linear import linear
 from minillm.shapes import Float
 
 
@@ -21,8 +21,8 @@ class _LoRA(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
         dropped: Tensor | None,
     ):  # fmt: skip
-        low = F.linear(x if dropped is None else dropped, a).mul_(scale)
-        out = F.linear(x, weight, bias)
+        low = linear(x if dropped is None else dropped, a).mul_(scale)
+        out = linear(x, weight, bias)
         out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T)
         ctx.save_for_backward(x, weight, a, b, low, dropped)
         ctx.scale = scale
@@ -34,7 +34,7 @@ class _LoRA(torch.autograd.Function):
         for_x, _, for_bias, for_a, for_b, _, for_dropped = ctx.needs_input_grad
         gradient = gradients[0].reshape(-1, weight.shape[0])
         shared = (gradient @ b).mul_(ctx.scale)
-        d_x = gradient @ weight if for_x else None
+        d_x = linear(gradient, weight.T) if for_x else None
         if d_x is not None and dropped is None:
             d_x.addmm_(shared, a)
         read = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
