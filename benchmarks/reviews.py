@@ -33,7 +33,7 @@ def reviews(rows: int) -> Work:
     # Imported where they are needed, since a command's --help must not wait for torch.
     from minillm.hub import load
     from minillm.hub.pull import pull
-    from minillm.prompting.template import render
+    from minillm.prompting.template import task_template
     from minillm.tasks.reviews import reviews_task
 
     task = reviews_task(pull("reviews"), rows, TEST)
@@ -41,5 +41,6 @@ def reviews(rows: int) -> Work:
     assert tokenizer is not None
     answers = [tokenizer.encode(answer) for answer in task.answers]
     assert all(len(answer) == 1 for answer in answers)
-    prompts = [tokenizer.encode(render(task, row.text)) for row in task.train]
+    template = task_template(task)
+    prompts = [template.encode(tokenizer, row.text) for row in task.train]
     return Work(prompts, [row.label for row in task.train], [answer[0] for answer in answers])

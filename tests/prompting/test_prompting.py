@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from minillm import InputError
 from minillm.adapt import InContext
 from minillm.ops.softmax import log_softmax
+from minillm.prompting.choosing import balanced_shots
+from minillm.prompting.kept import common_start
 from minillm.prompting.scoring import accuracy, answer_scores, score_all
-from minillm.prompting.template import balanced_shots, common_start, render
+from minillm.prompting.template import task_template
 from minillm.tasks import LabelledText, Task
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
@@ -20,7 +22,7 @@ PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
 
 
 def test_a_few_shot_prompt_shows_solved_examples_and_then_asks():
-    assert render(TASK, "a {text} b", TRAIN[:2]) == (
+    assert task_template(TASK, TRAIN[:2]).render("a {text} b") == (
         "Review: film 0\nSentiment: negative\n\nReview: film 1\nSentiment: positive\n\nReview: a {text} b\nSentiment:"
     )
 
