@@ -22,7 +22,10 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How an answer looks: a regular expression for it, and the words before it and behind it that make it strict."""
+    """How an answer looks: a regular expression for it, and the words before it and behind it that make it strict.
+
+    Without a cue it is strict where it is the first thing that is said.
+    """
 
     pattern: str
     cue: str
@@ -38,7 +41,8 @@ class AnswerForm:
         """The first answer behind the cue, and the last one anywhere, as they are written but for commas in numbers."""
         # Not within a longer word or number: 16 is no answer in 160, and 3 is none in 3.5.
         whole = rf"(?<![\w.])({self.pattern})(?!\w|[.,]\d)"
-        strict = re.search(rf"{re.escape(self.cue)}:?\s*{whole}{re.escape(self.end)}", text, re.I)
+        before = rf"{re.escape(self.cue)}:?" if self.cue else r"\A"
+        strict = re.search(rf"{before}\s*{whole}{re.escape(self.end)}", text, re.I)
         flexible = re.findall(whole, text, re.I)
         return Reading(_plain(strict[1]) if strict else None, _plain(flexible[-1]) if flexible else None)
 
