@@ -36,7 +36,7 @@ JOKES = (
 )
 COLOUR = Template("Thing: {text}\nColour:")
 THINGS = (Shot("a ripe strawberry", " red"), Shot("a leaf of spinach", " green"))
-NUMBERS = Template("Q: {text}\nA:", cue=" The answer (arabic numerals) is")
+NUMBERS = Template("Q: {text}\nA:", cue=" The answer (arabic numerals) is", end=".")
 KOJIMA = replace(NUMBERS, chain=True, conclusion=" Therefore, the answer (arabic numerals) is")
 COUNTED = (
     Shot(

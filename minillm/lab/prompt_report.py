@@ -60,11 +60,9 @@ def _label_rows(answers: Sequence[str], before: Tensor, after: Tensor) -> list[t
 
 def accuracies(found: dict[str, Any]) -> str:
     """The four measures, before and after calibration, and the free answers if there are any."""
-    rows = [("measure", "accuracy", "calibrated", "what is compared")]
-    for name, meaning in MEASURES.items():
-        before, after = (found["measures"][name][when] for when in ("before", "after"))
-        rows.append((name, _share(before), _share(after), meaning))
-    lines = [aligned(rows)]
+    rows = [("measure", "accuracy", "calibrated")]
+    rows += [(name, _share(one["before"]), _share(one["after"])) for name, one in found["measures"].items()]
+    lines = [aligned(rows), *(f"{name}: {meaning}" for name, meaning in MEASURES.items())]
     for name, title in (("free", "free answers"), ("self_consistency", "the majority's")):
         if name in found:
             one = found[name]
@@ -91,14 +89,10 @@ def by_order(found: Sequence[dict[str, Any]], over: dict[str, Any]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is flush left, and so is one of sentences at the end."""
+    """Columns as wide as their widest cell; the first is flush left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:-1], widths[1:], strict=False)),
-        ]
-        last = row[-1].ljust(widths[-1]) if " " in rows[0][-1] else row[-1].rjust(widths[-1])
-        lines.append("  ".join([*cells, last]).rstrip())
+        figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *figures]))
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

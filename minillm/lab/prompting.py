@@ -1,4 +1,4 @@
-"""`minillm prompt`: a template over a task's rows or over one text, measured, and its examples put in several orders."""
+"""`minillm prompt`: a template over a task's rows or over one text, measured; its examples in several orders."""
 
 import json
 import statistics
@@ -86,7 +86,8 @@ def chosen_shots(here: Bench, task: Task, settings: PromptSettings, texts: Seque
 def over_text(settings: PromptSettings, text: str) -> tuple[Bench, Asked]:
     """Ask about one text. Raises InputError before the base is loaded where the words or the task cannot work."""
     if settings.needs_no_task:
-        assert settings.prompt is not None and settings.labels is not None
+        assert settings.prompt is not None
+        assert settings.labels is not None
         if len(set(settings.labels)) < 2:
             raise InputError(f"there must be two different labels at least, not {', '.join(settings.labels)}")
         template, task = settings.dressed(Template(settings.prompt)), None
@@ -116,7 +117,7 @@ def over_task(settings: PromptSettings) -> Iterator[tuple[Bench, Asked, dict[str
 
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Over several orders, by measure and before and after calibration: the mean accuracy and its standard deviation."""
+    """Of the accuracies of several orders, the mean and the standard deviation, before and after calibration."""
     measures: dict[str, dict[str, dict[str, float]]] = {}
     for name in found[0]["measures"]:
         for when in ("before", "after"):

@@ -18,8 +18,8 @@ from minillm.tokenizer import Tokenizer
 
 MEASURES = {
     "acc": "log P(answer | prompt)",
-    "acc_norm": "the same, divided by the answer's characters",
-    "acc_bytes": "the same, divided by the answer's bytes in UTF-8",
+    "acc_norm": "log P(answer | prompt), divided by the answer's characters",
+    "acc_bytes": "log P(answer | prompt), divided by the answer's bytes in UTF-8",
     "acc_mutual_info": "log P(answer | prompt) - log P(answer): what the prompt adds to it",
 }
 """What each compares; the answer with the highest is taken."""
