@@ -73,8 +73,8 @@ def ask(bench: Bench, questions: Sequence[Question], answers: Sequence[str], man
 def figures(asked: Asked, labels: Tensor) -> dict[str, Any]:
     """Accuracies with their standard errors, by measure and before and after calibration, and of the free answers."""
     before, after = asked.preferences.before(), asked.preferences.after()
-    answers = asked.preferences.answers
-    form, expected = form_of(asked.questions[0], answers), [answers[label] for label in labels.tolist()]
+    form = form_of(asked.questions[0], asked.preferences.answers)
+    expected = [asked.preferences.answers[int(label)] for label in labels]
     found: dict[str, Any] = {"measures": {}}
     for name in before:
         found["measures"][name] = {"before": _share(before[name], labels), "after": _share(after[name], labels)}

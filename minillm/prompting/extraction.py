@@ -33,9 +33,13 @@ class AnswerForm:
 
     @classmethod
     def of(cls, answers: Sequence[str], cue: str, end: str = "") -> "AnswerForm":
-        """The form of one of these answers, of which the longest that fits is taken ("not funny" is not "funny")."""
+        """The form of one of these answers, of which the longest that fits is taken ("not funny" is not "funny").
+
+        Where all are numbers, any number is an answer, right or wrong.
+        """
         longest_first = sorted((answer.strip() for answer in answers), key=len, reverse=True)
-        return cls("|".join(map(re.escape, longest_first)), cue.strip(), end)
+        numbers = all(re.fullmatch(NUMBER, answer) for answer in longest_first)
+        return cls(NUMBER if numbers else "|".join(map(re.escape, longest_first)), cue.strip(), end)
 
     def read(self, text: str) -> Reading:
         """The first answer behind the cue, and the last one anywhere, as they are written but for commas in numbers."""
