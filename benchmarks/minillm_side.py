@@ -18,6 +18,7 @@ from minillm.adapt.surgery import frozen
 from minillm.batches import pad_right
 from minillm.decoder import Decoder
 from minillm.device import autocast, keep_freed_memory
+from minillm.ops.linear import QuickProducts
 from minillm.prompting.kept import KeptPrompt
 from minillm.prompting.scoring import answer_scores
 from minillm.training import Loop, TrainingSettings
@@ -113,7 +114,7 @@ class Scoring:
         answers = [[answer] for answer in self.work.answers]
         rows = [row for batch in batches for row in batch]
         found = []
-        with autocast(CPU, self.precision):
+        with autocast(CPU, self.precision), QuickProducts():
             kept = KeptPrompt(self.decoder, [self.work.prompts[row] for row in rows])
             rests = iter(kept.rests)
             for batch in batches:

@@ -10,6 +10,7 @@ from torch import Tensor
 from minillm.adapt.trunk import TrunkStore
 from minillm.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
+from minillm.ops.linear import QuickProducts
 from minillm.ops.softmax import log_softmax
 from minillm.progress import progress
 from minillm.shapes import Float, Int
@@ -95,7 +96,7 @@ def score_all(
 ) -> Float[Tensor, "N C"]:
     """`score(indices)` of all rows, in batches of neighbours in length, back in the order of the rows."""
     batches = length_buckets(lengths, BATCH)
-    with torch.no_grad():
+    with torch.no_grad(), QuickProducts():
         found = [score(batch).cpu() for batch in progress(batches, desc=name, unit="batch")]
     scores = torch.cat(found)
     return scores[torch.tensor([index for batch in batches for index in batch]).argsort()]
