@@ -12,7 +12,7 @@ from minillm.prompting.template import Question, task_template
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
 from tests.tolerances import assert_close
 
-ANSWERS = (" no", " not at all", " café")
+ANSWERS = (" the", " not at all", " café")
 SHARED = task_template(TASK, TRAIN[:4])
 QUESTIONS = [Question(SHARED, text) for text in ("a", "a longer text", "", "the film is 12")]
 
@@ -30,7 +30,7 @@ def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
     found = preferences(DECODER, TOKENIZER, QUESTIONS, neutral, ANSWERS)
     assert_close(found.scores, whole(QUESTIONS), "law")
     assert_close(found.after()["acc"], calibrated(whole(QUESTIONS), whole(neutral)[None]), "law")
-    start = torch.tensor([[TOKENIZER.bos, TOKENIZER.encode(" no")[0]]])
+    start = torch.tensor([[TOKENIZER.bos, *TOKENIZER.encode(" the")]])
     assert_close(found.prior[0], log_softmax(DECODER(start))[0, 0, start[0, 1]], "law")
     assert_close(found.before()["acc_norm"][:, 2], whole(QUESTIONS)[:, 2] / 4, "law")
 
