@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minillm import InputError, save
+from minillm import InputError, Tokenizer, save
 from minillm.prompting.measures import MEASURES, measured, prior_scores
 from minillm.prompting.scoring import answer_scores
 from tests.prompting.asked import DECODER, TOKENIZER
@@ -73,8 +73,6 @@ def test_they_are_those_of_transformers_scored_one_by_one(theirs):
 
 
 def test_what_stands_for_no_prompt_is_bos_or_else_eos_or_nothing_can():
-    from minillm import Tokenizer
-
     for names, start in (({"bos": "<|im_start|>", "eos": "<|im_end|>"}, 1), ({"eos": "<|im_end|>"}, 2)):
         tokenizer = Tokenizer(TOKENIZER.pipeline, names)
         expected = answer_scores(DECODER, [[start]], [[9]])[0].detach()

@@ -11,9 +11,9 @@ from tests.decoders import STYLES, random_decoder
 from tests.prompting.asked import tokens_read
 from tests.tolerances import assert_close
 
-PROMPTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 DECODER = random_decoder(STYLES["Llama"])
-ANSWERS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=5)
+ANSWERS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
 def by_hand(decoder, prompt, answer):
@@ -31,7 +31,7 @@ def test_an_answers_score_is_the_sum_of_its_tokens_log_probabilities(answers):
 
 @torch.no_grad()
 def test_every_row_may_have_an_answer_of_its_own():
-    answers = [[5, 1, 2], [7], [5, 3]]
+    answers = [[5, 1, 2], [7]]
     expected = torch.stack([by_hand(DECODER, p, a) for p, a in zip(PROMPTS, answers, strict=True)])
     assert_close(answer_log_probabilities(DECODER, PROMPTS, answers), expected, "law")
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 
 from minillm import InputError, Tokenizer
 from minillm.prompting.template import Shot, Template, task_template
@@ -14,17 +15,17 @@ from tests.tokenizer_training import smollm, trained
 
 SUM = Template("Q: {text}\nA:", cue=" The answer is", end=".", conclusion=" So the answer is")
 SHOT = Shot("1 + 2 + 3?", " 6", "1 + 2 = 3, and 3 + 3 = 6.")
+CHAINED = "Q: 2 + 2?\nA: Let's think step by step."
 WAYS = {
     "zero-shot": (SUM, "Q: 2 + 2?\nA: The answer is"),
-    "zero-shot chain of thought": (replace(SUM, chain=True), "Q: 2 + 2?\nA: Let's think step by step."),
+    "zero-shot chain of thought": (replace(SUM, chain=True), CHAINED),
     "few-shot": (
         replace(SUM, shots=(SHOT,)),
         "Q: 1 + 2 + 3?\nA: The answer is 6.\n\nQ: 2 + 2?\nA: The answer is",
     ),
     "few-shot chain of thought": (
         replace(SUM, shots=(SHOT,), chain=True),
-        "Q: 1 + 2 + 3?\nA: Let's think step by step. 1 + 2 = 3, and 3 + 3 = 6. So the answer is 6.\n\n"
-        "Q: 2 + 2?\nA: Let's think step by step.",
+        f"Q: 1 + 2 + 3?\nA: Let's think step by step. {SHOT.chain} So the answer is 6.\n\n{CHAINED}",
     ),
 }
 
@@ -86,8 +87,6 @@ def test_a_chain_ends_in_its_conclusion_whether_or_not_the_model_came_to_one():
 
 def test_bos_stands_in_front_where_the_model_has_always_seen_it():
     pipeline = trained(smollm())
-    from tokenizers.processors import TemplateProcessing
-
     pipeline.post_processor = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
     tokenizer = Tokenizer(pipeline, {"bos": "<|im_start|>"})
     assert tokenizer.starts_with_bos
@@ -112,7 +111,7 @@ def test_a_tasks_cue_is_what_a_chain_comes_between():
 
 
 def test_templates_that_cannot_work_are_refused():
-    with pytest.raises(InputError, match="has no {text}"):
+    with pytest.raises(InputError, match="where the text would go"):
         Template("Well?")
     with pytest.raises(InputError, match="these examples have no chains"):
         task_template(TASK, TRAIN[:2], chain=True)
