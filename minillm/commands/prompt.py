@@ -92,8 +92,11 @@ def prompt(
         ladder, Manner(free, samples, temperature, max_new_tokens, seed), words, answers,
         instruction.replace("\\n", "\n"), shots, choose, pooling, orders, chain, chat,
     )  # fmt: skip
-    if example is not None and text is not None:
-        raise InputError("an example has a text of its own: give --text or --example")
+    given = (text, shots, chain, free, samples > 1, instruction, prompt, labels, data, orders > 1)
+    if example is not None and any(given):
+        raise InputError("an example has its own text, words and ways; of the rest only --base and --chat change it")
+    if text is not None and orders > 1:
+        raise InputError("several orders are compared over a task's rows and not over one --text")
     path = None if out is None else out / "prompt.json"
     if example is not None:
         _example(example, settings, show_tokens, path)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from minillm.errors import InputError
 from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench
 from minillm.prompting.answering import Speech, concluded, self_consistent
@@ -28,6 +29,12 @@ class Manner:
     temperature: float = 0.7
     max_new_tokens: int = 96
     seed: int = 0
+
+    def __post_init__(self):
+        if self.samples < 1 or self.max_new_tokens < 1:
+            raise InputError(f"samples is {self.samples} and max_new_tokens {self.max_new_tokens}; both are 1 at least")
+        if self.samples > 1 and self.temperature <= 0:
+            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
 
 
 @dataclass(frozen=True)

@@ -60,58 +60,64 @@ class PromptSettings:
         """The task, in the user's own words as far as they are given."""
         task = load_task(self.ladder)
         prompt = self.prompt or task.prompt
-        answers = tuple(f" {label}" for label in self.labels) if self.labels else task.answers
+        answers = task.answers if self.labels is None else self.own_answers()
         if len(answers) != len(task.answers):
             raise InputError(f"{len(answers)} labels are given for the {len(task.answers)} classes of {task.name}")
         return replace(task, prompt=prompt, answers=answers, cue=task.cue if prompt.endswith(task.cue) else "")
+
+    def own_answers(self) -> tuple[str, ...]:
+        labels = self.labels or ()
+        if len(set(labels)) < 2 or not all(labels):
+            raise InputError(f"there must be two different labels at least, and none empty, not {', '.join(labels)}")
+        return tuple(f" {label}" for label in labels)
 
     def dressed(self, template: Template) -> Template:
         return replace(template, instruction=self.instruction, chain=self.chain, chat=self.chat)
 
 
-def chosen_shots(here: Bench, task: Task, settings: PromptSettings, texts: Sequence[str]) -> list[list[LabelledText]]:
-    """The examples to show: one list for each order of them, or where they are the nearest, one for each text."""
-    if settings.shots == 0:
-        return [[]]
-    if settings.choose == "nearest":
-        return nearest_shots(here.decoder, here.tokenizer, task, texts, settings.shots, settings.pooling)
-    by_seed = {"balanced": balanced_shots, "seed": seeded_shots}
-    if settings.choose in by_seed:
-        shots = by_seed[settings.choose](task, settings.shots, here.seed)
+def shared_shots(task: Task, settings: PromptSettings) -> list[list[LabelledText]]:
+    """The examples that all texts have in common, once for each order of them. Raises InputError for too few rows."""
+    count, seed = settings.shots, settings.ladder.seed
+    if settings.choose == "balanced":
+        shots = balanced_shots(task, count, seed)
     else:
-        shots = ordered_shots(task, settings.shots)
-    return orders(shots, settings.orders, here.seed)
+        shots = seeded_shots(task, count, seed) if settings.choose == "seed" else ordered_shots(task, count)
+    return orders(shots, settings.orders, seed)
+
+
+def templates(here: Bench, task: Task, settings: PromptSettings, texts: Sequence[str]) -> list[list[Template]]:
+    """The template of every text; once for each order of the examples, if it is not each text's own nearest ones."""
+    if settings.choose == "nearest" and settings.shots:
+        near = nearest_shots(here.decoder, here.tokenizer, task, texts, settings.shots, settings.pooling)
+        return [[settings.dressed(task_template(task, shots)) for shots in near]]
+    return [[settings.dressed(task_template(task, shots))] * len(texts) for shots in shared_shots(task, settings)]
+
+
+def prepared(settings: PromptSettings) -> tuple[Task, Bench]:
+    """The task and the base. What cannot work is said before the base is loaded (InputError)."""
+    task = settings.task()
+    settings.dressed(task_template(task, shared_shots(task, settings)[0]))
+    return task, bench(settings.ladder, Path())
 
 
 def over_text(settings: PromptSettings, text: str) -> tuple[Bench, Asked]:
-    """Ask about one text. Raises InputError before the base is loaded where the words or the task cannot work."""
+    """Ask about one text: about a task's, or in the user's own words alone."""
     if settings.needs_no_task:
         assert settings.prompt is not None
-        assert settings.labels is not None
-        if len(set(settings.labels)) < 2:
-            raise InputError(f"there must be two different labels at least, not {', '.join(settings.labels)}")
-        template, task = settings.dressed(Template(settings.prompt)), None
-        answers = tuple(f" {label}" for label in settings.labels)
+        template, answers = settings.dressed(Template(settings.prompt)), settings.own_answers()
+        here = bench(settings.ladder, Path())
     else:
-        task = settings.task()
-        template, answers = settings.dressed(task_template(task)), task.answers
-    here = bench(settings.ladder, Path())
-    if task is not None and settings.shots:
-        template = settings.dressed(task_template(task, chosen_shots(here, task, settings, [text])[0]))
+        task, here = prepared(settings)
+        template, answers = templates(here, task, settings, [text])[0][0], task.answers
     return here, ask(here, [Question(template, text)], answers, settings.manner)
 
 
 def over_task(settings: PromptSettings) -> Iterator[tuple[Bench, Asked, dict[str, Any]]]:
     """Ask about all test rows, once for every order of the examples: the answers, and the figures."""
-    task = settings.task()
-    settings.dressed(task_template(task, task.train[: settings.shots]))
-    here = bench(settings.ladder, Path())
+    task, here = prepared(settings)
     rows, targets = [row.text for row in task.test], labels(task.test)
-    chosen = chosen_shots(here, task, settings, rows)
-    each = [chosen] if settings.choose == "nearest" and settings.shots else [[shots] * len(rows) for shots in chosen]
-    for shots in each:
-        templates = [settings.dressed(task_template(task, some)) for some in shots]
-        questions = [Question(template, text) for template, text in zip(templates, rows, strict=True)]
+    for each in templates(here, task, settings, rows):
+        questions = [Question(template, text) for template, text in zip(each, rows, strict=True)]
         asked = ask(here, questions, task.answers, settings.manner)
         yield here, asked, figures(asked, targets)
 

@@ -31,6 +31,17 @@ def refuse_merging(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) ->
             )
 
 
+def start_token(tokenizer: Tokenizer) -> int:
+    """What stands for an empty prompt, as in lm-eval: bos, or eos where there is none.
+
+    Raises InputError for a tokenizer with neither.
+    """
+    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
+    if start is None:
+        raise InputError("this tokenizer has neither bos nor eos, one of which has to stand for an empty prompt")
+    return start
+
+
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Every token in brackets; line ends are written \\n, and what is no whole character by itself is a U+FFFD."""
     return "".join(f"[{tokenizer.decode([token])}]" for token in ids).replace("\n", "\\n")

@@ -7,10 +7,14 @@ depend on the text behind them. An evaluation reads them once; each row only add
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from minillm.adapt.in_context import InContext
 from minillm.decoder import Decoder
 from minillm.generation import LanguageModel
+from minillm.ops.linear import QuickProducts
+from minillm.prompting.scoring import answer_scores, score_all
+from minillm.shapes import Float
 
 
 def common_start(rows: Sequence[list[int]]) -> int:
@@ -39,4 +43,12 @@ class KeptPrompt:
         self.rests = [prompt[self.shared :] for prompt in prompts]
         self.tokens = self.shared + sum(map(len, self.rests))
         start = torch.tensor([prompts[0][: self.shared]], device=decoder.embed.weight.device)
-        self.model = InContext(decoder, start) if self.shared else decoder.eval()
+        with QuickProducts():
+            self.model = InContext(decoder, start) if self.shared else decoder.eval()
+
+    def score(self, answers: Sequence[Sequence[int]], name: str = "scoring") -> Float[Tensor, "N C"]:
+        """log P of every answer after every prompt."""
+        lengths = [len(rest) for rest in self.rests]
+        return score_all(
+            lambda batch: answer_scores(self.model, [self.rests[index] for index in batch], answers), lengths, name
+        )

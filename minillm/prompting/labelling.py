@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from minillm.decoder import Decoder
+from minillm.progress import progress
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
 from minillm.prompting.kept import KeptPrompt
 from minillm.prompting.measures import measured, prior_scores
-from minillm.prompting.scoring import answer_scores, score_all
-from minillm.prompting.template import Question
+from minillm.prompting.template import Question, Template
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 
@@ -47,16 +48,21 @@ def preferences(
     decoder: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], neutral: Sequence[Question],
     answers: Sequence[str], name: str = "scoring",
 ) -> Preferences:  # fmt: skip
-    """Score every answer to every question, with what all prompts share read once."""
+    """Score every answer to every question; what the prompts of a template share is read once for all of them."""
     everything = [*questions, *neutral]
-    template = questions[0].template
-    ids = template.answers(tokenizer, [question.text for question in everything], answers)
-    kept = KeptPrompt(decoder, [question.encode(tokenizer) for question in everything])
-    found = score_all(
-        lambda batch: answer_scores(kept.model, [kept.rests[index] for index in batch], ids),
-        [len(rest) for rest in kept.rests],
-        name,
+    places: dict[Template, list[int]] = {}
+    for place, question in enumerate(everything):
+        places.setdefault(question.template, []).append(place)
+    found, tokens, ids = [], 0, []
+    for template, group in progress(places.items(), desc=name, unit="template"):
+        some = [everything[place] for place in group]
+        ids = template.answers(tokenizer, [question.text for question in some], answers)
+        kept = KeptPrompt(decoder, [question.encode(tokenizer) for question in some])
+        found.append(kept.score(ids, name))
+        tokens += kept.tokens
+    order = torch.tensor([place for group in places.values() for place in group])
+    scores = torch.cat(found)[order.argsort()]
+    by_template = scores[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
+    return Preferences(
+        answers, scores[: len(questions)], by_template, prior_scores(decoder, tokenizer, ids).cpu(), tokens
     )
-    by_template = found[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
-    prior = prior_scores(decoder, tokenizer, ids).cpu()
-    return Preferences(answers, found[: len(questions)], by_template, prior, kept.tokens)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
+from minillm.prompting.boundary import start_token
 from minillm.prompting.scoring import answer_scores
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
@@ -48,11 +49,5 @@ def measured(
 def prior_scores(
     model: LanguageModel, tokenizer: Tokenizer, answers: Sequence[Sequence[int]]
 ) -> Float[Tensor, "C"]:  # fmt: skip
-    """log P(answer) of each answer by itself: after bos, or eos where there is none, as lm-eval reads an empty prompt.
-
-    Raises InputError for a tokenizer with neither.
-    """
-    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    if start is None:
-        raise InputError("this tokenizer has neither bos nor eos, and acc_mutual_info needs one to stand for no prompt")
-    return answer_scores(model, [[start]], answers)[0]
+    """log P(answer) of each answer by itself, after the token that stands for an empty prompt (`start_token`)."""
+    return answer_scores(model, [[start_token(tokenizer)]], answers)[0]

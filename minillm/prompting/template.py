@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minillm.errors import InputError
-from minillm.prompting.boundary import refuse_merging, refuse_trailing_blank
+from minillm.prompting.boundary import refuse_merging, refuse_trailing_blank, start_token
 from minillm.tasks import LabelledText, Task
 from minillm.tokenizer import Tokenizer
 
@@ -107,7 +107,7 @@ class Template:
         if self.chat:
             return tokenizer.chat(self.messages(text)) + tokenizer.encode((self.begun + said).lstrip())
         start = [tokenizer.bos] if tokenizer.starts_with_bos and tokenizer.bos is not None else []
-        return start + tokenizer.encode(self.render(text) + said)
+        return start + tokenizer.encode(self.render(text) + said) or [start_token(tokenizer)]
 
     def answers(self, tokenizer: Tokenizer, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """The answers' ids. In a chat, where nothing stands before them in their turn, they begin without a blank.
