@@ -32,7 +32,7 @@ def in_context(world: World, name: str, shots: int) -> Outcome:
     prompts = world.prompts(task.test, shown)
     start = time.perf_counter()
     kept = KeptPrompt(world.decoder, prompts)
-    scores = score_rows(world, kept.model, kept.rests, world.answers(), "float32", name)
+    scores = kept.score(world.answers(), name)
     spent = time.perf_counter() - start
     chosen = {"shots": shots, "shared_tokens": kept.shared}
     return Outcome(scores, eval_seconds=spent, tokens=kept.tokens, chosen=chosen)
