@@ -21,6 +21,7 @@ from minillm.device import autocast, keep_freed_memory
 from minillm.generation import LanguageModel
 from minillm.lab.world import Bench
 from minillm.learner import TorchLearner
+from minillm.prompting.kept import KeptPrompt
 from minillm.prompting.scoring import answer_scores
 from minillm.schedule import TrainingSettings
 from minillm.training import Loop
@@ -114,3 +115,23 @@ class Features:
         self.head.fit(torch.from_numpy(features), self.labels)
         weight = self.head.classifier.weight.detach()
         return (weight[1] - weight[0]).numpy()
+
+
+class Scoring:
+    """The answers' probabilities after each prompt; what the prompts of a share have in common is read once for it."""
+
+    def __init__(self, work: Work, precision: str):
+        self.work, self.precision = work, precision
+        self.decoder = working_body(precision).eval()
+
+    @torch.no_grad()
+    def score(self, batches: list[list[int]]) -> np.ndarray:
+        answers = [[answer] for answer in self.work.answers]
+        rows = [row for batch in batches for row in batch]
+        found = []
+        with autocast(CPU, self.precision):
+            kept = KeptPrompt(self.decoder, [self.work.prompts[row] for row in rows])
+            rests = iter(kept.rests)
+            for batch in batches:
+                found.append(answer_scores(kept.model, [next(rests) for _ in batch], answers).exp())
+        return torch.cat(found).numpy()

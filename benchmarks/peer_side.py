@@ -188,3 +188,22 @@ class Features:
 
     def fit(self, features: np.ndarray) -> np.ndarray:
         return LogisticRegression(C=self.c, max_iter=2000).fit(features, self.work.labels).coef_[0]
+
+
+class Scoring:
+    """The answers' probabilities after each prompt, all of which is read anew for every row."""
+
+    def __init__(self, work: Work, precision: str, tuned: bool = False):
+        self.work, self.precision = work, precision
+        self.model = peer(tuned).eval()
+        self.only_last = {"logits_to_keep": 1} if tuned else {}
+
+    @torch.inference_mode()
+    def score(self, batches: list[list[int]]) -> np.ndarray:
+        found = []
+        for batch in batches:
+            ids, mask = pad_left([self.work.prompts[row] for row in batch])
+            with autocast(CPU, self.precision):
+                logits = self.model(input_ids=ids, attention_mask=mask.long(), **self.only_last).logits[:, -1]
+            found.append(logits.float().softmax(-1)[:, self.work.answers])
+        return torch.cat(found).numpy()
