@@ -1,0 +1,39 @@
+"""Calls of every kernel, forward and backward, at the sizes that it is for: what is compiled ahead of time.
+
+Nothing of them is computed there: only dtypes, widths and the alignment of the tensors matter.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from minillm.kernels import norm
+
+
+class Specimen(NamedTuple):
+    """A call for a dtype, and the kernels in it that must multiply on tensor cores in half precision."""
+
+    run: Callable[[torch.dtype], None]
+    multiplies: tuple[str, ...] = ()
+
+
+def tensors(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    return [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+
+
+def _norms(width: int) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        hidden, update, weight, bias = tensors(dtype, (64, width), (64, width), (width,), (width,))
+        for out in (
+            norm.layer_norm(hidden, weight, bias, 1e-5),
+            norm.rms_norm(hidden, weight, 1e-5),
+            sum(norm.add_layer_norm(hidden, update, weight, bias, 1e-5)),
+            sum(norm.add_rms_norm(hidden, update, weight, 1e-5)),
+        ):
+            out.sum().backward()
+
+    return run
+
+
+SPECIMENS = {"norms of 576": Specimen(_norms(576)), "norms of 4096": Specimen(_norms(4096))}
