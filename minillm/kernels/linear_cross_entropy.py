@@ -25,7 +25,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-IGNORED = -100
+from minillm.ops.linear_cross_entropy import IGNORED
+
 CHUNK_BYTES = 1 << 29
 """Of logits held at a time: 2048 rows of a vocabulary of 131,072 in half precision."""
 LOWEST = tl.constexpr(-3e38)
@@ -53,9 +54,10 @@ def _loss_kernel(
     total = tl.sum(total * tl.exp(top - highest), 0)
     tl.store(losses + row, highest + tl.log(total) - chosen)
     if SLOPES:
+        part = 1.0 / total
         for start in range(0, vocabulary, BLOCK_V):
             place = start + column
-            share = tl.exp(_read(logits, place, stride, vocabulary) - highest) / total
+            share = tl.exp(_read(logits, place, stride, vocabulary) - highest) * part
             slope = tl.where(place == label, share - 1.0, share)
             tl.store(logits + place, slope.to(logits.dtype.element_ty), mask=place < stride)
 
@@ -110,7 +112,7 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.is_cuda and left.dtype != torch.float32:
         torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
     else:
-        total.addmm_(left.float(), right.float())
+        torch.addmm(total, left.float(), right.float(), out=total)
 
 
 @_linear_cross_entropy.register_fake
