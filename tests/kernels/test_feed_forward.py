@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from minillm.kernels import feed_forward as kernels
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck, rows, widths
+from tests.kernels.fenced import assert_nothing_else_is_written
 from tests.strategies import randoms
 
 leading = st.one_of(st.just(()), st.tuples(rows), st.tuples(st.just(3), rows))
@@ -41,6 +42,13 @@ def test_the_wider_of_two_dtypes_is_returned_as_torch_does():
     out = kernels.swiglu(gate, up)
     out.sum().backward()
     assert (out.dtype, gate.grad.dtype) == (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_nothing_is_written_beyond_the_last(gated):
+    dout, inner, factor = torch.randn(3, 1027, device=DEVICE)
+    assert_nothing_else_is_written(kernels._feed_forward, inner, factor if gated else None)
+    assert_nothing_else_is_written(kernels._feed_forward_backward, dout, inner, factor if gated else None)
 
 
 @pytest.mark.parametrize("gated", [False, True])
