@@ -47,7 +47,9 @@ def _tile(
 ):  # fmt: skip
     """Numbers of a matrix, 0 beyond its edges, as a product takes them."""
     place = row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
-    found = tl.load(base + place, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0).to(DTYPE)
+    found = tl.load(base + place, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
+    # By way of float32: from float64 to bfloat16 the interpreter knows no other.
+    found = found.to(tl.float32).to(DTYPE)
     return found.to(tl.float32) if WIDEN else found
 
 
@@ -75,8 +77,8 @@ def _update_kernel(
         factor = _tile(down, column, rank_place, down_i, down_r, inner, ranks, x.dtype.element_ty, WIDEN)
         total = tl.dot(read, factor, total, input_precision=PRECISION)
     small = (total * scale).to(low.dtype.element_ty)
-    place = (batch * tokens + row)[:, None] * rank + rank_place[None, :]
-    tl.store(low + place, small, mask=(row < tokens)[:, None] & (rank_place < rank)[None, :])
+    kept = (batch * tokens + row)[:, None] * rank + rank_place[None, :]
+    tl.store(low + kept, small, mask=(row < tokens)[:, None] & (rank_place < rank)[None, :])
     if out is not None:
         small = small.to(tl.float32) if WIDEN else small
         for start in range(0, outer, BLOCK_O):

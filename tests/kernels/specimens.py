@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from minillm.kernels import norm
+from minillm.kernels import lora, norm
 
 
 class Specimen(NamedTuple):
@@ -36,4 +36,25 @@ def _norms(width: int) -> Callable[[torch.dtype], None]:
     return run
 
 
-SPECIMENS = {"norms of 576": Specimen(_norms(576)), "norms of 4096": Specimen(_norms(4096))}
+def _lora(width: int, rank: int) -> Callable[[torch.dtype], None]:
+    """With a long batch and a short one, and factors that are wider than the matrix."""
+
+    def run(dtype: torch.dtype) -> None:
+        for batch, tokens in ((1, 8192), (2, 64)):
+            x, weight, bias = tensors(dtype, (batch, tokens, width), (width, width), (width,))
+            a, b = tensors(torch.float32, (2, rank, width), (2, width, rank))
+            dropped = torch.zeros_like(x, requires_grad=True)
+            lora.lora(x, weight, bias, a[0], b[0], 0.5, dropped).sum().backward()
+            lora.lora_by_row(x, weight, None, a, b, torch.zeros(batch, dtype=torch.long)).sum().backward()
+
+    return run
+
+
+LORA = ("_update_kernel", "_stripes_kernel")
+SPECIMENS = {
+    "norms of 576": Specimen(_norms(576)),
+    "norms of 4096": Specimen(_norms(4096)),
+    "LoRA of rank 8": Specimen(_lora(576, 8), LORA),
+    "LoRA of rank 16": Specimen(_lora(1024, 16), LORA),
+    "LoRA of rank 128": Specimen(_lora(576, 128), LORA),
+}
