@@ -157,14 +157,19 @@ def _sum_kernel(
     tl.store(db + (member * outer + column - inner) * rank + rank_place, total.to(db.dtype.element_ty), mask=in_b)
 
 
-def _blocks(tokens: int, batch: int, rank: int, dtype: torch.dtype) -> dict[str, int]:
-    """Rows for all processors; fewer columns where the factors' tiles are tall, for both must fit shared memory."""
-    block_r = max(16, triton.next_power_of_2(rank))
-    block_n = 64 if batch * triton.cdiv(tokens, 64) >= PROCESSORS else 32
-    columns = 128 if block_r <= 32 else 64
+def _blocks(rank: int, dtype: torch.dtype, rows: int) -> dict[str, int]:
+    """For the update: small blocks where there are few rows, and where float32, without tensor cores, needs registers."""
+    blocks = {"BLOCK_R": _padded(rank)}
     if dtype == torch.float32:
-        columns = 32
-    return {"BLOCK_N": block_n, "BLOCK_I": columns, "BLOCK_O": columns, "BLOCK_R": block_r, "num_warps": 4}
+        return blocks | {"BLOCK_N": 32, "BLOCK_I": 32, "BLOCK_O": 32, "num_warps": 8}
+    columns = 128 if rank <= 32 else 64
+    blocks |= {"BLOCK_N": 64 if rows >= 64 * PROCESSORS else 32, "BLOCK_I": columns, "BLOCK_O": columns}
+    return blocks | {"num_warps": 4, "num_stages": 4}
+
+
+def _padded(rank: int) -> int:
+    """The least that tensor cores multiply is 16."""
+    return max(16, triton.next_power_of_2(rank))
 
 
 def _update(
@@ -175,7 +180,7 @@ def _update(
     rank, outer = up.shape[1:]
     low = x.new_empty(batch, tokens, rank)
     out = x.new_empty((batch, tokens, outer) if expands else 0)
-    blocks = _blocks(tokens, batch, rank, x.dtype)
+    blocks = _blocks(rank, x.dtype, batch * tokens)
     if batch * tokens:
         _update_kernel[(triton.cdiv(tokens, blocks["BLOCK_N"]), batch)](
             x, down, up, bias, adapter, low, out if expands else None, tokens, inner, outer, rank, scale,
@@ -239,7 +244,7 @@ def _slopes(
 ) -> tuple[Tensor, Tensor]:
     """The gradients of A and B: sharedᵀ read and doutᵀ low, over the rows that each adapter had."""
     (batch, tokens, inner), (members, outer, rank) = read.shape, b.shape
-    width, block_r = 64 if read.dtype == torch.float32 else 128, max(16, triton.next_power_of_2(rank))
+    width = 64 if read.dtype == torch.float32 else 128
     tiles, blocks = triton.cdiv(inner, width), triton.cdiv(max(tokens, 1), BLOCK_STRIPE)
     programs = tiles + triton.cdiv(outer, width)
     stripe = BLOCK_STRIPE * triton.cdiv(blocks, min(blocks, max(1, PROGRAMS // (programs * max(batch, 1)))))
@@ -247,7 +252,7 @@ def _slopes(
     sums = read.new_empty((batch, stripes, rank, inner + outer), dtype=torch.float32)
     _stripes_kernel[(programs, stripes, batch)](
         read, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles,
-        WIDEN=INTERPRETED, PRECISION=FULL_FLOAT32, BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=block_r, num_warps=4,
+        WIDEN=INTERPRETED, PRECISION=FULL_FLOAT32, BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=_padded(rank), num_warps=4,
     )  # fmt: skip
     da, db = torch.empty_like(a), torch.empty_like(b)
     _sum_kernel[(triton.cdiv(inner + outer, 128), rank, members)](

@@ -17,7 +17,7 @@ from minillm.ops.linear import linear
 from minillm.shapes import Float, Int
 
 # A kernel holds x Aᵀ of its rows in registers: ranks beyond this one are left to torch.
-KERNEL_RANK = 128
+KERNEL_RANK = 64
 
 
 class _LoRA(torch.autograd.Function):
