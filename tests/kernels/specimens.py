@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from minillm.kernels import feed_forward, linear_cross_entropy, norm, positions
+from minillm.kernels import feed_forward, linear_cross_entropy, lora, norm, positions
 
 
 class Specimen(NamedTuple):
@@ -60,6 +60,19 @@ def _rotary(width: int, tables: torch.dtype) -> Callable[[torch.dtype], None]:
     return run
 
 
+def _lora(width: int, rank: int) -> Callable[[torch.dtype], None]:
+    """A long batch by one adapter, and a short one by two; their factors are wider than the matrix may be."""
+
+    def run(dtype: torch.dtype) -> None:
+        weight, bias, x, rows = tensors(dtype, (width, width), (width,), (8192, width), (2, 64, width))
+        a, b = tensors(torch.float32, (2, rank, width), (2, width, rank))
+        lora.lora(x, weight, None, a[0], b[0], 0.5).sum().backward()
+        lora.lora_by_row(rows, weight, bias, a, b, torch.arange(2)).sum().backward()
+
+    return run
+
+
+LORA = ("_update_kernel", "_stripes_kernel")
 SPECIMENS = {
     "norms of 576": Specimen(_norms(576)),
     "norms of 4096": Specimen(_norms(4096)),
@@ -68,4 +81,6 @@ SPECIMENS = {
     "non-linearities": Specimen(_non_linearities),
     "rotary, heads of 64": Specimen(_rotary(64, torch.float32)),
     "rotary, heads of 128": Specimen(_rotary(128, torch.bfloat16)),
+    "LoRA of rank 8": Specimen(_lora(576, 8), LORA),
+    "LoRA of rank 64": Specimen(_lora(576, 64), LORA),
 }
