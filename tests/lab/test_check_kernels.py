@@ -55,7 +55,7 @@ def test_what_has_no_kernel_in_a_dtype_is_not_said_to_be_good():
 
 
 def test_without_triton_the_command_says_so_in_one_sentence(monkeypatch, capsys):
-    monkeypatch.setattr("minillm.ops._installed", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["minillm", "check", "--kernels", "--config", "tiny"])
     with pytest.raises(SystemExit) as end:
         main()
