@@ -1,10 +1,11 @@
-"""Ways to break the kernels, all of which the tests must notice; as in `tests/mutations.py`."""
+"""Ways to break the kernels, and to choose a wrong one, which the tests must notice; as in `tests/mutations.py`."""
 
 from tests.mutations import Mutation
 
 LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py")
 FEED_FORWARD = ("kernels/feed_forward.py", "kernels/test_feed_forward.py")
 POSITIONS = ("kernels/positions.py", "kernels/test_positions.py")
+CHOICE = "kernels/test_choice.py"
 
 
 def _mutation(what, where, old, new):
@@ -52,4 +53,38 @@ KERNEL_MUTATIONS = [
         " and not (cos.requires_grad or sin.requires_grad)",
         "",
     ),
-]
+    Mutation("a backend that outlives an exception", "ops/__init__.py", "_forced = before", "pass", CHOICE),
+    Mutation(
+        "a question that a CPU goes on to answer",
+        "ops/__init__.py",
+        "if _forced is None and not tensor.is_cuda:",
+        "if False:",
+        CHOICE,
+    ),
+    Mutation(
+        "sizes that are only too large to be near",
+        "kernels/_measured.py",
+        "max(max(one, 1) / max(other, 1), max(other, 1) / max(one, 1))",
+        "max(one, 1) / max(other, 1)",
+        CHOICE,
+    ),
+    Mutation("a draw that is won", "kernels/_measured.py", "times_as_quick > 1", "times_as_quick >= 1", CHOICE),
+    Mutation(
+        "sizes that are remembered while a program is traced",
+        "kernels/_measured.py",
+        "_remembered = lru_cache(maxsize=4096)(_won)",
+        "_won = _remembered = lru_cache(maxsize=4096)(_won)",
+        "kernels/test_compile.py",
+    ),
+    Mutation(
+        "a kernel that takes no part",
+        "ops/norm.py",
+        'if by_kernel("rms_norm", hidden,',
+        'if False and by_kernel("rms_norm", hidden,',
+        "lab/test_check_kernels.py",
+    ),
+    Mutation(
+        "kernels that nobody checks", "lab/check.py", "by_kernel(case, random, dtype, device)", "None",
+        "lab/test_check_kernels.py",
+    ),
+]  # fmt: skip
