@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.ops import by_kernel
 from minillm.shapes import Float
 
 
@@ -17,6 +18,10 @@ def relu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
 def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
     """x Φ(x) by its tanh approximation (Hendrycks & Gimpel 2016), as GPT-2 was trained with:
     ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    if by_kernel("gelu", up, up.numel()):
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.gelu(up)
     return F.gelu(up, approximate="tanh")
 
 
@@ -38,4 +43,8 @@ def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tens
 
     gate σ(gate) is made again for the gradient: kept, it would be a fifth of all that a Llama of frozen matrices keeps.
     """
+    if by_kernel("swiglu", gate, gate.numel()):
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.swiglu(gate, up)
     return _SwiGLU.apply(gate, up)  # pyright: ignore[reportReturnType]
