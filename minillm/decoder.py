@@ -22,7 +22,7 @@ from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
 from minillm.ops.feed_forward import gelu, relu, swiglu
 from minillm.ops.linear import linear
-from minillm.ops.norm import layer_norm, rms_norm
+from minillm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
 from minillm.origin import Origin
 from minillm.shapes import Bool, Float, Int
@@ -59,6 +59,14 @@ class Norm(nn.Module):
         if self.bias is None:
             return rms_norm(hidden, self.weight, self.eps)
         return layer_norm(hidden, self.weight, self.bias, self.eps)
+
+    def add(
+        self, hidden: Float[Tensor, "B T D"], update: Float[Tensor, "B T D"]
+    ) -> tuple[Float[Tensor, "B T D"], Float[Tensor, "B T D"]]:
+        """Add & norm: the residual stream with what is added to it, and the norm of that."""
+        if self.bias is None:
+            return add_rms_norm(hidden, update, self.weight, self.eps)
+        return add_layer_norm(hidden, update, self.weight, self.bias, self.eps)
 
 
 class Attention(nn.Module):
@@ -125,10 +133,12 @@ class Block(nn.Module):
 
     def forward(self, hidden: Float[Tensor, "B T D"], around: Surroundings) -> Float[Tensor, "B T D"]:
         if self.norm_first:
-            hidden = hidden + self._drop(self.attention(self.attention_norm(hidden), around))
-            return hidden + self._drop(self.feed_forward(self.feed_forward_norm(hidden)))
-        hidden = self.attention_norm(hidden + self._drop(self.attention(hidden, around)))
-        return self.feed_forward_norm(hidden + self._drop(self.feed_forward(hidden)))
+            read = self._drop(self.attention(self.attention_norm(hidden), around))
+            hidden, normed = self.feed_forward_norm.add(hidden, read)
+            return hidden + self._drop(self.feed_forward(normed))
+        _, hidden = self.attention_norm.add(hidden, self._drop(self.attention(hidden, around)))
+        _, hidden = self.feed_forward_norm.add(hidden, self._drop(self.feed_forward(hidden)))
+        return hidden
 
 
 class Decoder(nn.Module):

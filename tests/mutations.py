@@ -176,14 +176,14 @@ MUTATIONS = [
     _mutation(
         "a residual that is dropped",
         DECODER,
-        "return hidden + self._drop(self.feed_forward(self.feed_forward_norm(hidden)))",
-        "return self._drop(self.feed_forward(self.feed_forward_norm(hidden)))",
+        "return hidden + self._drop(self.feed_forward(normed))",
+        "return self._drop(self.feed_forward(normed))",
     ),
     _mutation(
         "one norm in both places",
         DECODER,
-        "self.feed_forward(self.feed_forward_norm(hidden))",
-        "self.feed_forward(self.attention_norm(hidden))",
+        "self.feed_forward_norm.add(hidden, read)",
+        "self.attention_norm.add(hidden, read)",
     ),
     _mutation("no last norm", DECODER, "self.norm(hidden)", "hidden"),
     _mutation(
