@@ -101,7 +101,16 @@ MUTATIONS = [
     ),
     _mutation("a norm in half precision", ("ops/norm.py", "ops/test_norm.py"), "torch.float32", "torch.float16"),
     _mutation(
-        "a layer norm without its bias", ("ops/norm.py", "ops/test_norm.py"), "weight, bias, eps)", "weight, None, eps)"
+        "a layer norm without its bias",
+        ("ops/norm.py", "ops/test_norm.py"),
+        "hidden, weight.shape, weight, bias, eps)",
+        "hidden, weight.shape, weight, None, eps)",
+    ),
+    _mutation(
+        "add & norm that loses what is added",
+        ("ops/norm.py", "ops/test_norm.py"),
+        "return total, rms_norm(total, weight, eps)",
+        "return total, rms_norm(hidden, weight, eps)",
     ),
     _mutation("a wrong RoPE sign", POSITIONS, "first * cos - second * sin", "first * cos + second * sin"),
     _mutation(

@@ -1,5 +1,6 @@
 """The norms in torch equal numpy's, and keep the dtype that they are given."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -25,6 +26,30 @@ def test_layer_norm_equals_numpys(leading, width, eps, random):
 def test_rms_norm_equals_numpys(leading, width, eps, random):
     inputs = {"hidden": random.normal(size=(*leading, width)), "weight": random.normal(size=width), "eps": eps}
     check_against_torch(ops.rms_norm, reference.rms_norm_forward, reference.rms_norm_backward, inputs, random)
+
+
+@given(leading_axes, sizes, epsilons, randoms)
+def test_add_and_norm_equals_numpys(leading, width, eps, random):
+    """Both results go on, so that the gradient of what is added comes from both."""
+    shapes = {"hidden": (*leading, width), "update": (*leading, width), "weight": width, "bias": width}
+    inputs = {name: random.normal(size=shape) for name, shape in shapes.items()} | {"eps": eps}
+    for name in ("add_layer_norm", "add_rms_norm"):
+        if "rms" in name:
+            del inputs["bias"]
+        forward, backward = (getattr(reference, f"{name}_{way}") for way in ("forward", "backward"))
+        check_against_torch(_stacked(getattr(ops, name)), _stacked_forward(forward), backward, inputs, random)
+
+
+def _stacked(operation):
+    return lambda **inputs: torch.stack(operation(**inputs))
+
+
+def _stacked_forward(forward):
+    def both(**inputs):
+        results, cache = forward(**inputs)
+        return np.stack(results), cache
+
+    return both
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
