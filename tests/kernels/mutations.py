@@ -3,6 +3,13 @@
 from tests.mutations import Mutation
 
 CHOICE = "kernels/test_choice.py"
+CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
+
+
+def _in_cuda(what, old, new):
+    file, test = CUDA
+    return Mutation(what, file, old, new, test)
+
 
 KERNEL_MUTATIONS = [
     Mutation("a backend that outlives an exception", "ops/__init__.py", "_forced = before", "pass", CHOICE),
@@ -39,4 +46,9 @@ KERNEL_MUTATIONS = [
         "kernels that nobody checks", "lab/check.py", "by_kernel(case, random, dtype, device)", "None",
         "lab/test_check_kernels.py",
     ),
+    _in_cuda("a warp that adds up half of its threads", "int distance = WARP / 2;", "int distance = WARP / 4;"),
+    _in_cuda("a block that is one warp", "warp < int(blockDim.x) / WARP", "warp < 1"),
+    _in_cuda("a pack that any row is read in", "bool all = width % (half ? 8 : 4) == 0;", "bool all = true;"),
+    _in_cuda("a stripe that runs into the next", "row < first + stripe && row < rows", "row < rows"),
+    _in_cuda("a slope along the row itself", "(through - wide(x[i].at[j]) * scale * along) * scale", "through * scale"),
 ]  # fmt: skip
