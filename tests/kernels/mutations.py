@@ -3,12 +3,10 @@
 from tests.mutations import Mutation
 
 CHOICE = "kernels/test_choice.py"
-CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
 def _in_cuda(what, old, new):
-    file, test = CUDA
-    return Mutation(what, file, old, new, test)
+    return Mutation(what, "kernels/cuda/norm.cu", old, new, "kernels/test_cuda.py")
 
 
 KERNEL_MUTATIONS = [
