@@ -179,7 +179,7 @@ int by_width(const Job& job) {
     return cudaGetLastError();
 }
 
-// Rows of 16 bytes and a multiple are read in packs; any other row would not begin where a pack may.
+// Rows of a multiple of 16 bytes are read in packs; others would not all begin where a pack may.
 template <typename Job>
 int by_type(const Job& job, bool half, bool aligned) {
     if (half) return aligned ? by_width<__nv_bfloat16, 8>(job) : by_width<__nv_bfloat16, 1>(job);
