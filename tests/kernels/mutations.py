@@ -46,7 +46,7 @@ KERNEL_MUTATIONS = [
     ),
     _in_cuda("a warp that adds up half of its threads", "int distance = WARP / 2;", "int distance = WARP / 4;"),
     _in_cuda("a block that is one warp", "warp < int(blockDim.x) / WARP", "warp < 1"),
-    _in_cuda("a pack that any row is read in", "bool all = width % (half ? 8 : 4) == 0;", "bool all = true;"),
+    _in_cuda("a pack that is summed in one column", "* PACK + i % PACK;", "* PACK;"),
     _in_cuda("a stripe that runs into the next", "row < first + stripe && row < rows", "row < rows"),
     _in_cuda("a slope along the row itself", "(through - wide(x[i].at[j]) * scale * along) * scale", "through * scale"),
 ]  # fmt: skip
