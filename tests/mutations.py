@@ -91,7 +91,10 @@ MUTATIONS = [
     ),
     _mutation("a norm in half precision", ("ops/norm.py", "ops/test_norm.py"), "torch.float32", "torch.float16"),
     _mutation(
-        "a layer norm without its bias", ("ops/norm.py", "ops/test_norm.py"), "weight, bias, eps)", "weight, None, eps)"
+        "a layer norm without its bias",
+        ("ops/norm.py", "ops/test_norm.py"),
+        "shape, weight, bias,",
+        "shape, weight, None,",
     ),
     _mutation("a wrong RoPE sign", POSITIONS, "first * cos - second * sin", "first * cos + second * sin"),
     _mutation(
