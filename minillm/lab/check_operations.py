@@ -19,7 +19,7 @@ from minillm.ops.attention import Prefix
 from minillm.ops.linear_cross_entropy import IGNORED
 from minillm.reference.attention import Prefix as NumpyPrefix
 
-BATCH, TOKENS, CACHED, PROMPT, RANK = 2, 7, 4, 3, 5
+BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
 # Two torch programs for one formula have one twin, and the weights are the second of what this one returns.
 ONE_TWIN = {"explicit_attention": "attention"}
 WIDE = {"sinusoidal", "rotary_tables"}
@@ -92,6 +92,11 @@ def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: 
     bias, dropped = random.normal(size=narrow), hidden * (random.random(hidden.shape) > 0.3)
     yield operation_case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
     yield operation_case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
+    stacked = {side: random.normal(size=(ADAPTERS, *factors[side].shape)) / 2 for side in ("a", "b")}
+    adapter = np.array([ADAPTERS - 1, -1])
+    yield operation_case(
+        "lora", "lora_by_row", x=hidden, weight=factors["weight"], bias=bias, adapter=adapter, **stacked
+    )
     yield operation_case("lora", "updated_norms", scale=0.7, **factors)
 
 
@@ -130,7 +135,7 @@ def _backward(twin: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays
     if prefix is not None:
         sides = zip(prefix._fields, prefix, strict=True)
         gradients |= {f"prefix.{side}": slope for side, slope in sides if slope is not None}
-    if name in ("lora", "updated_norms"):
+    if name in ("lora", "lora_by_row", "updated_norms"):
         del gradients["weight"]  # a constant in torch: it stays frozen
     return gradients
 
