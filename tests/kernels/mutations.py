@@ -92,5 +92,5 @@ KERNEL_MUTATIONS = [
     _mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
     _mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
     _mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
-    _mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along) * scale", "through * scale"),
+    _mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
 ]  # fmt: skip
