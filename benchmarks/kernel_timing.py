@@ -57,7 +57,7 @@ def asked_sizes(work: Work) -> tuple[int, ...] | None:
         raise _Asked(sizes)
 
     module = import_module(f"minillm.ops.{work.file}")
-    if not hasattr(module, "by_kernel"):
+    if not hasattr(module, "by_kernel") or not hasattr(module, work.operation):
         return None
     with mock.patch.object(module, "by_kernel", listen):
         try:

@@ -6,6 +6,7 @@ LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py
 FEED_FORWARD = ("kernels/feed_forward.py", "kernels/test_feed_forward.py")
 POSITIONS = ("kernels/positions.py", "kernels/test_positions.py")
 CHOICE = "kernels/test_choice.py"
+CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
 def _mutation(what, where, old, new):
@@ -87,4 +88,9 @@ KERNEL_MUTATIONS = [
         "kernels that nobody checks", "lab/check.py", "by_kernel(case, random, dtype, device)", "None",
         "lab/test_check_kernels.py",
     ),
+    _mutation("a warp that adds up half of its threads", CUDA, "int distance = WARP / 2;", "int distance = WARP / 4;"),
+    _mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
+    _mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
+    _mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
+    _mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
 ]  # fmt: skip
