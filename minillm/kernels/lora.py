@@ -292,4 +292,4 @@ def lora(
 
 
 def lora_by_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
-    return _lora(x, weight, bias, a, b, adapter, 1.0, None)[0]
+    return _lora(x, weight, bias, a, b, adapter.contiguous(), 1.0, None)[0]
