@@ -28,7 +28,6 @@ HEADS = ("adapt/heads.py", "adapt/test_heads.py")
 FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
 PEFT = ("hub/peft.py", "hub/test_peft.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
-LORA_KERNEL = ("kernels/lora.py", "kernels/test_lora.py")
 
 
 def _mutation(what, where, old, new):
@@ -138,17 +137,6 @@ MUTATIONS = [
         ("ops/lora.py", "ops/test_lora.py"),
         "(F.pad(side.to(dtype), (0, 0, 0, 0, 0, 1))[adapter] for",
         "(side.to(dtype)[adapter] for",
-    ),
-    _mutation("an unscaled update, in the kernel", LORA_KERNEL, "(total * scale)", "total"),
-    _mutation("every row by the first adapter, in the kernel", LORA_KERNEL, "    down += member * rank * inner\n", ""),
-    _mutation("stripes that overlap", LORA_KERNEL, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
-    _mutation("an adapter that learns from every row", LORA_KERNEL, "mask=mine, other=-1) == member", "mask=mine) < 9"),
-    _mutation("a rank's padding that is written", LORA_KERNEL, "& (rank_place < rank)[None, :])", ")"),
-    _mutation(
-        "an input that learns from the update alone, in the kernel",
-        LORA_KERNEL,
-        "if wanted[0] and weight is not None:",
-        "if False:",
     ),
     _mutation("a loss over padding", LOSS, "labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
     _mutation("a mean of means", LOSS, "labels[:, None]).sum()", "labels[:, None]).mean()"),

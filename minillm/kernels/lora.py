@@ -158,7 +158,7 @@ def _sum_kernel(
 
 
 def _blocks(rank: int, dtype: torch.dtype, rows: int) -> dict[str, int]:
-    """For the update: small blocks where rows are few, and in float32, which needs registers for tensor cores."""
+    """For the update: fewer rows where there are few, and little at a time in float32, whose factors fill registers."""
     blocks = {"BLOCK_R": _padded(rank)}
     if dtype == torch.float32:
         return blocks | {"BLOCK_N": 32, "BLOCK_I": 32, "BLOCK_O": 32, "num_warps": 8}

@@ -8,7 +8,6 @@ computes is decided here, anew for each call; on a CPU nothing of it is to be se
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 
 import torch
 
@@ -31,7 +30,7 @@ def backend(name: str) -> Iterator[None]:
     global _forced
     if name not in (TORCH, TRITON):
         raise InputError(f"there is no backend {name!r}; there are: {TORCH}, {TRITON}")
-    if name == TRITON and not _installed():
+    if name == TRITON and importlib.util.find_spec("triton") is None:
         raise InputError("triton is not installed, and the kernels need it: pip install 'minillm[kernels]' (Linux)")
     before, _forced = _forced, name
     try:
@@ -47,15 +46,10 @@ def by_kernel(operation: str, tensor: torch.Tensor, *sizes: int) -> bool:
     """
     if _forced is None and not tensor.is_cuda:
         return False
-    if _forced == TORCH or tensor.dtype not in KERNEL_DTYPES or not _installed():
+    if _forced == TORCH or tensor.dtype not in KERNEL_DTYPES:
         return False
     if _forced == TRITON:
         return True
     from minillm.kernels._measured import quicker
 
-    return quicker(torch.cuda.get_device_name(tensor.device), operation, tensor.dtype, sizes)
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return quicker(tensor.device, operation, tensor.dtype, sizes)

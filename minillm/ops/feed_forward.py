@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.ops import by_kernel
 from minillm.shapes import Float
 
 
@@ -15,9 +16,17 @@ def relu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
 def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
     """x Φ(x) by its tanh approximation (Hendrycks & Gimpel 2016), as GPT-2 was trained with:
     ½ x (1 + tanh(√(2/π) (x + 0.044715 x³)))."""
+    if by_kernel("gelu", up, up.numel()):
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.gelu(up)
     return F.gelu(up, approximate="tanh")
 
 
 def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
     """gate σ(gate) · up (Shazeer 2020, equation 6)."""
+    if by_kernel("swiglu", gate, gate.numel()):
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.swiglu(gate, up)
     return F.silu(gate) * up

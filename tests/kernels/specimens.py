@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from minillm.kernels import lora, norm
+from minillm.kernels import feed_forward, linear_cross_entropy, lora, norm, positions
 
 
 class Specimen(NamedTuple):
@@ -36,6 +36,30 @@ def _norms(width: int) -> Callable[[torch.dtype], None]:
     return run
 
 
+def _loss(vocabulary: int) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        hidden, weight = tensors(dtype, (2, 16), (vocabulary, 16))
+        linear_cross_entropy.linear_cross_entropy(hidden, weight, torch.tensor([0, 1])).backward()
+
+    return run
+
+
+def _non_linearities(dtype: torch.dtype) -> None:
+    gate, up = tensors(dtype, (64, 1536), (64, 1536))
+    feed_forward.gelu(up).sum().backward()
+    feed_forward.swiglu(gate, up).sum().backward()
+
+
+def _rotary(width: int, tables: torch.dtype) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        (projected,) = tensors(dtype, (2, 16, 9 * width))
+        cos, sin = torch.zeros(2, 2, 16, width // 2, dtype=tables)
+        vectors = projected.unflatten(-1, (9, width)).transpose(1, 2)
+        positions.rotary(vectors, cos, sin).mul(2.0).sum().backward()
+
+    return run
+
+
 def _lora(width: int, rank: int) -> Callable[[torch.dtype], None]:
     """A long batch by one adapter, and a short one by two; their factors are wider than the matrix may be."""
 
@@ -52,6 +76,11 @@ LORA = ("_update_kernel", "_stripes_kernel")
 SPECIMENS = {
     "norms of 576": Specimen(_norms(576)),
     "norms of 4096": Specimen(_norms(4096)),
+    "loss over 50257": Specimen(_loss(50_257)),
+    "loss over 131072": Specimen(_loss(131_072)),
+    "non-linearities": Specimen(_non_linearities),
+    "rotary, heads of 64": Specimen(_rotary(64, torch.float32)),
+    "rotary, heads of 128": Specimen(_rotary(128, torch.bfloat16)),
     "LoRA of rank 8": Specimen(_lora(576, 8), LORA),
     "LoRA of rank 64": Specimen(_lora(576, 64), LORA),
 }

@@ -1,50 +1,58 @@
-"""On a CPU no kernel stands in the way: an operation is the very calls of torch that it is with torch forced."""
+"""Where no one asks for a kernel, a CPU computes as if there were none: torch's operations, and none of ours."""
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minillm import ops
-from minillm.ops import lora, norm
+from minillm.ops.feed_forward import gelu, swiglu
+from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from minillm.ops.lora import lora, lora_by_row
+from minillm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
+from minillm.ops.positions import rotary
 
-
-class Calls(TorchDispatchMode):
-    """Notes every operation that torch dispatches within it, in order."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.seen.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def calls(run):
-    with Calls() as noted:
-        run().sum().backward()
-    return noted.seen
-
-
-def numbers(*shape):
-    return torch.randn(shape, requires_grad=True)
-
-
-CASES = {
-    "layer_norm": lambda: norm.layer_norm(numbers(3, 5), numbers(5), numbers(5), 1e-5),
-    "rms_norm": lambda: norm.rms_norm(numbers(3, 5), numbers(5), 1e-5),
-    "add_layer_norm": lambda: norm.add_layer_norm(numbers(3, 5), numbers(3, 5), numbers(5), numbers(5), 1e-5)[1],
-    "add_rms_norm": lambda: norm.add_rms_norm(numbers(3, 5), numbers(3, 5), numbers(5), 1e-5)[1],
-    "lora": lambda: lora.lora(numbers(3, 5), torch.ones(7, 5), numbers(7), numbers(2, 5), numbers(7, 2), 0.5),
-    "lora_by_row": lambda: lora.lora_by_row(
-        numbers(2, 3, 5), torch.ones(7, 5), numbers(7), numbers(1, 2, 5), numbers(1, 7, 2), torch.tensor([0, -1])
-    ),
+X, Y, ROW = torch.randn(2, 5, 6), torch.randn(2, 5, 6), torch.ones(6)
+CALLS = {
+    gelu: (X,),
+    swiglu: (X, Y),
+    linear_cross_entropy: (X[0], Y[0], torch.tensor([1, 0, IGNORED, 4, 2])),
+    layer_norm: (X, ROW, ROW, 1e-5),
+    rms_norm: (X, ROW, 1e-5),
+    add_layer_norm: (X, Y, ROW, ROW, 1e-5),
+    add_rms_norm: (X, Y, ROW, 1e-5),
+    lora: (X, Y[0], X[0, :, 0], Y[1, :2], X[1, :, :2], 0.5, Y),
+    lora_by_row: (X, Y[0], None, Y[:, :3], X[:, :, :3], torch.tensor([1, -1])),
+    rotary: (X[None], Y[0, :, :3], Y[1, :, :3]),
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_operation_costs_on_a_cpu_what_torchs_own_does(name):
-    here = calls(CASES[name])
+class Dispatched(TorchDispatchMode):
+    """What torch is asked to compute within it, by name and in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def dispatched(operation, arguments):
+    """Forward and back."""
+    floats = [torch.is_tensor(each) and each.is_floating_point() for each in arguments]
+    arguments = [
+        each.detach().requires_grad_() if is_float else each for each, is_float in zip(arguments, floats, strict=True)
+    ]
+    with Dispatched() as seen:
+        out = operation(*arguments)
+        (sum(part.sum() for part in out) if isinstance(out, tuple) else out.sum()).backward()
+    return seen.names
+
+
+@pytest.mark.parametrize("operation", CALLS, ids=lambda operation: operation.__name__)
+def test_a_cpu_computes_what_it_did_before_there_were_kernels(operation):
     with ops.backend(ops.TORCH):
-        assert calls(CASES[name]) == here
-    assert not any(call.startswith("minillm") for call in here)
+        expected = dispatched(operation, CALLS[operation])
+    assert dispatched(operation, CALLS[operation]) == expected
+    assert not any(name.startswith("minillm::") for name in expected)
