@@ -76,6 +76,7 @@ def works() -> list[Work]:
         *(attention_work(4, 32, 8, 128, tokens, prompt) for tokens in (512, 2048) for prompt in (20, 0)),
         *(loss_work(rows, 768, 50_257) for rows in (512, 8192)),
         *(lora_work(512, width, 16) for width in (4096, 768)),
+        *(lora_by_row_work(8, 1024, width, 16) for width in (4096, 768)),
         *(activation_work(name, rows, 11_008) for name in ("gelu", "swiglu") for rows in (64, 8192)),
         *(rotary_work(8, heads, tokens, 128) for heads, tokens in ((32, 2048), (8, 2048), (32, 16))),
         *(norm_work(name, 8192, 4096, torch.float32) for name in NORMS),
@@ -146,6 +147,29 @@ def lora_work(tokens: int, width: int, rank: int, dtype: torch.dtype = torch.bfl
     return Work(
         "lora", "lora", f"{tokens} x {width}, rank {rank}", arguments, FLOP, (product + update, product + 2 * update),
         dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
+    )  # fmt: skip
+
+
+def lora_by_row_work(batch: int, tokens: int, width: int, rank: int, dtype: torch.dtype = torch.bfloat16) -> Work:
+    """Every row by an adapter of its own."""
+
+    def arguments(draw: Draw) -> dict[str, Any]:
+        spread = 1 / math.sqrt(width)
+        weight = draw(width, width, spread=spread, frozen=True)
+        factors = {"a": draw(batch, rank, width, spread=spread), "b": draw(batch, width, rank, spread=spread)}
+        adapter = torch.arange(batch, device=draw.place["device"])
+        return {"x": draw(batch, tokens, width), "weight": weight, "bias": None, **factors, "adapter": adapter}
+
+    def plainly(x: Tensor, weight: Tensor, bias: None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
+        return F.linear(x, weight) + x @ a[adapter].mT @ b[adapter].mT
+
+    def frozen(x: Tensor, weight: Tensor, **_: Any) -> Tensor:
+        return F.linear(x, weight)
+
+    product, update = 2 * batch * tokens * width**2, 2 * batch * tokens * rank * 2 * width
+    return Work(
+        "lora", "lora_by_row", f"{batch} x {tokens} x {width}, rank {rank}", arguments, FLOP,
+        (product + update, product + 2 * update), dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
     )  # fmt: skip
 
 
