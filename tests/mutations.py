@@ -163,6 +163,12 @@ MUTATIONS = [
         ".addmm_(shared, a)",
         "",
     ),
+    _mutation(
+        "a row without an adapter that takes the last one",
+        ("ops/lora.py", "ops/test_lora.py"),
+        "(F.pad(side.to(dtype), (0, 0, 0, 0, 0, 1))[adapter] for",
+        "(side.to(dtype)[adapter] for",
+    ),
     _mutation("a loss over padding", LOSS, "labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
     _mutation("a mean of means", LOSS, "labels[:, None]).sum()", "labels[:, None]).mean()"),
     _mutation("a loss in half precision", LOSS, "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),

@@ -15,7 +15,15 @@ from benchmarks import kernel_timing, kernels
 from benchmarks.comparison import Comparison, Rounds
 from benchmarks.gpu_clock import ceilings
 from benchmarks.kernel_timing import asked_sizes, check_against_numpy, input_sets, outputs, sides_of, tensors, timed
-from benchmarks.kernel_works import Draw, attention_work, lora_work, loss_work, norm_work, works
+from benchmarks.kernel_works import (
+    Draw,
+    attention_work,
+    lora_by_row_work,
+    lora_work,
+    loss_work,
+    norm_work,
+    works,
+)
 from minillm import InputError
 from minillm.kernels import _measured
 from minillm.ops.attention import explicit_attention
@@ -71,7 +79,12 @@ def flops_of(run, arguments):
 
 
 @pytest.mark.parametrize(
-    ("work", "side"), [(lora_work(5, 7, 3), "as it is written"), (loss_work(5, 7, 11), "all logits at once")]
+    ("work", "side"),
+    [
+        (lora_work(5, 7, 3), "as it is written"),
+        (lora_by_row_work(2, 5, 7, 3), "as it is written"),
+        (loss_work(5, 7, 11), "all logits at once"),
+    ],
 )
 def test_flops_are_those_that_torch_counts(work, side):
     """By the peer: products that add to what is there are not counted."""

@@ -1,9 +1,9 @@
 """A family of adapters on one base: many tasks, one set of weights, and a batch whose rows use different adapters.
 
 Choosing another member is looking it up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
-through the frozen matrices together, W x once for all, and each row adds its own s B A x, from the factors stacked by
-adapter (Chen et al. 2023; Sheng et al. 2023). Members that change the pass otherwise (a prefix, weights of their own) run
-on their rows apart. Everything stays differentiable, so that several members can be trained in one batch.
+through the frozen matrices together, W x once for all, and each row adds its own s B A x (Chen et al. 2023; Sheng et
+al. 2023; `ops/lora.py`). Members that change the pass otherwise (a prefix, weights of their own) run on their rows
+apart. Everything stays differentiable, so that several members can be trained in one batch.
 """
 
 from collections.abc import Mapping, Sequence

@@ -158,7 +158,7 @@ def _sum_kernel(
 
 
 def _blocks(rank: int, dtype: torch.dtype, rows: int) -> dict[str, int]:
-    """For the update: small blocks where there are few rows, and where float32, without tensor cores, needs registers."""
+    """For the update: fewer rows where there are few, and little at a time in float32, whose factors fill registers."""
     blocks = {"BLOCK_R": _padded(rank)}
     if dtype == torch.float32:
         return blocks | {"BLOCK_N": 32, "BLOCK_I": 32, "BLOCK_O": 32, "num_warps": 8}
@@ -194,7 +194,7 @@ def _lora(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, adapter: Tensor | None, scale: float,
     dropped: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """(out, s x Aᵀ): x is "B T I", A "M R I", B "M O R"; row i of the batch has adapter[i], or none if it is below 0."""
+    """(out, s x Aᵀ): x is "B T I", A "M R I", B "M O R"; row i of the batch has adapter[i], or none where it is -1."""
     x = x.contiguous()
     read = x if dropped is None else dropped.contiguous()
     low, out = _update(read, a.contiguous(), b.contiguous().mT, bias, adapter, scale, True)
@@ -251,8 +251,8 @@ def _slopes(
     stripes = triton.cdiv(max(tokens, 1), stripe)
     sums = read.new_empty((batch, stripes, rank, inner + outer), dtype=torch.float32)
     _stripes_kernel[(programs, stripes, batch)](
-        read, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles,
-        WIDEN=INTERPRETED, PRECISION=FULL_FLOAT32, BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=_padded(rank), num_warps=4,
+        read, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles, WIDEN=INTERPRETED,
+        PRECISION=FULL_FLOAT32, BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=_padded(rank), num_warps=4,
     )  # fmt: skip
     da, db = torch.empty_like(a), torch.empty_like(b)
     _sum_kernel[(triton.cdiv(inner + outer, 128), rank, members)](
@@ -292,4 +292,4 @@ def lora(
 
 
 def lora_by_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
-    return _lora(x, weight, bias, a, b, adapter, 1.0, None)[0]
+    return _lora(x, weight, bias, a, b, adapter.contiguous(), 1.0, None)[0]

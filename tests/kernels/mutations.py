@@ -3,6 +3,7 @@
 from tests.mutations import Mutation
 
 LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py")
+LORA = ("kernels/lora.py", "kernels/test_lora.py")
 FEED_FORWARD = ("kernels/feed_forward.py", "kernels/test_feed_forward.py")
 POSITIONS = ("kernels/positions.py", "kernels/test_positions.py")
 CHOICE = "kernels/test_choice.py"
@@ -35,6 +36,25 @@ KERNEL_MUTATIONS = [
     ),
     _mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
     _mutation("slopes beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
+    _mutation("an unscaled update", LORA, "(total * scale)", "total"),
+    _mutation("every row by the first adapter", LORA, "    down += member * rank * inner\n", ""),
+    _mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
+    _mutation("an adapter that learns from every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
+    _mutation("slopes of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
+    _mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
+    _mutation(
+        "stripes beyond their columns",
+        _fenced(LORA),
+        "total, mask=(rank_place < rank)[:, None] & (column < columns)[None, :])",
+        "total)",
+    ),
+    _mutation("a slope of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
+    _mutation(
+        "an input that learns from the update alone",
+        LORA,
+        "if wanted[0] and weight is not None:",
+        "if False:",
+    ),
     _mutation(
         "numbers beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
     ),

@@ -13,6 +13,7 @@ from minillm.lab.trust import OurKernels
 from minillm.ops.lora import lora, lora_by_row
 from tests.decoders import STYLES, random_decoder
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck, rows, widths
+from tests.kernels.fenced import assert_nothing_else_is_written
 from tests.strategies import randoms
 
 leading = st.one_of(st.tuples(rows), st.tuples(st.just(3), rows))
@@ -142,6 +143,15 @@ def test_lora_is_an_operation_of_torchs(case):
     opcheck(kernels._lora, x, weight, bias, a, b, adapter, 0.5, dropped)
 
 
+def test_nothing_is_written_beyond_the_last():
+    x, weight, bias, a, b = (tensor.detach() for tensor in adapted())
+    adapter = torch.tensor([0], device=DEVICE)
+    assert_nothing_else_is_written(kernels._lora, x, weight, bias, a, b, adapter, 0.5, None)
+    dout, low = x.new_ones(1, 5, 11), x.new_ones(1, 5, 3)
+    wanted = [True, True]
+    assert_nothing_else_is_written(kernels._lora_backward, dout, x, weight, a, b, adapter, low, 0.5, wanted)
+
+
 def slopes_of(model, run):
     model.zero_grad()
     out = run()
@@ -162,4 +172,4 @@ def test_an_adapted_decoder_is_the_same_by_kernels_as_by_torch(mixed):
         by_kernels = slopes_of(model, run)
     assert "minillm::lora" in seen.seen
     for found, expected in zip(by_kernels, by_torch, strict=True):
-        assert (found - expected).abs().max() <= 1e-5 * expected.abs().max().clamp(min=1e-3)
+        assert (found - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1e-3)

@@ -7,6 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from minillm import ops
 from minillm.ops.feed_forward import gelu, swiglu
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from minillm.ops.lora import lora, lora_by_row
 from minillm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from minillm.ops.positions import rotary
 
@@ -19,6 +20,8 @@ CALLS = {
     rms_norm: (X, ROW, 1e-5),
     add_layer_norm: (X, Y, ROW, ROW, 1e-5),
     add_rms_norm: (X, Y, ROW, 1e-5),
+    lora: (X, Y[0], X[0, :, 0], Y[1, :2], X[1, :, :2], 0.5, Y),
+    lora_by_row: (X, Y[0], None, Y[:, :3], X[:, :, :3], torch.tensor([1, -1])),
     rotary: (X[None], Y[0, :, :3], Y[1, :, :3]),
 }
 

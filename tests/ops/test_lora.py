@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minillm.ops import lora as ops
 from minillm.reference import lora as reference
-from tests.reference.test_lora import lora_inputs, norms_inputs
+from tests.reference.test_lora import by_row_inputs, lora_inputs, norms_inputs
 from tests.rungs import check_against_torch
 from tests.strategies import leading_axes, randoms, sizes
 from tests.tolerances import assert_close
@@ -19,6 +19,13 @@ def test_lora_equals_numpys(leading, inner, outer, rank, has_bias, has_dropped, 
     inputs = lora_inputs(leading, inner, outer, rank, has_bias, random, has_dropped)
     twins = reference.lora_forward, reference.lora_backward
     check_against_torch(ops.lora, *twins, inputs, random, constants=("weight",))
+
+
+@given(sizes, sizes, sizes, sizes, sizes, sizes, st.booleans(), randoms)
+def test_lora_by_row_equals_numpys(batch, tokens, inner, outer, rank, members, has_bias, random):
+    inputs = by_row_inputs(batch, tokens, inner, outer, rank, members, has_bias, random)
+    twins = reference.lora_by_row_forward, reference.lora_by_row_backward
+    check_against_torch(ops.lora_by_row, *twins, inputs, random, constants=("weight", "adapter"))
 
 
 @given(sizes, sizes, sizes, randoms)
@@ -37,6 +44,29 @@ def test_a_frozen_matrix_gets_no_gradient_and_a_bias_gets_one_if_it_wants_it():
     assert weight.grad is None
     assert torch.equal(bias.grad, torch.full((7,), 3.0))
     assert all(tensor.grad is not None for tensor in (x, a, b))
+
+
+def test_a_row_without_an_adapter_is_the_linears_whatever_the_adapters_hold():
+    x, weight, bias = torch.randn(2, 3, 5), torch.randn(7, 5, requires_grad=True), torch.randn(7, requires_grad=True)
+    a, b = torch.full((1, 2, 5), torch.nan), torch.full((1, 7, 2), torch.inf)
+    out = ops.lora_by_row(x, weight, bias, a, b, torch.tensor([-1, 0]))
+    out[0].sum().backward()
+    assert torch.allclose(out[0], x[0] @ weight.T + bias, atol=1e-6)
+    assert out[1].isnan().all()
+    assert weight.grad is None
+    assert torch.equal(bias.grad, torch.full((7,), 3.0))
+
+
+@pytest.mark.parametrize("kept", [torch.float32, torch.bfloat16])
+def test_rows_are_computed_in_the_matrixs_dtype_or_in_autocasts(kept):
+    x, weight = torch.randn(2, 3, 5), torch.randn(7, 5).to(kept)
+    a, b = torch.randn(1, 2, 5, requires_grad=True), torch.randn(1, 7, 2, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kept == torch.float32):
+        out = ops.lora_by_row(x, weight, None, a, b, torch.tensor([0, 0]))
+    out.sum().backward()
+    assert out.dtype == torch.bfloat16
+    assert a.grad.dtype == b.grad.dtype == torch.float32
+    assert torch.allclose(out.float(), x @ (weight.float() + b[0] @ a[0]).T, atol=0.2)
 
 
 def test_inputs_of_every_layout_are_taken():
