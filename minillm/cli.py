@@ -17,7 +17,7 @@ from minillm.commands.pull import pull
 from minillm.errors import InputError
 
 INTERRUPTED = 130
-DESCRIPTION = "Read, check and do the adaptation of language models. `minillm COMMAND --help` says what a command can do."
+DESCRIPTION = "Read, check and do the adaptation of language models. `minillm COMMAND --help` says more of each."
 
 
 def adapter() -> None:
