@@ -1,7 +1,7 @@
 """Adapting SmolLM2 to the reviews, in minillm and in transformers + peft + scikit-learn: check first, then time.
 
 Before anything is timed every side must give the same logits, first loss and gradients (or features) as the peer in
-float32, and afterwards the same losses all along (or the same classifier). One epoch over the rows is cut into rounds,
+float32, and afterwards the same losses all along (or the same classifier). An epoch over the rows is cut into rounds,
 and the sides do each round in turn, each in a process of its own.
 
 The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16 with the frozen matrices held in
@@ -17,15 +17,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.beside import Side, Worker, at_work, run, shares, take_turns
-from benchmarks.comparison import Comparison, Errors, check, cores, multiplies_bfloat16, write_json
+from benchmarks.comparison import Comparison, Errors, check, cores, error, multiplies_bfloat16, write_json
 from benchmarks.reviews import Work, reviews
 from minillm.errors import InputError
 
-PEER = "peer, float32"
+PEER, PEER_IN_HALF = "peer, float32", "peer, bfloat16"
 BATCH, READING_BATCH = 16, 32
 C = 0.01  # of the logistic regression
 # Of a quantity's length. 30 blocks, forward and back, carry a rounding error of float32 so far.
-TOLERANCES = {"float32": 1e-3, "bfloat16": 0.2}
+TOLERANCE = 1e-3
+# In bfloat16 minillm may be twice as far off as the peer is: the slopes of a prefix near zero lose 40 % there.
+HALF, HALF_TO_PEER = 0.2, 2.0
 
 
 class Plan(NamedTuple):
@@ -54,17 +56,20 @@ def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
 
 def compared(workers: list[Worker], answers: list[dict[str, Any]]) -> Errors:
     """The errors of all sides' answers, against the reference's. Raises InputError for one beyond tolerance."""
-    expected = next(answer for worker, answer in zip(workers, answers, strict=True) if worker.name == PEER)
-    return {
-        worker.name: check(worker.name, answer, expected, TOLERANCES[worker.name.rsplit(" ", 1)[-1]])
-        for worker, answer in zip(workers, answers, strict=True)
-    }
+    named = {worker.name: answer for worker, answer in zip(workers, answers, strict=True)}
+    expected, errors = named[PEER], {name: {} for name in named}
+    for what, value in expected.items():
+        half = max(HALF, HALF_TO_PEER * error(named[PEER_IN_HALF][what], value)) if PEER_IN_HALF in named else HALF
+        for name, answer in named.items():
+            allowed = half if name.endswith("bfloat16") else TOLERANCE
+            errors[name] |= check(name, {what: answer[what]}, {what: value}, allowed)
+    return errors
 
 
-def trained(method: str, rate: float, plan: Plan) -> list[Comparison]:
-    """A method of gradient descent. Its sides are in METHODS of minillm_side and of peer_side."""
+def trained(method: str, rate: float, plan: Plan, epochs: int = 1) -> list[Comparison]:
+    """A method of gradient descent, each epoch compared. Its sides are in METHODS of minillm_side and of peer_side."""
     batches = plan.work.batches(BATCH)
-    options = {"work": plan.work, "batch": BATCH, "method": method, "rate": rate}
+    options = {"work": plan.work, "batch": BATCH, "method": method, "rate": rate, "epochs": epochs}
     with at_work(sides("Training", plan.tuned, options), plan.threads) as workers:
         start = workers[0].ask("parameters")
         # What starts at zero (LoRA's B) would hide the gradients of its partner (A's): nudge all for the check.
@@ -73,11 +78,14 @@ def trained(method: str, rate: float, plan: Plan) -> list[Comparison]:
         errors = compared(workers, [_probed(worker, nudged, batches[0]) for worker in workers])
         for worker in workers:
             worker.ask("start_from", start)
-        rounds = take_turns(workers, "train", shares(batches, plan.rounds), plan.work.tokens, method)
-    later = compared(workers, [{"later losses": np.concatenate(one.answers)} for one in rounds])
-    for name, found in later.items():
-        errors[name] |= found
-    return [Comparison(f"{method}, training", "tokens", PEER, rounds, errors)]
+        turns = shares(batches, plan.rounds)
+        comparisons = []
+        for epoch in range(1, epochs + 1):
+            rounds = take_turns(workers, "train", turns, plan.work.tokens, f"{method}, epoch {epoch}")
+            later = compared(workers, [{"later losses": np.concatenate(one.answers)} for one in rounds])
+            found = {name: errors[name] | later[name] for name in errors}
+            comparisons.append(Comparison(f"{method}, training, epoch {epoch}", "tokens", PEER, rounds, found))
+    return comparisons
 
 
 def _probed(worker: Worker, parameters: dict[str, np.ndarray], batch: list[int]) -> dict[str, Any]:
@@ -106,6 +114,10 @@ def features(plan: Plan) -> list[Comparison]:
 
 METHODS: dict[str, Callable[[Plan], list[Comparison]]] = {
     "lora": lambda plan: trained("lora", 5e-4, plan),
+    "soft-prompt": lambda plan: trained("soft-prompt", 3e-2, plan),
+    "prefix": lambda plan: trained("prefix", 1e-2, plan),
+    # From the second epoch on minillm reads what the frozen blocks say from its store.
+    "last-blocks": lambda plan: trained("last-blocks", 1e-4, plan, epochs=2),
     "features": features,
 }
 
@@ -114,17 +126,17 @@ def main(
     rounds: int = 8,
     rows: int = 500,
     threads: int = cores(),
-    methods: str = "lora,features",
+    methods: str = ",".join(METHODS),
     tuned: bool = True,
     json: Path | None = None,
 ) -> None:
     """Both sides, in turns.
 
     Args:
-        rounds: How many parts the epoch is cut into; every side does each of them once.
+        rounds: How many parts an epoch is cut into; every side does each of them once.
         rows: Rows of reviews.
         threads: CPU threads of each side; one side works at a time.
-        methods: What to compare, comma-separated: lora, features.
+        methods: What to compare, comma-separated: lora, soft-prompt, prefix, last-blocks, features.
         tuned: Time the tuned peers too.
         json: Write every round of every side here.
     """

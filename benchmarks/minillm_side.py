@@ -5,6 +5,7 @@ it takes and gives are lists, dictionaries and numpy arrays.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,43 +13,57 @@ import torch.nn.functional as F
 
 from benchmarks.reviews import BASE, Work
 from minillm import load
-from minillm.adapt import FrozenHead, LoRA, Method
+from minillm.adapt import FrozenHead, LoRA, Method, PrefixTuning, SoftPrompt
 from minillm.adapt.feature_store import Recipe, compute_features
-from minillm.adapt.surgery import frozen
+from minillm.adapt.trunk import TrunkStore, boundary
 from minillm.batches import pad_right
-from minillm.decoder import Decoder
 from minillm.device import autocast, keep_freed_memory
+from minillm.generation import LanguageModel
+from minillm.lab.world import Bench
 from minillm.learner import TorchLearner
+from minillm.prompting.kept import KeptPrompt
 from minillm.prompting.scoring import answer_scores
 from minillm.schedule import TrainingSettings
 from minillm.training import Loop
 
-METHODS: dict[str, Callable[[Decoder], Method]] = {
-    "lora": lambda decoder: LoRA(decoder, r=8, alpha=16, targets=("query", "value")),
+WORDS = "Classify the movie review as negative or positive."
+POSITIONS = 10
+METHODS: dict[str, Callable[[Bench], Method]] = {
+    "lora": lambda bench: LoRA(bench.working_body(), r=8, alpha=16, targets=("query", "value")),
+    "soft-prompt": lambda bench: SoftPrompt(bench.working_body(), POSITIONS, bench.tokenizer.encode(WORDS)),
+    "prefix": lambda bench: PrefixTuning(bench.working_body(), POSITIONS, "zero"),
+    "last-blocks": lambda bench: bench.fine_tuned(bench.decoder, layers=2),
 }
 CPU = torch.device("cpu")
 
 
-def working_body(precision: str) -> Decoder:
+def bench(precision: str) -> Bench:
     keep_freed_memory()
-    decoder = load(BASE)[0]
-    return frozen(decoder, torch.bfloat16) if precision == "bfloat16" else decoder
+    decoder, tokenizer = load(BASE)
+    assert tokenizer is not None
+    return Bench(decoder, tokenizer, CPU, precision, seed=0, out=Path())
+
+
+def reader(method: Method) -> LanguageModel:
+    """The method, over stored states of the trunk below it if there is one; nothing is stored yet."""
+    return TrunkStore(method) if boundary(method) else method
 
 
 class Training:
-    """A method trained on the answers' cross-entropy, in one epoch with warm-up, cosine and clipping."""
+    """A method trained on the answers' cross-entropy, with warm-up, cosine and clipping."""
 
-    def __init__(self, work: Work, batch: int, method: str, rate: float, precision: str):
+    def __init__(self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str):
         self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
         torch.manual_seed(0)
-        self.method = METHODS[method](working_body(precision)).train()
-        settings = TrainingSettings(epochs=1, rate=rate, batch=batch, precision=precision)
+        self.method = METHODS[method](bench(precision)).train()
+        self.model = reader(self.method)
+        settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch, precision=precision)
         learner = TorchLearner(self.method, self.loss, settings)
         self.loop = Loop(learner, range(len(work.prompts)), lambda row: len(work.prompts[row]), settings)
 
     def loss(self, batch: list[int]) -> tuple[torch.Tensor, int]:
         answers = [[answer] for answer in self.work.answers]
-        scores = answer_scores(self.method, [self.work.prompts[row] for row in batch], answers)
+        scores = answer_scores(self.model, [self.work.prompts[row] for row in batch], answers)
         return F.cross_entropy(scores, self.labels[batch], reduction="sum"), len(batch)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -58,6 +73,7 @@ class Training:
     def start_from(self, values: dict[str, np.ndarray]) -> None:
         for name, parameter in self.method.trainable().items():
             parameter.copy_(torch.from_numpy(values[name]))
+        self.model = reader(self.method)
 
     def probe(self, batch: list[int]) -> dict:
         """The logits after each prompt, the loss and its gradients: what is compared before anything is timed."""
@@ -86,7 +102,7 @@ class Features:
     def __init__(self, work: Work, precision: str, c: float):
         self.work, self.labels, self.recipe = work, torch.tensor(work.labels), Recipe(precision=precision)
         # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
-        self.head = FrozenHead(working_body(precision), classes=2, settings={"c": c / 2})
+        self.head = FrozenHead(bench(precision).working_body(), classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)
 
     def read(self, batches: list[list[int]]) -> np.ndarray:
@@ -99,3 +115,23 @@ class Features:
         self.head.fit(torch.from_numpy(features), self.labels)
         weight = self.head.classifier.weight.detach()
         return (weight[1] - weight[0]).numpy()
+
+
+class Scoring:
+    """The answers' probabilities after each prompt; what the prompts of a share have in common is read once for it."""
+
+    def __init__(self, work: Work, precision: str):
+        self.work, self.precision = work, precision
+        self.decoder = working_body(precision).eval()
+
+    @torch.no_grad()
+    def score(self, batches: list[list[int]]) -> np.ndarray:
+        answers = [[answer] for answer in self.work.answers]
+        rows = [row for batch in batches for row in batch]
+        found = []
+        with autocast(CPU, self.precision):
+            kept = KeptPrompt(self.decoder, [self.work.prompts[row] for row in rows])
+            rests = iter(kept.rests)
+            for batch in batches:
+                found.append(answer_scores(kept.model, [next(rests) for _ in batch], answers).exp())
+        return torch.cat(found).numpy()

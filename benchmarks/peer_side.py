@@ -1,13 +1,14 @@
 """The peers' contestants: transformers, peft and scikit-learn, used as their manuals show, on the same weights.
 
 `tuned` gives a peer what minillm does and can be had without changing the peer: freed memory kept, and the head run at
-the last position only.
+the rows' last positions only. Rows are padded on the right, for on the left peft's prompts would stand apart from the
+text, by another distance in each row.
 """
 
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk; do not ask
@@ -16,28 +17,50 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
-from peft import LoraConfig, get_peft_model
+from einops import rearrange
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.reviews import BASE, Work
-from minillm.batches import pad_left
+from minillm.batches import pad_left, pad_right
 from minillm.device import autocast, keep_freed_memory
+from minillm.hub.huggingface import LLAMA
 from minillm.hub.pull import cache_directory, pull
 from minillm.schedule import TrainingSettings, rate_at
 
 Model = torch.nn.Module
+
+
+def last_two_blocks(model: Model) -> Model:
+    layers = model.config.num_hidden_layers
+    trained = (f"model.layers.{layers - 2}.", f"model.layers.{layers - 1}.", "model.norm.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    return model
+
+
 METHODS: dict[str, Callable[[Model], Model]] = {
     "lora": lambda model: get_peft_model(
         model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     ),
+    # It starts from text too: from minillm's vectors.
+    "soft-prompt": lambda model: get_peft_model(
+        model, PromptTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM")
+    ),
+    "prefix": lambda model: get_peft_model(
+        model, PrefixTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM", init_weights="zero")
+    ),
+    "last-blocks": last_two_blocks,
 }
 # minillm's names of what is trained, from the peers'; rules are applied in turn.
 NAMES = (
-    ("base_model.model.model.layers.", "blocks."),
-    ("self_attn.q_proj", "attention.query"),
-    ("self_attn.v_proj", "attention.value"),
+    ("base_model.model.", ""),
+    ("model.layers.", "blocks."),
+    *LLAMA.outer.items(),
+    *LLAMA.inner.items(),
     ("lora_A.default.weight", "a"),
     ("lora_B.default.weight", "b"),
+    ("prompt_encoder.default.embedding.weight", "prompt"),
 )
 CPU = torch.device("cpu")
 warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between the peers themselves
@@ -76,33 +99,50 @@ def shared_name(name: str) -> str:
 
 
 class Training:
-    """The same epoch as minillm's: AdamW, the same rates, the same clipping. Rows are padded on the left."""
+    """The same epochs as minillm's: AdamW, the same rates, the same clipping."""
 
-    def __init__(self, work: Work, batch: int, method: str, rate: float, precision: str, tuned: bool = False):
-        self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
-        self.model = METHODS[method](peer(tuned)).train()
-        self.only_last = {"logits_to_keep": 1} if tuned else {}
+    def __init__(
+        self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str, tuned: bool = False
+    ):
+        self.work, self.labels, self.precision, self.tuned = work, torch.tensor(work.labels), precision, tuned
+        self.method, self.model = method, METHODS[method](peer(tuned)).train()
         self.trainable = {
             shared_name(name): parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
-        self.settings = TrainingSettings(epochs=1, rate=rate, batch=batch)
-        self.steps, self.step = -(-len(work.prompts) // batch), 0
+        self.settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch)
+        self.steps, self.step = epochs * -(-len(work.prompts) // batch), 0
         self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=rate, weight_decay=0.0)
 
     def logits(self, batch: list[int]) -> torch.Tensor:
-        ids, mask = pad_left([self.work.prompts[row] for row in batch])
+        ids, last = pad_right([self.work.prompts[row] for row in batch])
+        mask = torch.arange(ids.shape[1]) <= last[:, None]
+        # From the end, for a soft prompt has positions of its own at the start.
+        last = last - ids.shape[1]
+        kept, last = last.unique(return_inverse=True) if self.tuned else (0, last)
         with autocast(CPU, self.precision):
-            return self.model(input_ids=ids, attention_mask=mask.long(), **self.only_last).logits[:, -1]
+            found = self.model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=kept).logits
+        return found[torch.arange(len(batch)), last]
+
+    def shared(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What is trained, or its gradients, in minillm's shapes: views of the same memory."""
+        if self.method != "prefix":
+            return dict(tensors)
+        config = self.model.config
+        keys, values = rearrange(
+            tensors["prompt"], "P (L sides G K) -> sides L G P K",
+            sides=2, L=config.num_hidden_layers, G=config.num_key_value_heads,
+        )  # fmt: skip
+        return {"keys": keys, "values": values}
 
     def loss(self, batch: list[int]) -> torch.Tensor:
         return F.cross_entropy(self.logits(batch)[:, self.work.answers].float(), self.labels[batch])
 
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: parameter.detach().numpy() for name, parameter in self.trainable.items()}
+        return {name: parameter.detach().numpy() for name, parameter in self.shared(self.trainable).items()}
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
-        for name, parameter in self.trainable.items():
+        for name, parameter in self.shared(self.trainable).items():
             parameter.copy_(torch.from_numpy(values[name]))
 
     def probe(self, batch: list[int]) -> dict:
@@ -110,7 +150,8 @@ class Training:
             logits = self.logits(batch).float().numpy()
         loss = self.loss(batch)
         loss.backward()
-        gradients = {name: parameter.grad.numpy().copy() for name, parameter in self.trainable.items()}
+        found = self.shared({name: parameter.grad for name, parameter in self.trainable.items()})
+        gradients = {name: gradient.numpy().copy() for name, gradient in found.items()}
         self.optimizer.zero_grad()
         return {"logits": logits, "losses": np.array([loss.item()]), "gradients": gradients}
 
@@ -147,3 +188,22 @@ class Features:
 
     def fit(self, features: np.ndarray) -> np.ndarray:
         return LogisticRegression(C=self.c, max_iter=2000).fit(features, self.work.labels).coef_[0]
+
+
+class Scoring:
+    """The answers' probabilities after each prompt, all of which is read anew for every row."""
+
+    def __init__(self, work: Work, precision: str, tuned: bool = False):
+        self.work, self.precision = work, precision
+        self.model = peer(tuned).eval()
+        self.only_last = {"logits_to_keep": 1} if tuned else {}
+
+    @torch.inference_mode()
+    def score(self, batches: list[list[int]]) -> np.ndarray:
+        found = []
+        for batch in batches:
+            ids, mask = pad_left([self.work.prompts[row] for row in batch])
+            with autocast(CPU, self.precision):
+                logits = self.model(input_ids=ids, attention_mask=mask.long(), **self.only_last).logits[:, -1]
+            found.append(logits.float().softmax(-1)[:, self.work.answers])
+        return torch.cat(found).numpy()

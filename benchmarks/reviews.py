@@ -4,7 +4,12 @@ The ids are minillm's, for everyone: transformers' conversion of this GGUF file 
 """
 
 import random
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from minillm.prompting.template import Template
+    from minillm.tasks import LabelledText, Task
 
 BASE = "smollm2-135m-instruct"
 TEST = 400  # what the ladder sets aside by default; the rows to train on do not depend on it
@@ -31,15 +36,31 @@ class Work(NamedTuple):
 def reviews(rows: int) -> Work:
     """The first training rows of the task. Raises InputError where there are not so many."""
     # Imported where they are needed, since a command's --help must not wait for torch.
-    from minillm.hub import load
     from minillm.hub.pull import pull
-    from minillm.prompting.template import render
+    from minillm.prompting.template import task_template
     from minillm.tasks.reviews import reviews_task
 
     task = reviews_task(pull("reviews"), rows, TEST)
+    return _work(task_template(task), task, task.train)
+
+
+def few_shot(rows: int, shots: int) -> Work:
+    """The first test rows of the task, each behind the same examples. Raises InputError where there are not so many."""
+    from minillm.hub.pull import pull
+    from minillm.prompting.choosing import balanced_shots
+    from minillm.prompting.template import task_template
+    from minillm.tasks.reviews import reviews_task
+
+    task = reviews_task(pull("reviews"), 500, rows)
+    return _work(task_template(task, balanced_shots(task, shots, seed=0)), task, task.test)
+
+
+def _work(template: "Template", task: "Task", rows: Sequence["LabelledText"]) -> Work:
+    from minillm.hub import load
+
     tokenizer = load(BASE)[1]
     assert tokenizer is not None
     answers = [tokenizer.encode(answer) for answer in task.answers]
     assert all(len(answer) == 1 for answer in answers)
-    prompts = [tokenizer.encode(render(task, row.text)) for row in task.train]
-    return Work(prompts, [row.label for row in task.train], [answer[0] for answer in answers])
+    prompts = [template.encode(tokenizer, row.text) for row in rows]
+    return Work(prompts, [row.label for row in rows], [answer[0] for answer in answers])

@@ -13,6 +13,7 @@ from minillm.commands.generate import generate
 from minillm.commands.lab import LAB_COMMANDS
 from minillm.commands.ladder import ladder
 from minillm.commands.pretrain import pretrain
+from minillm.commands.prompt import prompt
 from minillm.commands.pull import pull
 from minillm.errors import InputError
 
@@ -29,8 +30,8 @@ def lab() -> None:
 
 
 COMMANDS = {
-    "pull": pull, "generate": generate, "adapt": adapt, "adapter": adapter, "ladder": ladder, "check": check,
-    "pretrain": pretrain, "export": export, "lab": lab,
+    "pull": pull, "generate": generate, "prompt": prompt, "adapt": adapt, "adapter": adapter, "ladder": ladder,
+    "check": check, "pretrain": pretrain, "export": export, "lab": lab,
 }  # fmt: skip
 GROUPS = {"adapter": (ADAPTER_COMMANDS, adapter.__doc__), "lab": (LAB_COMMANDS, lab.__doc__)}
 """Commands that have commands of their own."""

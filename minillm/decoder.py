@@ -21,6 +21,7 @@ from minillm.ops.attention import attention
 from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
 from minillm.ops.feed_forward import gelu, relu, swiglu
+from minillm.ops.linear import linear
 from minillm.ops.norm import layer_norm, rms_norm
 from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
 from minillm.origin import Origin
@@ -36,6 +37,13 @@ class Embedding(nn.Module):
 
     def forward(self, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
         return embedding(ids, self.weight)
+
+
+class Linear(nn.Linear):
+    """PyTorch's Linear, by the quickest product there is."""
+
+    def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
+        return linear(hidden, self.weight, self.bias)
 
 
 class Norm(nn.Module):
@@ -60,18 +68,18 @@ class Attention(nn.Module):
         super().__init__()
         narrow = config.kv_heads * config.head_width
         self.head_width, self.dropout = config.head_width, config.dropout
-        self.query = nn.Linear(config.width, config.width, bias=config.bias)
-        self.key = nn.Linear(config.width, narrow, bias=config.bias)
-        self.value = nn.Linear(config.width, narrow, bias=config.bias)
-        self.out = nn.Linear(config.width, config.width, bias=config.bias)
+        self.query = Linear(config.width, config.width, bias=config.bias)
+        self.key = Linear(config.width, narrow, bias=config.bias)
+        self.value = Linear(config.width, narrow, bias=config.bias)
+        self.out = Linear(config.width, config.width, bias=config.bias)
 
     def project(
         self, hidden: Float[Tensor, "B T D"], rotation: Rotation | None
     ) -> tuple[Float[Tensor, "B H T K"], Float[Tensor, "B G T K"], Float[Tensor, "B G T K"]]:
         """Queries, keys and values by head, turned to their positions where those are rotary."""
         query, key, value = (
-            rearrange(linear(hidden), "B T (heads K) -> B heads T K", K=self.head_width)
-            for linear in (self.query, self.key, self.value)
+            rearrange(side(hidden), "B T (heads K) -> B heads T K", K=self.head_width)
+            for side in (self.query, self.key, self.value)
         )
         if rotation is not None:
             query, key = rotary(query, *rotation), rotary(key, *rotation)
@@ -82,9 +90,7 @@ class Attention(nn.Module):
         if around.cache is not None:
             key, value = around.cache.extend(key, value)
         probability = self.dropout if self.training else 0.0
-        read = attention(
-            query, key, value, mask=around.mask, prefix=around.prefix, dropout_probability=probability
-        )  # fmt: skip
+        read = attention(query, key, value, mask=around.mask, prefix=around.prefix, dropout_probability=probability)
         return self.out(rearrange(read, "B H T K -> B T (H K)"))
 
 
@@ -93,11 +99,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        self.up = nn.Linear(config.width, config.feed_forward_width, bias=config.bias)
-        self.down = nn.Linear(config.feed_forward_width, config.width, bias=config.bias)
+        self.up = Linear(config.width, config.feed_forward_width, bias=config.bias)
+        self.down = Linear(config.feed_forward_width, config.width, bias=config.bias)
         self.activation = {"relu": relu, "gelu": gelu, "swiglu": None}[config.feed_forward]
         if self.activation is None:
-            self.gate = nn.Linear(config.width, config.feed_forward_width, bias=config.bias)
+            self.gate = Linear(config.width, config.feed_forward_width, bias=config.bias)
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         if self.activation is None:
@@ -140,7 +146,7 @@ class Decoder(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         # Add-then-norm blocks end with a norm of their own.
         self.norm = Norm(config) if config.norm_first else nn.Identity()
-        self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        self.head = Linear(config.width, config.vocabulary, bias=False)
         self._initialise()
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
@@ -212,23 +218,16 @@ class Decoder(nn.Module):
         return self.norm(hidden) if since <= layers < until else hidden
 
     def _positions(
-        self,
-        embeddings: Float[Tensor, "B T D"],
-        prefix: KeyValues | None,
-        cached: int,
-        mask: Bool[Tensor, "B S"] | None,
+        self, hidden: Float[Tensor, "B T D"], prefix: KeyValues | None, cached: int, mask: Bool[Tensor, "B S"] | None
     ) -> Int[Tensor, "*B T"]:
         """The T new tokens' places in their rows: after the prompt and the cached tokens, padding not counted."""
-        rows, tokens = embeddings.shape[0], cached + embeddings.shape[1]
+        rows, tokens, most = hidden.shape[0], cached + hidden.shape[1], self.config.context_length
         length = len(prefix) if prefix is not None else 0
-        if length + tokens > self.config.context_length:
-            raise InputError(
-                f"{length} prompt positions and {tokens} tokens exceed this decoder's context of "
-                f"{self.config.context_length}"
-            )
+        if length + tokens > most:
+            raise InputError(f"{length} prompt positions and {tokens} tokens exceed this decoder's context of {most}")
         start = length if prefix is not None and prefix.takes_positions else 0
         if mask is None:
-            return torch.arange(start + cached, start + tokens, device=embeddings.device)
+            return torch.arange(start + cached, start + tokens, device=hidden.device)
         if mask.shape != (rows, tokens):
             raise InputError(f"the mask is {tuple(mask.shape)}; the tokens, with cached ones, are {(rows, tokens)}")
         return token_positions(mask, start)[:, cached:]

@@ -18,7 +18,6 @@ from minillm.config import DEPTHS, WIDTH_PER_LAYER, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.device import autocast
 from minillm.errors import InputError
-from minillm.ops.linear import QuickProducts
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
 from minillm.schedule import TrainingSettings
 
@@ -111,9 +110,8 @@ class FromNothing:
         """The sum of -log P(label | the tokens before it in its row), in nats, and how many labels there are."""
         ids, labels = pad_right([row.ids for row in rows])[0], pad_right([row.labels for row in rows], IGNORED)[0]
         device, labels = self.decoder.embed.weight.device, labels[:, 1:].flatten()
-        with QuickProducts():
-            hidden = self.decoder.features(ids[:, :-1].to(device))
-            total = linear_cross_entropy(hidden.flatten(0, 1), self.decoder.head.weight, labels.to(device))
+        hidden = self.decoder.features(ids[:, :-1].to(device))
+        total = linear_cross_entropy(hidden.flatten(0, 1), self.decoder.head.weight, labels.to(device))
         return total, int((labels != IGNORED).sum())
 
 

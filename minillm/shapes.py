@@ -20,6 +20,7 @@ DIMENSIONS = {
     "F": "feed-forward width",
     "V": "vocabulary",
     "R": "LoRA rank",
+    "M": "LoRA adapters, stacked",
     "C": "classes",
     "L": "layers",
     "I": "a Linear's input width",

@@ -10,6 +10,11 @@ import pkgutil
 
 import pytest
 import torch
+
+# Without a GPU kernels run in triton's interpreter, which is chosen when triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from hypothesis import Phase, settings
 from jaxtyping import install_import_hook
 

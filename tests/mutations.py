@@ -31,6 +31,13 @@ LEARNER = ("learner.py", "lab/test_numpy_learner.py")
 NUMPY = ("lab/numpy_learner.py", "lab/test_numpy_learner.py")
 PEFT = ("hub/peft.py", "hub/test_peft.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
+TEMPLATE, BOUNDARY, CHOOSING, KEPT, SCORING, MEASURES, CALIBRATION, ANSWERING, EXTRACTION, LABELLING = (
+    (f"prompting/{name}.py", f"prompting/test_{name}.py")
+    for name in (
+        "template", "boundary", "choosing", "kept", "scoring", "measures", "calibration", "answering", "extraction",
+        "labelling",
+    )
+)  # fmt: skip
 
 
 def _mutation(what, where, old, new):
@@ -121,6 +128,18 @@ MUTATIONS = [
         ("ops/feed_forward.py", "ops/test_feed_forward.py"),
         "F.silu(gate) * up",
         "F.silu(up) * gate",
+    ),
+    _mutation(
+        "a gate whose gradient forgets what it gates",
+        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
+        "silu_backward(gradients[0] * up, gate)",
+        "silu_backward(gradients[0], gate)",
+    ),
+    _mutation(
+        "a frozen matrix that keeps what it read",
+        ("ops/linear.py", "ops/test_linear.py"),
+        "x if ctx.needs_input_grad[1] else None",
+        "x",
     ),
     _mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), ".mul_(scale)", ""),
     _mutation(
@@ -319,4 +338,58 @@ MUTATIONS = [
         "interrupted=lambda: keep(method), name=name",
         "name=name",
     ),
+    _mutation("examples without their chains", TEMPLATE, "{CHAIN_CUE} {shot.chain}{self", "{CHAIN_CUE}{self"),
+    _mutation("a blank at the start of a turn", TEMPLATE, "(self.begun + said).lstrip()", "(self.begun + said)"),
+    _mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
+    _mutation("a conclusion that is drawn twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
+    _mutation("a trailing blank let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
+    _mutation(
+        "a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):", "== tokenizer.encode(answer):"
+    ),
+    _mutation("the farthest examples", CHOOSING, "cosines.topk(count)", "cosines.topk(count, largest=False)"),
+    _mutation("the nearest example first", CHOOSING, ".indices.flip(-1)", ".indices"),
+    _mutation("dot products for cosines", CHOOSING, "F.normalize(found, dim=-1)", "found"),
+    _mutation("an order twice", CHOOSING, "if order not in found:", "if True:"),
+    _mutation("a start read again for each row", KEPT, "prompt[self.shared :] for", "prompt for"),
+    _mutation("a start of which a token is lost", KEPT, "[: self.shared]]", "[: self.shared - 1]]"),
+    _mutation("a start that leaves a row nothing", KEPT, "for row in rows) - 1)", "for row in rows))"),
+    _mutation(
+        "the token after the one foretold",
+        SCORING,
+        "range(len(prompt) - 1, len(prompt) +",
+        "range(len(prompt), len(prompt) + 1 +",
+    ),
+    _mutation(
+        "a prompt read for every answer", SCORING, "different = list(dict.fromkeys(starts))", "different = list(starts)"
+    ),
+    _mutation("another branch's answer", SCORING, "if _goes_on(stem, answer[:-1]))", "if True)"),
+    _mutation("lengths with the blank", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
+    _mutation("bytes for characters", MEASURES, "[len(w) for w in words]", "[len(w.encode()) for w in words]"),
+    _mutation("information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),
+    _mutation("a mean of log-probabilities", CALIBRATION, ".exp().mean(1).log()", ".mean(1)"),
+    _mutation(
+        "probabilities over all words", CALIBRATION, "(log_softmax(scores) - expected)", "(scores * 2 - expected)"
+    ),
+    _mutation("a stop that is kept", ANSWERING, "_cut(tokenizer.decode", "(lambda text, _: text)(tokenizer.decode"),
+    _mutation("one seed for all samples", ANSWERING, "speech.seed + 10_000 * sample", "speech.seed"),
+    _mutation(
+        "a second stage without the first",
+        ANSWERING,
+        "_replace(said=questions[n].template.conclude(found[n]))",
+        "_replace(said=questions[n].template.conclusion)",
+    ),
+    _mutation(
+        "answers in the order of their lengths",
+        ANSWERING,
+        "in zip(batch, new.tolist(), strict=True)",
+        "in zip(sorted(batch), new.tolist(), strict=True)",
+    ),
+    _mutation("the first number there is", EXTRACTION, "flexible[-1]", "flexible[0]"),
+    _mutation("the shortest label that fits", EXTRACTION, "key=len, reverse=True", "key=len"),
+    _mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
+    _mutation("silence that votes", EXTRACTION, "if answer is not None)", ")"),
+    _mutation(
+        "one set of content-free texts for all", LABELLING, "templates = templates[:1]", "templates = templates[:2]"
+    ),
+    _mutation("content-free texts in the wrong template", LABELLING, "[order.argsort()]", ""),
 ]

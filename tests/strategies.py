@@ -54,5 +54,5 @@ def masks(draw, batch, tokens):
 @st.composite
 def labels(draw, rows, classes, ignored=-100):
     """Some rows have no label; perhaps none has."""
-    drawn = np.array(draw(st.lists(st.integers(-1, classes - 1), min_size=rows, max_size=rows)))
+    drawn = np.array(draw(st.lists(st.integers(-1, classes - 1), min_size=rows, max_size=rows)), int)
     return np.where(drawn < 0, ignored, drawn)

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from benchmarks.adapt_reviews import numbers, summary, table
+from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.beside import Side, at_work, shares, take_turns
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
 from minillm.errors import InputError
@@ -110,7 +112,7 @@ def test_every_benchmark_says_what_it_does(name):
         [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=20
     )  # fmt: skip
     assert asked.returncode == 0
-    assert "--rounds" in asked.stdout
+    assert "--threads" in asked.stdout
 
 
 def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
@@ -118,12 +120,37 @@ def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
     pytest.importorskip("peft")
     for side in ("minillm_side", "peer_side"):
         module = import_module(f"benchmarks.{side}")
+        assert {*module.METHODS, "features"} == set(METHODS)
         assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
         assert all(hasattr(module.Features, job) for job in ("read", "fit"))
+
+
+def test_a_methods_accuracies_are_summed_up_over_the_seeds():
+    runs = [
+        {"name": "lora", "accuracy": share, "chosen": {"validation": [0.5, share + 0.01], "best_epoch": 2}}
+        for share in (0.80, 0.82, 0.84)
+    ]
+    found = summary(runs)
+    # A spread of 2 points over the root of 3.
+    assert (found["mean"], found["standard_error"]) == pytest.approx((0.82, 0.02 / 3**0.5))
+    head, _, line = table([found]).splitlines()
+    assert line.split() == ["lora", "81.0", "83.0", "85.0", "80.0", "82.0", "84.0", "82.0", "1.15", "2", "2", "2"]
+    assert len(head) == len(line)
+    assert summary(runs[:1])["standard_error"] is None
+
+
+@pytest.mark.parametrize(("listed", "said"), [("0,a", "must be whole numbers"), ("1,2,1", "hold one twice")])
+def test_seeds_are_whole_numbers_and_none_counts_twice(listed, said):
+    assert numbers("0, 1,2") == [0, 1, 2]
+    with pytest.raises(InputError, match=said):
+        numbers(listed)
 
 
 def test_wrong_use_is_one_sentence_and_exit_code_2():
     command = [sys.executable, "-m", "benchmarks.adapt_vs_peft", "--methods", "magic"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 2
-    assert asked.stderr == "benchmark: there is no method 'magic'; there is: lora, features\n"
+    assert (
+        asked.stderr
+        == "benchmark: there is no method 'magic'; there is: lora, soft-prompt, prefix, last-blocks, features\n"
+    )

@@ -14,10 +14,11 @@ import pytest
 
 import minillm
 from tests import mutations
+from tests.kernels.mutations import KERNEL_MUTATIONS
 from tests.law_mutations import LAW_MUTATIONS
 from tests.laws import CELLS, EVERYWHERE
 
-MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS
+MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS + KERNEL_MUTATIONS
 HOME = Path(minillm.__file__).parent
 TESTS = Path(__file__).parent
 

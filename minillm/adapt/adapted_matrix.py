@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minillm.adapt.surgery import frozen, replace
-from minillm.decoder import Decoder, Embedding
+from minillm.decoder import Decoder, Embedding, Linear
 from minillm.shapes import Float
 
 Matrix = nn.Linear | Embedding
@@ -90,7 +90,7 @@ class AdaptedMatrix(nn.Module, ABC):
     def _plain(self, weight: Tensor, bias: Tensor | None) -> Matrix:
         rows, width = weight.shape
         with torch.device("meta"):
-            plain = Embedding(rows, width) if self.kind is Embedding else nn.Linear(width, rows, bias is not None)
+            plain = Embedding(rows, width) if self.kind is Embedding else Linear(width, rows, bias is not None)
         for name, parameter in (("weight", weight), ("bias", bias)):
             if parameter is not None:
                 setattr(plain, name, parameter)

@@ -2,7 +2,7 @@
 
 Choosing another member is looking it up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
 through the frozen matrices together, W x once for all, and each row adds its own s B A x, from the factors stacked by
-row (Chen et al. 2023; Sheng et al. 2023). Members that change the pass otherwise (a prefix, weights of their own) run
+adapter (Chen et al. 2023; Sheng et al. 2023). Members that change the pass otherwise (a prefix, weights of their own) run
 on their rows apart. Everything stays differentiable, so that several members can be trained in one batch.
 """
 
@@ -18,6 +18,8 @@ from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.ops.linear import linear
+from minillm.ops.lora import lora_by_row
 from minillm.shapes import Bool, Float, Int
 
 BASE = "base"
@@ -29,30 +31,28 @@ class RowwiseLinear(nn.Module):
     def __init__(self, linear: nn.Linear):
         super().__init__()
         self.weight, self.bias = linear.weight, linear.bias
-        self.factors: tuple[Tensor, Tensor] | None = None
+        self.factors: tuple[Tensor, Tensor, Tensor] | None = None
 
     def use(self, updates: Sequence[LoRALinear | None]) -> None:
-        """Stack A and scale · B of the rows to come, with zeros for what a smaller rank or no update leaves out."""
-        there = [update for update in updates if update is not None]
+        """Stack A and scale · B of the updates to come, once each, and note which of them each row adds."""
+        there = list({id(update): update for update in updates if update is not None}.values())
         if not there:
             self.factors = None
             return
-        rank, (outputs, inputs) = max(len(update.a) for update in there), self.weight.shape
-        none = there[0].a.new_zeros(rank, inputs), there[0].b.new_zeros(outputs, rank)
-        # A member that has many rows is padded once.
-        padded = {id(update): _padded(update, rank) for update in there}
-        a, b = zip(*(none if update is None else padded[id(update)] for update in updates), strict=True)
-        self.factors = torch.stack(a), torch.stack(b)
+        rank = max(len(update.a) for update in there)
+        a, b = zip(*(_padded(update, rank) for update in there), strict=True)
+        places = {id(update): place for place, update in enumerate(there)}
+        adapter = torch.tensor([places.get(id(update), -1) for update in updates], device=a[0].device)
+        self.factors = torch.stack(a), torch.stack(b), adapter
 
     def forward(self, hidden: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
-        out = F.linear(hidden, self.weight, self.bias)
         if self.factors is None:
-            return out
-        a, b = (side.to(out.dtype) for side in self.factors)
-        return out + hidden.to(out.dtype) @ a.mT @ b.mT
+            return linear(hidden, self.weight, self.bias)
+        return lora_by_row(hidden, self.weight, self.bias, *self.factors)
 
 
 def _padded(update: LoRALinear, rank: int) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
+    """A and scale · B, with zeros for the ranks that another update has and this one has not."""
     more = rank - len(update.a)
     return F.pad(update.a, (0, 0, 0, more)), F.pad(update.scale * update.b, (0, more))
 
@@ -112,9 +112,9 @@ class Family(nn.Module):
     def _use(self, members: Sequence[Decoder | Method]) -> None:
         """Tell every shared matrix which update each row of the next pass adds."""
         updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
-        for path, linear in self.shared.named_modules():
-            if isinstance(linear, RowwiseLinear):
-                linear.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
+        for path, matrix in self.shared.named_modules():
+            if isinstance(matrix, RowwiseLinear):
+                matrix.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
 
 
 def _goes_with_others(member: Decoder | Method) -> bool:

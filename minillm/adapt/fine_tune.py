@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minillm.adapt.feature_store import pooled
 from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen, matching, train_copies
-from minillm.decoder import Decoder
+from minillm.decoder import Decoder, Linear
 from minillm.errors import InputError
 from minillm.shapes import Bool, Float, Int
 
@@ -61,7 +61,7 @@ class FineTune(Method):
         return [f"blocks.{index}.*" for index in range(last - self.layers, last)] + final_norm
 
     @torch.no_grad()
-    def _classifier(self, classes: int | list[int]) -> nn.Linear:
+    def _classifier(self, classes: int | list[int]) -> Linear:
         rows, width = self.decoder.head.weight, self.config.width
         tokens = None if isinstance(classes, int) else classes
         count = classes if isinstance(classes, int) else len(classes)
@@ -69,7 +69,7 @@ class FineTune(Method):
             raise InputError(f"a classifier needs two classes at least, not {count}")
         if tokens is not None and (len(set(tokens)) < count or not all(0 <= token < len(rows) for token in tokens)):
             raise InputError(f"the classes' tokens must be different ids from 0 to {len(rows) - 1}, not {tokens}")
-        classifier = nn.Linear(width, count, bias=tokens is None, device=rows.device, dtype=rows.dtype)
+        classifier = Linear(width, count, bias=tokens is None, device=rows.device, dtype=rows.dtype)
         if tokens is None:
             for parameter in classifier.parameters():
                 parameter.zero_()

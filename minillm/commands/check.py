@@ -1,5 +1,6 @@
 """`minillm check`: the ladder of trust on one's own machine."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ def check(
     device: str = "auto",
     seed: int = 0,
     threads: int | None = None,
+    kernels: bool = False,
     out: Path | None = None,
 ) -> None:
     """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
@@ -24,13 +26,16 @@ def check(
         device: auto, cpu, cuda or mps.
         seed: The seed of the numbers.
         threads: CPU threads (default: one a core).
+        kernels: Check our GPU kernels too; where there is no GPU, they are interpreted.
         out: The directory for check.json (default: nothing is written).
     """
-    from minillm.device import use_threads
+    from minillm.device import pick_device, use_threads
     from minillm.lab.check import CheckSettings, failed, table
     from minillm.lab.check import check as climb
 
-    described = climb(CheckSettings(config, dtype, device, seed, use_threads(threads)), out)
+    if kernels and pick_device(device).type != "cuda":
+        os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
+    described = climb(CheckSettings(config, dtype, device, seed, use_threads(threads), kernels), out)
     print(table(described))
     if out is not None:
         print(f"\nwritten: {out / 'check.json'}")

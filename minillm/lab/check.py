@@ -1,7 +1,8 @@
 """`minillm check`: is every number still computed right, in this config, in this dtype, on this device?
 
 For who changed an operation, or bought a new GPU. Every operation and the whole decoder, adapted and not, climb the
-ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`).
+ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`). With
+`--kernels` our GPU kernels are its last rung, wherever one takes part: on the GPU, or in triton's interpreter.
 """
 
 import json
@@ -21,7 +22,8 @@ from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.ladder import versions
-from minillm.lab.trust import Case, Measured, differences, here, twins, worst
+from minillm.lab.trust import Case, Measured, by_kernel, differences, here, twins, worst
+from minillm.ops import KERNEL_DTYPES, TRITON, backend
 from minillm.progress import progress
 from minillm.writing import write_text
 
@@ -29,6 +31,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
 """The most of each that is checked: two layers meet as many do, and twice the width costs four times as much."""
 
+KERNEL = "kernel"
 COLUMNS = ("what", "rung", "furthest off", "error", "limit", "verdict")
 Rung = Callable[[Case, np.random.Generator], Measured | None]
 
@@ -42,6 +45,7 @@ class CheckSettings:
     device: str = "auto"
     seed: int = 0
     threads: int = 1
+    kernels: bool = False
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -49,6 +53,8 @@ class CheckSettings:
         if self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
         check_seed(self.seed)
+        if self.kernels and DTYPES[self.dtype] not in KERNEL_DTYPES:
+            raise InputError(f"kernels do not compute in {self.dtype}, which is left to torch; check them in another")
 
 
 def presets() -> dict[str, Callable[[], DecoderConfig]]:
@@ -89,15 +95,19 @@ def shrunk(config: DecoderConfig) -> DecoderConfig:
 
 
 def rungs(settings: CheckSettings) -> dict[str, Rung]:
-    """The rungs by what their rows say. A rung for kernels would be the next."""
+    """The rungs by what their rows say; that of the kernels stands on the others, if they are to be checked."""
     dtype, device = DTYPES[settings.dtype], pick_device(settings.device)
     if device.type == "mps" and dtype == torch.float64:
         raise InputError("mps has no float64; float32 and bfloat16 can be checked there")
-    return {
+    climbed: dict[str, Rung] = {
         "differences": differences,
         "numpy": twins,
         f"{settings.dtype} on {device}": lambda case, random: here(case, random, dtype, device),
     }
+    if settings.kernels:
+        with backend(TRITON):  # raises here, once, where it cannot be had
+            climbed[KERNEL] = lambda case, random: by_kernel(case, random, dtype, device)
+    return climbed
 
 
 def check(settings: CheckSettings, out: Path | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from minillm.ops.attention import Prefix
 from minillm.ops.linear_cross_entropy import IGNORED
 from minillm.reference.attention import Prefix as NumpyPrefix
 
-BATCH, TOKENS, CACHED, PROMPT, RANK = 2, 7, 4, 3, 5
+BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
 # Two torch programs for one formula have one twin, and the weights are the second of what this one returns.
 ONE_TWIN = {"explicit_attention": "attention"}
 WIDE = {"sinusoidal", "rotary_tables"}
@@ -31,31 +31,35 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
     width, inner, head, vocabulary = config.width, config.feed_forward_width, config.head_width, config.vocabulary
     mask = padded(BATCH, TOKENS)
     positions = mask.cumsum(-1).astype(float)
-    yield _case(
+    yield operation_case(
         "embedding", "embedding", ids=random.integers(0, vocabulary, lead), weight=normal(size=(vocabulary, width))
     )
-    yield _case("positions", "token_positions", mask=mask, start=PROMPT)
-    yield _case("positions", "sinusoidal", positions=positions, width=width + width % 2)
-    yield _case("positions", "rotary_tables", positions=positions, head_width=head + head % 2, theta=config.rope_theta)
+    yield operation_case("positions", "token_positions", mask=mask, start=PROMPT)
+    yield operation_case("positions", "sinusoidal", positions=positions, width=width + width % 2)
+    even = head + head % 2
+    yield operation_case("positions", "rotary_tables", positions=positions, head_width=even, theta=config.rope_theta)
     angles = normal(size=(*lead, (head + 1) // 2))
-    turned = normal(size=(BATCH, config.heads, TOKENS, head + head % 2))
-    yield _case("positions", "rotary", vectors=turned, cos=np.cos(angles), sin=np.sin(angles))
+    turned = normal(size=(BATCH, config.heads, TOKENS, even))
+    yield operation_case("positions", "rotary", vectors=turned, cos=np.cos(angles), sin=np.sin(angles))
     hidden, gain = normal(size=(*lead, width)), 1 + 0.3 * normal(size=width)
-    yield _case("linear", "linear", x=hidden, weight=normal(size=(inner, width)), bias=normal(size=inner))
-    yield _case("norm", "layer_norm", hidden=hidden, weight=gain, bias=normal(size=width), eps=config.norm_eps)
-    yield _case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
+    yield operation_case("linear", "linear", x=hidden, weight=normal(size=(inner, width)), bias=normal(size=inner))
+    yield operation_case("norm", "layer_norm", hidden=hidden, weight=gain, bias=normal(size=width), eps=config.norm_eps)
+    yield operation_case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
+    added = partial(operation_case, "norm", hidden=hidden, update=normal(size=hidden.shape), weight=gain)
+    yield added("add_layer_norm", bias=normal(size=width), eps=config.norm_eps)
+    yield added("add_rms_norm", eps=config.norm_eps)
     yield from _attention_cases(config, random, mask)
     up = normal(size=(*lead, inner))
     # Away from 0, where relu has no slope.
-    yield _case("feed_forward", "relu", up=np.sign(up) * (np.abs(up) + 0.01))
-    yield _case("feed_forward", "gelu", up=up)
-    yield _case("feed_forward", "swiglu", gate=normal(size=up.shape), up=up)
-    yield _case("dropout", "dropout", hidden=hidden, probability=0.3, keep=random.random(hidden.shape) > 0.3)
-    yield _case("softmax", "softmax", scores=normal(size=(*lead, TOKENS)))
-    yield _case("softmax", "log_softmax", scores=normal(size=(*lead, TOKENS)))
+    yield operation_case("feed_forward", "relu", up=np.sign(up) * (np.abs(up) + 0.01))
+    yield operation_case("feed_forward", "gelu", up=up)
+    yield operation_case("feed_forward", "swiglu", gate=normal(size=up.shape), up=up)
+    yield operation_case("dropout", "dropout", hidden=hidden, probability=0.3, keep=random.random(hidden.shape) > 0.3)
+    yield operation_case("softmax", "softmax", scores=normal(size=(*lead, TOKENS)))
+    yield operation_case("softmax", "log_softmax", scores=normal(size=(*lead, TOKENS)))
     labels = np.where(mask.ravel(), random.integers(0, vocabulary, mask.size), IGNORED)
     table = normal(size=(vocabulary, width)) / np.sqrt(width)
-    yield _case(
+    yield operation_case(
         "linear_cross_entropy", "linear_cross_entropy", hidden=hidden.reshape(-1, width), weight=table, labels=labels
     )
     yield from _low_rank_cases(config, random, hidden)
@@ -72,13 +76,13 @@ def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: n
     }
     gated = prompt | {"prefix.gate": random.normal(size=config.heads)}
     for name in ("attention", "explicit_attention"):
-        case = partial(_case, "attention", name, key=key, value=value)
+        case = partial(operation_case, "attention", name, key=key, value=value)
         yield case(query=query)
         yield case(query=query, mask=mask)
         yield case(query=query[:, :, CACHED:])
         yield case(query=query, mask=mask, **prompt)
         yield case(query=query, **gated)
-    yield _case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
+    yield operation_case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
 
 
 def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: np.ndarray) -> Iterator[Case]:
@@ -86,9 +90,14 @@ def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: 
     shapes = {"weight": (narrow, config.width), "a": (RANK, config.width), "b": (narrow, RANK)}
     factors = {name: random.normal(size=shape) / np.sqrt(shape[1]) for name, shape in shapes.items()}
     bias, dropped = random.normal(size=narrow), hidden * (random.random(hidden.shape) > 0.3)
-    yield _case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
-    yield _case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
-    yield _case("lora", "updated_norms", scale=0.7, **factors)
+    yield operation_case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
+    yield operation_case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
+    stacked = {side: random.normal(size=(ADAPTERS, *factors[side].shape)) / 2 for side in ("a", "b")}
+    adapter = np.array([ADAPTERS - 1, -1])
+    yield operation_case(
+        "lora", "lora_by_row", x=hidden, weight=factors["weight"], bias=bias, adapter=adapter, **stacked
+    )
+    yield operation_case("lora", "updated_norms", scale=0.7, **factors)
 
 
 def padded(batch: int, tokens: int) -> np.ndarray:
@@ -98,7 +107,7 @@ def padded(batch: int, tokens: int) -> np.ndarray:
     return mask
 
 
-def _case(file: str, name: str, **arguments: Any) -> Case:
+def operation_case(file: str, name: str, **arguments: Any) -> Case:
     """Arrays are inputs; whatever else there is stays as it is. `prefix.key` is the key of the argument `prefix`."""
     inputs = {argument: value for argument, value in arguments.items() if isinstance(value, np.ndarray)}
     rest = {argument: value for argument, value in arguments.items() if argument not in inputs}
@@ -116,8 +125,8 @@ def _case(file: str, name: str, **arguments: Any) -> Case:
 
 def _forward(twin: Callable, has_cache: bool, rest: dict[str, Any], inputs: Arrays) -> tuple[np.ndarray, Any]:
     result = twin(**_with_prefix(inputs, NumpyPrefix), **rest)
-    out, cache = result if has_cache else (_one(result), None)
-    return np.asarray(out, np.float64), cache
+    out, cache = result if has_cache else (result, None)
+    return np.asarray(_one(out), np.float64), cache
 
 
 def _backward(twin: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays:
@@ -126,7 +135,7 @@ def _backward(twin: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays
     if prefix is not None:
         sides = zip(prefix._fields, prefix, strict=True)
         gradients |= {f"prefix.{side}": slope for side, slope in sides if slope is not None}
-    if name in ("lora", "updated_norms"):
+    if name in ("lora", "lora_by_row", "updated_norms"):
         del gradients["weight"]  # a constant in torch: it stays frozen
     return gradients
 
@@ -145,7 +154,7 @@ def _run(
 
 
 def _one(result: Any) -> Any:
-    """Two tables, cosines and sines, as one array."""
+    """Two arrays, cosines and sines, or a sum and its norm, as one."""
     if not isinstance(result, tuple):
         return result
     return torch.stack(result) if isinstance(result[0], Tensor) else np.stack(result)

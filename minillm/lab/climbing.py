@@ -7,17 +7,17 @@ epoch) is chosen on the validation rows; the test rows are scored once, at the e
 import time
 from collections.abc import Callable
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.adapt import FineTune, FrozenHead, InContext, Method
+from minillm.adapt import FineTune, FrozenHead, Method
 from minillm.adapt.feature_store import Recipe, filed_features
 from minillm.adapt.trunk import TrunkStore, boundary
 from minillm.decoder import Decoder
 from minillm.lab.world import Keep, Outcome, World, count, keep_nothing, labels, score_rows, size
+from minillm.prompting.choosing import balanced_shots
+from minillm.prompting.kept import KeptPrompt
 from minillm.prompting.scoring import accuracy, answer_scores
-from minillm.prompting.template import balanced_shots, common_start
 from minillm.schedule import TrainingSettings
 from minillm.tasks import LabelledText
 from minillm.training import train
@@ -31,15 +31,12 @@ def in_context(world: World, name: str, shots: int) -> Outcome:
     task = world.task
     shown = balanced_shots(task, shots, world.seed) if shots else []
     prompts = world.prompts(task.test, shown)
-    shared = common_start(prompts)
     start = time.perf_counter()
-    model = InContext(world.decoder, torch.tensor([prompts[0][:shared]], device=world.device)) if shared else None
-    scores = score_rows(
-        world, model or world.decoder, [prompt[shared:] for prompt in prompts], world.answers(), "float32", name
-    )
+    kept = KeptPrompt(world.decoder, prompts)
+    scores = kept.score(world.answers(), name)
     spent = time.perf_counter() - start
-    tokens = shared + sum(len(prompt) - shared for prompt in prompts)
-    return Outcome(scores, eval_seconds=spent, tokens=tokens, chosen={"shots": shots, "shared_tokens": shared})
+    chosen = {"shots": shots, "shared_tokens": kept.shared}
+    return Outcome(scores, eval_seconds=spent, tokens=kept.tokens, chosen=chosen)
 
 
 def features(world: World, name: str, keep: Keep = keep_nothing) -> Outcome:

@@ -8,37 +8,37 @@ several sampled chains (Wang et al. 2022). A program checks every step of every 
 
 import json
 import math
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.batches import pad_left
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.generation import generate
 from minillm.lab.pretrain import PretrainSettings, drawn_problems, pretrain
 from minillm.lab.statistics import standard_error
 from minillm.progress import progress
+from minillm.prompting.answering import Speech, self_consistent, spoken
+from minillm.prompting.extraction import Reading, answer_shares, same_answer
+from minillm.prompting.template import Question, Template
 from minillm.tasks.word_problems import (
-    ANSWER_CUE,
-    BETWEEN,
-    CUE,
+    AT_ONCE,
+    FORM,
     PRETRAINED_FORMS,
     PRETRAINED_STEPS,
     Problem,
     faults,
     problems,
-    read_answer,
 )
 from minillm.tokenizer import Tokenizer
 from minillm.writing import write_text
 
-LONGEST_CHAIN, BATCH = 48, 100
+SPEECH = Speech(max_new_tokens=48, stop=("\n",))
+"""Longer than any chain; an answer is a line."""
 SHOT_STEPS = 2
 """How many steps the problems have that are shown with their answers: short ones, so that the prompt has room."""
 
@@ -60,6 +60,8 @@ class JugglerSettings:
             raise InputError(
                 f"problems ({self.problems}) must be 2 at least, samples ({self.samples}) and shots ({self.shots}) 1"
             )
+        if self.temperature <= 0:
+            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
 
 
 class Way(NamedTuple):
@@ -82,35 +84,24 @@ WAYS = (
 
 
 class Marked(NamedTuple):
-    """An answer, read. `strict` wants the answer in so many words, `flexible` takes the last number that there is."""
+    """An answer, read; `sound` says that all the steps that led there are right."""
 
-    strict: bool
-    flexible: bool
-    parsed: bool
+    reading: Reading
+    expected: str
     sound: bool
 
+    @property
+    def strict(self) -> bool:
+        return same_answer(self.reading.strict, self.expected)
 
-def prompt(problem: Problem, way: Way, shots: Sequence[Problem]) -> str:
-    """The question up to the words that begin the answer, after the examples with theirs."""
-    solved = [shot.question + (shot.chain if way.chain else shot.direct) + BETWEEN for shot in shots if way.shots]
-    return "".join([*solved, problem.question, " ", CUE if way.chain else ANSWER_CUE])
+
+def template(way: Way, shots: Sequence[Problem]) -> Template:
+    """Only the prompt tells one way from another."""
+    return replace(AT_ONCE, chain=way.chain, shots=tuple(shot.shot for shot in shots if way.shots))
 
 
 def mark(problem: Problem, text: str, chain: bool) -> Marked:
-    """Right or wrong, and whether all the steps that led there are right."""
-    answer, numbers = read_answer(text), re.findall(r"\d+", text)
-    last = int(numbers[-1]) if numbers else None
-    sound = not chain or not faults(problem, text)
-    return Marked(answer == problem.answer, last == problem.answer, answer is not None, sound)
-
-
-def majority(texts: Sequence[str]) -> str:
-    """The first text with the answer that most texts give; an answer that cannot be read does not vote."""
-    votes = Counter(answer for text in texts if (answer := read_answer(text)) is not None)
-    if not votes:
-        return texts[0]
-    winner = votes.most_common(1)[0][0]
-    return next(text for text in texts if read_answer(text) == winner)
+    return Marked(FORM.read(text), str(problem.answer), not chain or not faults(problem, text))
 
 
 class Student:
@@ -118,33 +109,13 @@ class Student:
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
         self.decoder, self.tokenizer = decoder.eval(), tokenizer
-        self.stop = tokenizer.encode("\n")
-
-    def answers(self, prompts: Sequence[str], begun: str, temperature: float, seed: int) -> list[str]:
-        """What follows each prompt up to the end of its line, with the words that it was begun with."""
-        found = []
-        for start in range(0, len(prompts), BATCH):
-            ids, mask = pad_left([self.tokenizer.encode(text) for text in prompts[start : start + BATCH]])
-            device = self.decoder.embed.weight.device
-            new = generate(
-                self.decoder, ids.to(device), mask=mask.to(device), max_new_tokens=LONGEST_CHAIN,
-                temperature=temperature, seed=seed + start, stop=self.stop,
-            )[:, ids.shape[1] :]  # fmt: skip
-            found += [begun + self.tokenizer.decode(row.tolist()).split("\n")[0] for row in new]
-        return found
 
     def solve(self, asked: Sequence[Problem], way: Way, settings: JugglerSettings) -> list[Marked]:
         shots = list(islice(_drawn(settings, (SHOT_STEPS,), "shots"), settings.shots))
-        prompts = [prompt(problem, way, shots) for problem in asked]
-        begun = f" {CUE if way.chain else ANSWER_CUE}"
-        if not way.vote:
-            texts = self.answers(prompts, begun, 0.0, 0)
-        else:
-            drawn = [
-                self.answers(prompts, begun, settings.temperature, settings.seed + 10_000 * sample)
-                for sample in range(settings.samples)
-            ]
-            texts = [majority(each) for each in zip(*drawn, strict=True)]
+        questions = [Question(template(way, shots), problem.text) for problem in asked]
+        speak = partial(spoken, self.decoder, self.tokenizer, questions)
+        freely = replace(SPEECH, temperature=settings.temperature, seed=settings.seed)
+        texts = self_consistent(speak, freely, settings.samples, FORM) if way.vote else speak(SPEECH)
         return [mark(problem, text, way.chain) for problem, text in zip(asked, texts, strict=True)]
 
 
@@ -183,13 +154,11 @@ def ask(student: Student, settings: JugglerSettings, known: Collection[str] = ()
 
 def shares(marks: Sequence[Marked]) -> dict[str, float]:
     """Accuracies, and of the right answers the share whose reasons are wrong."""
-    strict = _share(mark.strict for mark in marks)
+    found = answer_shares([mark.reading for mark in marks], [mark.expected for mark in marks])
     right = [mark for mark in marks if mark.strict]
     return {
-        "strict": strict,
-        "standard_error": standard_error(strict, len(marks)),
-        "flexible": _share(mark.flexible for mark in marks),
-        "unparsed": _share(not mark.parsed for mark in marks),
+        **found,
+        "standard_error": standard_error(found["strict"], len(marks)),
         "right_for_wrong_reason": _share(not mark.sound for mark in right) if right else 0.0,
     }
 

@@ -6,18 +6,24 @@
 
 Each rung says which part (the output, a gradient) was furthest off, by which share of its size, and how far off it may
 be. For the last one rounding sets the limit: 8 ulp of the dtype, and 8 times what the exact result itself moves by when
-every number that goes in is off by one of them. A kernel's rung would stand after it: its error may be twice that of
-`here`, and 4 ulp, on the same inputs.
+every number that goes in is off by one of them. Where an operation has a kernel, its rung stands after these:
+
+    kernel         the kernel in the user's dtype against numpy in float64, from the same rounded inputs: its error may
+                   be twice that of torch in this dtype, and 4 ulp
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from minillm.ops import TORCH, TRITON, backend
 
 Arrays = dict[str, np.ndarray]
 DIFFERENCE, TWIN = 1e-6, 1e-9
@@ -107,6 +113,48 @@ def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: to
     moved = _errors(_by_numpy(case, nearby, dout), expected)
     errors = _errors(actual, expected)
     return worst([Measured(part, error, FACTOR * (ulp + moved[part])) for part, error in errors.items()])
+
+
+def by_kernel(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured | None:
+    """The kernel, and torch beside it, against numpy in float64; None where no kernel of ours took part.
+
+    What the kernel gets to write into is filled with NaN before, so that a place it leaves out is seen.
+    """
+    inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
+    dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
+    expected = _by_numpy(case, inputs, dout)
+    with backend(TORCH):
+        plain = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
+    with backend(TRITON), _poisoned_memory(), OurKernels() as kernels:
+        errors = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
+    if not kernels.seen:
+        return None
+    limit = 4 * torch.finfo(dtype).eps
+    return worst([Measured(part, error, 2 * plain[part] + limit) for part, error in errors.items()])
+
+
+class OurKernels(TorchDispatchMode):
+    """Notes which operations of ours torch dispatches within it; torch's own go through unnoted."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "minillm":
+            self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _poisoned_memory() -> Iterator[None]:
+    """torch fills new memory with NaN as long as it is asked to be deterministic."""
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def worst(measured: list[Measured]) -> Measured:

@@ -15,7 +15,7 @@ from minillm.device import autocast
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
 from minillm.prompting.scoring import answer_scores, score_all
-from minillm.prompting.template import render
+from minillm.prompting.template import task_template
 from minillm.tasks import LabelledText, Task
 from minillm.tokenizer import Tokenizer
 
@@ -53,7 +53,8 @@ class World(Bench):
     task: Task
 
     def prompts(self, rows: Sequence[LabelledText], shots: Sequence[LabelledText] = ()) -> list[list[int]]:
-        return [self.tokenizer.encode(render(self.task, row.text, shots)) for row in rows]
+        template = task_template(self.task, shots)
+        return [template.encode(self.tokenizer, row.text) for row in rows]
 
     def answers(self) -> list[list[int]]:
         """Raises InputError for two answers that are the same tokens, as words that the tokenizer lacks may be."""

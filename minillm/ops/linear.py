@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from minillm.shapes import Float
 
@@ -29,7 +28,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(x, weight)
+        # A frozen matrix asks nothing of x, and a decoder full of them would hold every layer's.
+        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
+        ctx.shape = x.shape
         return _product(x, weight, bias)
 
     @staticmethod
@@ -38,7 +39,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         gradient = gradients[0].reshape(-1, weight.shape[0])
         return (
-            _product(gradient, weight.T).view(x.shape) if for_x else None,
+            _product(gradient, weight.T).view(ctx.shape) if for_x else None,
             _product(gradient.T, x.reshape(-1, x.shape[-1]).T) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )
@@ -53,10 +54,3 @@ def linear(
     if ONEDNN and alike and x.numel() and not torch.is_autocast_enabled("cpu"):
         return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)
-
-
-class QuickProducts(TorchFunctionMode):
-    """Within it every `F.linear`, and so every Linear of a decoder, is `linear`."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return (linear if func is F.linear else func)(*args, **(kwargs or {}))

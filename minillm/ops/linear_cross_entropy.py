@@ -6,10 +6,11 @@ are left out before the matrix product rather than after it.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from minillm.ops import by_kernel
+from minillm.ops.linear import linear
 from minillm.ops.softmax import log_softmax
 from minillm.shapes import Float, Int
 
@@ -27,6 +28,10 @@ def linear_cross_entropy(
     hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], labels: Int[Tensor, "N"]
 ) -> Float[Tensor, ""]:
     """-Σ log softmax(hidden Wᵀ)[label], in nats, summed over the labelled rows."""
+    if by_kernel("linear_cross_entropy", hidden, *hidden.shape, len(weight)):
+        from minillm.kernels import linear_cross_entropy as kernels
+
+        return kernels.linear_cross_entropy(hidden, weight, labels)
     labelled = labels != IGNORED
     hidden, labels = hidden[labelled], labels[labelled]
     if len(labels) * len(weight) <= FEW:
@@ -38,6 +43,6 @@ def linear_cross_entropy(
 
 
 def _cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
-    logits = F.linear(hidden, weight)
+    logits = linear(hidden, weight)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return -log_softmax(wide).gather(-1, labels[:, None]).sum()

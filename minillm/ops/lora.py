@@ -12,7 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.shapes import Float
+from minillm.ops import by_kernel
+from minillm.ops.linear import linear
+from minillm.shapes import Float, Int
+
+# A kernel holds x Aᵀ of its rows in registers: ranks beyond this one are left to torch.
+KERNEL_RANK = 64
 
 
 class _LoRA(torch.autograd.Function):
@@ -21,8 +26,8 @@ class _LoRA(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
         dropped: Tensor | None,
     ):  # fmt: skip
-        low = F.linear(x if dropped is None else dropped, a).mul_(scale)
-        out = F.linear(x, weight, bias)
+        low = linear(x if dropped is None else dropped, a).mul_(scale)
+        out = linear(x, weight, bias)
         out.view(-1, out.shape[-1]).addmm_(low.view(-1, low.shape[-1]), b.T)
         ctx.save_for_backward(x, weight, a, b, low, dropped)
         ctx.scale = scale
@@ -34,7 +39,7 @@ class _LoRA(torch.autograd.Function):
         for_x, _, for_bias, for_a, for_b, _, for_dropped = ctx.needs_input_grad
         gradient = gradients[0].reshape(-1, weight.shape[0])
         shared = (gradient @ b).mul_(ctx.scale)
-        d_x = gradient @ weight if for_x else None
+        d_x = linear(gradient, weight.T) if for_x else None
         if d_x is not None and dropped is None:
             d_x.addmm_(shared, a)
         read = (x if dropped is None else dropped).reshape(-1, x.shape[-1])
@@ -63,13 +68,48 @@ def lora(
     W is a constant here and gets no gradient; the bias gets one if it wants it. Everything is computed in the dtype
     of W, or in autocast's where W is float32; A, B and the bias may be kept in a wider one.
     """
+    dtype = _computed_in(weight)
+    x, weight, dropped = x.to(dtype), weight.to(dtype), None if dropped is None else dropped.to(dtype)
+    if len(a) <= KERNEL_RANK and by_kernel("lora", x, x.shape[:-1].numel(), *weight.shape, len(a)):
+        from minillm.kernels import lora as kernels
+
+        return kernels.lora(x, weight, bias, a, b, scale, dropped)
+    bias = None if bias is None else bias.to(dtype)
+    arguments = x, weight, bias, a.to(dtype), b.to(dtype), scale, dropped
+    return _LoRA.apply(*arguments)  # pyright: ignore[reportReturnType]
+
+
+def lora_by_row(
+    x: Float[Tensor, "B T I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "M R I"],
+    b: Float[Tensor, "M O R"],
+    adapter: Int[Tensor, "B"],
+) -> Float[Tensor, "B T O"]:
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i of the batch, and without where that is -1.
+
+    Adapters are stacked once each, however many rows use them: their scales are in B, and zeros are where a smaller
+    rank has nothing. W, and the dtype that all is computed in, are as in `lora` (Chen et al. 2023: a grouped product).
+    """
+    dtype = _computed_in(weight)
+    x, weight = x.to(dtype), weight.to(dtype)
+    if a.shape[1] <= KERNEL_RANK and by_kernel("lora_by_row", x, *x.shape[:-1], *weight.shape, a.shape[1]):
+        from minillm.kernels import lora as kernels
+
+        return kernels.lora_by_row(x, weight, bias, a, b, adapter)
+    # Behind the last adapter stands one of zeros, and -1 finds it.
+    a, b = (F.pad(side.to(dtype), (0, 0, 0, 0, 0, 1))[adapter] for side in (a, b))
+    out = linear(x, weight.detach(), None if bias is None else bias.to(dtype))
+    return torch.baddbmm(out, x @ a.mT, b.mT)
+
+
+def _computed_in(weight: Tensor) -> torch.dtype:
+    """The dtype of W, or autocast's where W is float32."""
     dtype, kind = weight.dtype, weight.device.type
     if dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        dtype = torch.get_autocast_dtype(kind)
-    bias = None if bias is None else bias.to(dtype)
-    dropped = None if dropped is None else dropped.to(dtype)
-    arguments = x.to(dtype), weight.to(dtype), bias, a.to(dtype), b.to(dtype), scale, dropped
-    return _LoRA.apply(*arguments)  # pyright: ignore[reportReturnType]
+        return torch.get_autocast_dtype(kind)
+    return dtype
 
 
 def updated_norms(

@@ -1,8 +1,10 @@
 """Which answer does a model prefer? The score of an answer is the log-probability of its tokens after the prompt."""
 
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from minillm.adapt.trunk import TrunkStore
@@ -20,13 +22,38 @@ def answer_scores(
 ) -> Float[Tensor, "B C"]:
     """log P(answer | prompt) of every answer after every prompt, in nats, in float32 at least.
 
-    Answers of one token are read off one position a prompt. Longer ones run once for every prompt and answer.
+    A prompt is read once for all answers of one token, and once more only where longer ones part: the last token of
+    an answer is foretold and not read, and an answer that begins as another goes with it.
     """
-    if all(len(answer) == 1 for answer in answers):
-        log_probabilities = _log_probabilities_at(model, prompts, [[len(prompt) - 1] for prompt in prompts])
-        return log_probabilities[:, [answer[0] for answer in answers]]
-    columns = [answer_log_probabilities(model, prompts, [answer] * len(prompts)) for answer in answers]
-    return torch.stack(columns, -1)
+    stems = _branches([tuple(answer[:-1]) for answer in answers])
+    rows = [[*prompt, *stem] for prompt in prompts for stem in stems]
+    places = [range(len(prompt) - 1, len(prompt) + len(stem)) for prompt in prompts for stem in stems]
+    log_probabilities = _log_probabilities_at(model, rows, places)
+    by_prompt = rearrange(log_probabilities, "(B N) V -> B N V", B=len(prompts))
+    starts = [0, *accumulate(len(stem) + 1 for stem in stems)]
+    owners, steps, tokens = [], [], []
+    for owner, answer in enumerate(answers):
+        start = next(start for start, stem in zip(starts, stems, strict=False) if _goes_on(stem, answer[:-1]))
+        owners += [owner] * len(answer)
+        steps += range(start, start + len(answer))
+        tokens += answer
+    each = by_prompt[:, steps, tokens]
+    scores = each.new_zeros(len(prompts), len(answers))
+    return scores.index_add(1, torch.tensor(owners, device=each.device), each)
+
+
+def _goes_on(longer: Sequence[int], start: Sequence[int]) -> bool:
+    return list(longer[: len(start)]) == list(start)
+
+
+def _branches(starts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The different ones that no other goes on from."""
+    different = list(dict.fromkeys(starts))
+    return [
+        start
+        for start in different
+        if not any(other != start and _goes_on(other, start) for other in different)
+    ]  # fmt: skip
 
 
 def answer_log_probabilities(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from minillm.errors import InputError
+from minillm.prompting.boundary import refuse_trailing_blank
 
 Row = TypeVar("Row")
 
@@ -14,10 +15,11 @@ VALIDATION_END = 1000
 
 
 class LabelledText(NamedTuple):
-    """A text and the index of its class."""
+    """A text and the index of its class, and how one comes to it, if that is known."""
 
     text: str
     label: int
+    chain: str | None = None
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Task:
     """Texts of two or more classes, a prompt that asks for the class, and the answer that stands for each.
 
     `prompt` contains `{text}`; an answer begins with its blank (" positive"), as it follows the prompt. What is tuned
-    is tuned on `validation`; `test` is scored once.
+    is tuned on `validation`; `test` is scored once. `cue` is the end of the prompt that begins the answer, where a
+    chain of thought would stand before it; `end` is what an answer that is shown ends with.
     """
 
     name: str
@@ -34,10 +37,13 @@ class Task:
     train: list[LabelledText]
     validation: list[LabelledText]
     test: list[LabelledText]
+    cue: str = ""
+    end: str = ""
 
     def __post_init__(self):
         if "{text}" not in self.prompt:
             raise InputError(f"the prompt {self.prompt!r} has no {{text}}, where the text would go")
+        refuse_trailing_blank(self.prompt)
         if len(set(self.answers)) < 2:
             raise InputError(f"a task needs two different labels at least; it has: {', '.join(self.answers)}")
         for split in ("train", "test"):

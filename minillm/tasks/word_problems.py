@@ -8,11 +8,13 @@ each step that is wrong: so a right answer for a wrong reason can be counted.
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import NamedTuple
 
 from minillm.errors import InputError
+from minillm.prompting.extraction import AnswerForm
+from minillm.prompting.template import BETWEEN, Shot, Template
 from minillm.tasks import LabelledText, Task, divide
 
 SHARES = {
@@ -25,7 +27,10 @@ LARGEST, FEWEST = 360, 3
 """No problem begins with more things, and its shares alone leave so many numbers to begin with at least."""
 
 STEPS = (1, 2, 3, 4)
-CUE, ANSWER_CUE, BETWEEN = "Let's think step by step.", "The answer is", "\n\n"
+ANSWER_CUE = " The answer is"
+AT_ONCE = Template("Question: {text}\nAnswer:", cue=ANSWER_CUE, conclusion=ANSWER_CUE, end=".")
+STEP_BY_STEP = replace(AT_ONCE, chain=True)
+FORM = AnswerForm(r"\d+", ANSWER_CUE, end=".")
 NAMES = ("Ada", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines", "Jonas", "Kim", "Lena")
 
 
@@ -137,17 +142,22 @@ class Problem:
     @property
     def question(self) -> str:
         """What stands before either answer."""
-        return f"Question: {self.text}\nAnswer:"
+        return AT_ONCE.asked(self.text)
 
     @property
     def direct(self) -> str:
         """The answer at once."""
-        return f" {ANSWER_CUE} {self.answer}."
+        return AT_ONCE.solved(self.shot)
 
     @property
     def chain(self) -> str:
         """The answer step by step."""
-        return " ".join([f" {CUE}", *map(str, self.steps), f"{ANSWER_CUE} {self.answer}."])
+        return STEP_BY_STEP.solved(self.shot)
+
+    @property
+    def shot(self) -> Shot:
+        """The problem as an example in a prompt."""
+        return Shot(self.text, f" {self.answer}", " ".join(map(str, self.steps)))
 
 
 def _capital(words: str) -> str:
@@ -200,20 +210,20 @@ def word_problems_task(train: int, test: int) -> Task:
 
     They are all different, and each answer is as likely as the others. Raises InputError where there are too few.
     """
-    order, rows = random.Random(0), dict[str, int]()
+    order, rows = random.Random(0), dict[str, LabelledText]()
     while len(rows) < DIFFERENT:
         label, share = order.randrange(len(ANSWERS)), order.choice(tuple(SHARES))
         numerator, denominator = SHARES[share]
         form = order.choice(HELD_OUT_FORMS)
         count, kind = ANSWERS[label] * denominator // numerator, order.choice(FORMS[form].kinds)
-        rows[Problem(form, order.choice(NAMES), count, (share,), (kind,)).text] = label
-    labelled = [LabelledText(text, label) for text, label in rows.items()]
-    prompt, answers = f"Question: {{text}}\nAnswer: {ANSWER_CUE}", tuple(f" {answer}" for answer in ANSWERS)
-    return Task("word_problems", prompt, answers, *divide(labelled, train, test))
+        shot = Problem(form, order.choice(NAMES), count, (share,), (kind,)).shot
+        rows[shot.text] = LabelledText(shot.text, label, shot.chain)
+    answers = tuple(f" {answer}" for answer in ANSWERS)
+    divided = divide(list(rows.values()), train, test)
+    return Task("word_problems", AT_ONCE.question + ANSWER_CUE, answers, *divided, cue=ANSWER_CUE, end=AT_ONCE.end)
 
 
 _SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES))}) of (\d+) are (\w+): (\d+)\.")
-_ANSWER = re.compile(rf"{ANSWER_CUE} (\d+)\.")
 
 
 def read_chain(text: str) -> list[Step]:
@@ -224,8 +234,8 @@ def read_chain(text: str) -> list[Step]:
 
 def read_answer(text: str) -> int | None:
     """The number that a text gives as its answer in so many words; None where it gives none."""
-    found = _ANSWER.search(text)
-    return int(found[1]) if found else None
+    found = FORM.read(text).strict
+    return None if found is None else int(found)
 
 
 def faults(problem: Problem, text: str) -> list[str]:

@@ -82,10 +82,11 @@ def test_the_first_gradient_of_a_is_exactly_0_and_that_of_b_is_not():
 
 
 def extra_flops(layer, inputs, outputs, rank, tokens, **options):
-    """What an adapted Linear costs beyond the frozen one, forward and backward."""
-    linear = torch.nn.Linear(inputs, outputs, bias=False).requires_grad_(False)
+    """What an adapted Linear costs beyond the frozen one, forward and backward: in float64, whose products the counter
+    knows on every CPU."""
+    linear = torch.nn.Linear(inputs, outputs, bias=False, dtype=torch.float64).requires_grad_(False)
     adapted = layer(linear, Update(rank, 1.0, options.get("dropout", 0.0), False))
-    x = torch.randn(tokens, inputs, requires_grad=options.get("reaches_further", True))
+    x = torch.randn(tokens, inputs, dtype=torch.float64, requires_grad=options.get("reaches_further", True))
 
     def flops(module):
         # Products in place are unknown to the counter: they cost what the others do.

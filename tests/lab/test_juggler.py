@@ -16,50 +16,57 @@ from minillm.lab.juggler import (
     ask,
     guess,
     juggle,
-    majority,
     mark,
     paired,
-    prompt,
     shares,
     table,
+    template,
     unseen,
 )
+from minillm.prompting.extraction import Reading
 from minillm.tasks.word_problems import PRETRAINED_STEPS, Problem, problems
 
 JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 START = " Let's think step by step."
-RIGHT, WRONG = Marked(True, True, True, True), Marked(False, False, True, True)
+RIGHT, WRONG = Marked(Reading("16", "16"), "16", True), Marked(Reading("17", "17"), "16", True)
+
+
+def prompt(way, shots):
+    return template(way, shots).render(JUGGLER.text)
 
 
 def test_only_the_prompt_tells_one_way_from_another():
     shot = Problem("baker", "Ben", 20, ("half",), ("round",))
-    assert prompt(JUGGLER, DIRECT, [shot]) == f"Question: {JUGGLER.text}\nAnswer: The answer is"
-    assert prompt(JUGGLER, STEP_BY_STEP, [shot]) == f"Question: {JUGGLER.text}\nAnswer:{START}"
+    assert prompt(DIRECT, [shot]) == f"Question: {JUGGLER.text}\nAnswer: The answer is"
+    assert prompt(STEP_BY_STEP, [shot]) == f"Question: {JUGGLER.text}\nAnswer:{START}"
     few, chained = (way for way in WAYS if way.shots)
-    assert prompt(JUGGLER, few, [shot]) == (
+    assert prompt(few, [shot]) == (
         f"Question: {shot.text}\nAnswer: The answer is 10.\n\nQuestion: {JUGGLER.text}\nAnswer: The answer is"
     )
-    assert f"Answer:{START} Half of 20 are round: 10. The answer is 10.\n\n" in prompt(JUGGLER, chained, [shot])
+    assert f"Answer:{START} Half of 20 are round: 10. The answer is 10.\n\n" in prompt(chained, [shot])
+
+
+def test_what_is_asked_looks_as_what_was_trained_on():
+    for way in WAYS:
+        shown = template(way, [JUGGLER])
+        assert (JUGGLER.question + (JUGGLER.chain if way.chain else JUGGLER.direct)).startswith(prompt(way, []))
+        if way.shots:
+            assert shown.solved(JUGGLER.shot) == (JUGGLER.chain if way.chain else JUGGLER.direct)
 
 
 def test_an_answer_is_marked_strictly_and_flexibly_and_its_reasons_are_checked():
     assert mark(JUGGLER, JUGGLER.direct, chain=False) == RIGHT
     assert mark(JUGGLER, JUGGLER.chain, chain=True) == RIGHT
     lucky = JUGGLER.chain.replace("48 are golf: 24", "48 are golf: 12")
-    assert mark(JUGGLER, lucky, chain=True) == Marked(True, True, True, False)
+    assert mark(JUGGLER, lucky, chain=True) == RIGHT._replace(sound=False)
     assert mark(JUGGLER, " The answer is 17.", chain=False) == WRONG
     unfinished = f"{START} Half of 48 are golf: 24. Two thirds of 24 are blue: 16"
-    assert mark(JUGGLER, unfinished, chain=True) == Marked(False, True, False, False)
-    assert mark(JUGGLER, " The answer is many.", chain=False) == Marked(False, False, False, True)
-
-
-def test_the_majority_wins_and_what_cannot_be_read_does_not_vote():
-    assert majority([" The answer is 3.", "hm", "hm", "hm", " The answer is 4.", " The answer is 4. "]).endswith("4.")
-    assert majority(["hm", "well"]) == "hm"
+    assert mark(JUGGLER, unfinished, chain=True) == Marked(Reading(None, "16"), "16", False)
+    assert mark(JUGGLER, " The answer is many.", chain=False) == Marked(Reading(None, None), "16", True)
 
 
 def test_shares_are_of_all_answers_and_unsound_ones_of_the_right():
-    lucky, silent = Marked(True, True, True, False), Marked(False, True, False, False)
+    lucky, silent = RIGHT._replace(sound=False), Marked(Reading(None, "16"), "16", False)
     found = shares([RIGHT, RIGHT, RIGHT, lucky, silent, WRONG, WRONG, WRONG])
     assert found["strict"] == 4 / 8
     assert found["flexible"] == 5 / 8

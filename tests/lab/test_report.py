@@ -3,7 +3,7 @@
 import pytest
 
 from minillm.lab.report import in_bytes, picture, table
-from minillm.lab.statistics import standard_error
+from minillm.lab.statistics import standard_error, standard_error_of_mean
 
 RUNG = {
     "name": "lora", "technique": "LoRA", "place": "3 weights", "accuracy": 0.83, "standard_error": 0.0188,
@@ -41,3 +41,7 @@ def test_bytes_are_said_in_the_unit_that_reads_best(count, said):
 
 def test_the_standard_error_of_79_percent_of_400_is_2_points():
     assert standard_error(0.79, 400) == pytest.approx(0.02036, abs=1e-5)
+
+
+def test_the_mean_of_four_runs_is_twice_as_sure_as_one():
+    assert standard_error_of_mean([0.0, 0.0, 2.0, 2.0]) == pytest.approx((4 / 3) ** 0.5 / 2)

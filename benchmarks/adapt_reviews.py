@@ -1,0 +1,126 @@
+"""How well SmolLM2 learns the reviews: each method's accuracy over several seeds, with how sure the mean is.
+
+A seed is that of all that is random: the start of what is trained and the order of the rows. The rows are always the
+same. A method's rate was found on the validation rows beforehand (`minillm/lab/rungs.py`), the epoch is chosen on them
+in each run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
+own; a finished one is kept under `--out` and not run again.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.beside import run
+from benchmarks.comparison import cores
+from benchmarks.reviews import BASE
+from minillm.errors import InputError
+
+if TYPE_CHECKING:
+    from minillm.lab.ladder import LadderSettings
+
+COLUMNS = ("method", "validation rows", "test rows", "mean", "its standard error", "in epoch")
+
+
+def numbers(listed: str) -> list[int]:
+    """Seeds as they are typed. Raises InputError for what is no whole number, and for one that comes twice."""
+    try:
+        seeds = [int(seed) for seed in listed.split(",")]
+    except ValueError:
+        raise InputError(f"the seeds are {listed!r}; they must be whole numbers with commas between them") from None
+    if len(set(seeds)) < len(seeds):
+        raise InputError(f"the seeds {listed} hold one twice, which would only be counted twice")
+    return seeds
+
+
+def climbed(methods: str, settings: Sequence["LadderSettings"], out: Path) -> Iterator[dict[str, Any]]:
+    """Every method's figures at every seed, as each is done."""
+    from minillm.lab.ladder import climb
+
+    for one in settings:
+        for rung, _ in climb(methods, one, out / f"seed-{one.seed}"):
+            yield {"seed": one.seed, **rung}
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One method's accuracies over the seeds, and what they say together."""
+    from minillm.lab.statistics import standard_error_of_mean
+
+    accuracies = [one["accuracy"] for one in runs]
+    return {
+        "method": runs[0]["name"],
+        "validation": [max(one["chosen"]["validation"]) for one in runs],
+        "accuracies": accuracies,
+        "mean": statistics.fmean(accuracies),
+        "standard_error": standard_error_of_mean(accuracies) if len(runs) > 1 else None,
+        "epochs": [one["chosen"]["best_epoch"] for one in runs],
+    }
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+    """A line a method: accuracies in per cent, a number a seed."""
+    rows = [COLUMNS, *map(_cells, summaries)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def _cells(found: dict[str, Any]) -> tuple[str, ...]:
+    error = found["standard_error"]
+    return (
+        found["method"],
+        _per_cent(found["validation"]),
+        _per_cent(found["accuracies"]),
+        _per_cent([found["mean"]]),
+        "-" if error is None else f"{100 * error:.2f}",
+        " ".join(map(str, found["epochs"])),
+    )
+
+
+def _per_cent(shares: Sequence[float]) -> str:
+    return " ".join(f"{100 * share:.1f}" for share in shares)
+
+
+def main(
+    methods: str = "soft-prompt,prefix,lora,last-blocks",
+    seeds: str = "0,1,2",
+    train: int = 500,
+    test: int = 400,
+    threads: int = cores(),
+    out: Path = Path("adapt_reviews"),
+) -> None:
+    """Adapt to the reviews by each method, once a seed.
+
+    Args:
+        methods: The trained rungs of the ladder, comma-separated: soft-prompt, prefix, output, last-blocks, lora, full.
+        seeds: Of all that is random, comma-separated.
+        train: Training rows.
+        test: Test rows.
+        threads: CPU threads.
+        out: The directory for what is written. Finished runs in it are not run again.
+    """
+    from minillm.lab.ladder import LadderSettings
+    from minillm.lab.rungs import TRAINED, chosen_rungs
+    from minillm.lab.statistics import standard_error
+    from minillm.writing import write_text
+
+    names = [rung.name for rung in chosen_rungs(methods)]
+    if untrained := [name for name in names if name not in TRAINED]:
+        raise InputError(f"{untrained[0]} is not trained, and no seed changes it: `minillm ladder` has its figure")
+    settings = [LadderSettings(BASE, "reviews", train, test, seed, "cpu", threads) for seed in numbers(seeds)]
+    runs = []
+    for one in climbed(methods, settings, out):
+        runs.append(one)
+        print(f"{one['name']}, seed {one['seed']}: {one['accuracy']:.4f}", flush=True)
+    summaries = [summary([one for one in runs if one["name"] == name]) for name in names]
+    print(f"\n{table(summaries)}\n")
+    error = standard_error(summaries[0]["mean"], test)
+    print(f"one accuracy on {test} rows has a standard error of {100 * error:.1f} points, whatever the seed")
+    found = {"settings": [asdict(one) for one in settings], "summaries": summaries, "runs": runs}
+    write_text(out / "adapt_reviews.json", json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

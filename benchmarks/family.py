@@ -1,0 +1,108 @@
+"""Eight queries to eight LoRAs in one batch, and eight to one of them: check first, then time.
+
+A batch whose rows use different adapters reads the base's matrices once, and each row adds an update of its own
+(`minillm/adapt/family.py`); with one LoRA for all rows, its update is added to all at once. Before anything is timed
+the batch must give what its rows give one by one, each by its own LoRA. SmolLM2 reads prompts of the reviews, without
+gradients; the LoRAs are of rank 8 on query and value, with random factors.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from benchmarks.beside import Side, at_work, run, take_turns
+from benchmarks.comparison import Comparison, check, cores, multiplies_bfloat16, write_json
+from benchmarks.reviews import reviews
+from minillm.errors import InputError
+
+ONE = "one LoRA for all"
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the logits' length
+
+
+class Queries:
+    """A base with LoRAs on it and prompts to read, row i by LoRA i; by the LoRA itself where there is one only."""
+
+    def __init__(self, prompts: list[list[int]], members: int, precision: str):
+        import torch
+
+        from benchmarks.minillm_side import bench
+        from minillm.adapt import Family, LoRA
+        from minillm.batches import pad_right
+
+        torch.manual_seed(0)
+        body = bench(precision).working_body()
+        loras = {str(index): LoRA(body, r=8, alpha=16, targets=("query", "value")) for index in range(members)}
+        for lora in loras.values():
+            for name, parameter in lora.trainable().items():
+                if name.endswith(".b"):
+                    torch.nn.init.normal_(parameter, std=0.02)
+        self.family, self.names, self.precision = Family(body, loras).eval(), list(loras), precision
+        self.ids, self.last = pad_right(prompts)
+
+    def answer(self, times: int) -> Any:
+        """All rows in one batch; the logits after each prompt."""
+        import torch
+
+        from minillm.device import autocast
+
+        with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
+            for _ in range(times):
+                if len(self.names) == 1:
+                    logits = self.family[self.names[0]](self.ids)
+                else:
+                    logits = self.family(self.ids, self.names)
+        return logits[torch.arange(len(self.ids)), self.last].float().numpy()
+
+    def one_by_one(self) -> Any:
+        """Each row in a pass of its own, by its own LoRA."""
+        import numpy as np
+        import torch
+
+        from minillm.device import autocast
+
+        with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
+            rows = [
+                self.family[name](row[None, : last + 1])[0, -1].float().numpy()
+                for name, row, last in zip(self.names, self.ids, self.last.tolist(), strict=True)
+            ]
+        return np.stack(rows)
+
+
+def compare(precision: str, prompts: list[list[int]], rounds: int, passes: int, threads: int) -> Comparison:
+    """The mixed batch beside the plain one, `passes` a round."""
+    many = f"{len(prompts)} LoRAs"
+    members = {many: len(prompts), ONE: 1}
+    sides = [Side(name, Queries, {"prompts": prompts, "members": count, "precision": precision})
+             for name, count in members.items()]  # fmt: skip
+    with at_work(sides, threads) as workers:
+        mixed = workers[0]
+        found, expected = mixed.ask("answer", 1), mixed.ask("one_by_one")
+        errors = {many: check(many, {"logits": found}, {"logits": expected}, TOLERANCES[precision])}
+        take_turns(workers, "answer", [passes], float, "warming up")
+        turns = take_turns(workers, "answer", [passes] * rounds, float, precision)
+    return Comparison(f"{len(prompts)} queries in one batch, {precision}", "", ONE, turns, errors)
+
+
+def main(rounds: int = 15, passes: int = 3, queries: int = 8, threads: int = cores(), json: Path | None = None) -> None:
+    """Both batches, in turns.
+
+    Args:
+        rounds: How often each is read.
+        passes: Forward passes a round.
+        queries: Rows of the batch, and LoRAs.
+        threads: CPU threads of each side.
+        json: Write every round of every side here.
+    """
+    if queries < 2:
+        raise InputError(f"{queries} queries cannot have different LoRAs; take 2 or more")
+    prompts, comparisons = reviews(queries).prompts, []
+    for precision in ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",):
+        comparisons.append(compare(precision, prompts, rounds, passes, threads))
+        print(comparisons[-1].table(), end="\n\n")
+        slower = 1 / comparisons[-1].ratios()[0].of_medians
+        print(f"{queries} LoRAs take {slower:.2f} times as long as one", end="\n\n", flush=True)
+    if json is not None:
+        write_json(json, {"rounds": rounds, "passes": passes, "queries": queries, "threads": threads}, comparisons)
+
+
+if __name__ == "__main__":
+    run(main, __doc__)

@@ -1,0 +1,55 @@
+"""Where a kernel was measured to be quicker than torch: the rule by which `ops` chooses, on one kind of GPU each.
+
+`measured.json` is written by the benchmark of the kernels. Sizes between those that were measured go with the nearest,
+by the product of the ratios. A GPU on which nothing was measured computes by torch, and so does one without triton.
+"""
+
+import importlib.util
+import json
+import math
+from functools import lru_cache
+from importlib.resources import files
+
+import torch
+
+Sizes = tuple[int, ...]
+Measured = dict[tuple[str, str, torch.dtype], list[tuple[Sizes, float]]]
+
+
+def quicker(device: torch.device, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
+    """Whether the kernel won, on a GPU like this one and in this dtype, at the measured sizes nearest to these.
+
+    While torch.compile traces, sizes may be symbols: what is remembered by size is of no use then, and the comparisons
+    become the guards that let one program serve all the sizes for which the same side won.
+    """
+    gpu = torch.cuda.get_device_properties(device).name
+    return (_won if torch.compiler.is_compiling() else _remembered)(gpu, operation, dtype, sizes)
+
+
+def _won(gpu: str, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
+    nearest, times_as_quick = math.inf, 0.0
+    for measured, times in MEASURED.get((gpu, operation, dtype), ()):
+        if len(measured) == len(sizes) and (distance := _distance(measured, sizes)) < nearest:
+            nearest, times_as_quick = distance, times
+    return times_as_quick > 1
+
+
+_remembered = lru_cache(maxsize=4096)(_won)
+
+
+def _distance(measured: Sizes, sizes: Sizes) -> float:
+    product = 1.0
+    for one, other in zip(measured, sizes, strict=True):
+        product = product * max(max(one, 1) / max(other, 1), max(other, 1) / max(one, 1))
+    return product
+
+
+def _read() -> Measured:
+    found: Measured = {}
+    for row in json.loads(files("minillm.kernels").joinpath("measured.json").read_text("utf-8")):
+        key = row["gpu"], row["operation"], getattr(torch, row["dtype"])
+        found.setdefault(key, []).append((tuple(row["sizes"]), row["times_as_quick"]))
+    return found
+
+
+MEASURED = _read() if importlib.util.find_spec("triton") is not None else {}

@@ -1,0 +1,68 @@
+"""Which label does a model prefer for a text? The scores of all labels, and what calibration makes of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.decoder import Decoder
+from minillm.progress import progress
+from minillm.prompting.calibration import CONTENT_FREE, calibrated
+from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.measures import measured, prior_scores
+from minillm.prompting.template import Question, Template
+from minillm.shapes import Float
+from minillm.tokenizer import Tokenizer
+
+
+def neutral_questions(questions: Sequence[Question]) -> list[Question]:
+    """The content-free questions to calibrate by: one set, or one after another for each question's own template."""
+    templates = [question.template for question in questions]
+    if all(template == templates[0] for template in templates):
+        templates = templates[:1]
+    return [Question(template, text) for template in templates for text in CONTENT_FREE]
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """log P(answer | prompt) of the questions and of the content-free ones, and log P(answer) of no prompt at all."""
+
+    answers: Sequence[str]
+    scores: Float[Tensor, "N C"]
+    neutral: Float[Tensor, "_ _ C"]
+    prior: Float[Tensor, "C"]
+    tokens: int
+
+    def before(self) -> dict[str, Float[Tensor, "N C"]]:
+        """The scores under each measure, the highest of which is the answer."""
+        return measured(self.scores, self.answers, self.prior)
+
+    def after(self) -> dict[str, Float[Tensor, "N C"]]:
+        """The same, calibrated under each measure by the content-free questions: log-probabilities."""
+        neutral = measured(self.neutral, self.answers, self.prior)
+        return {name: calibrated(scores, neutral[name]) for name, scores in self.before().items()}
+
+
+def preferences(
+    decoder: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], neutral: Sequence[Question],
+    answers: Sequence[str], name: str = "scoring",
+) -> Preferences:  # fmt: skip
+    """Score every answer to every question; what the prompts of a template share is read once for all of them."""
+    everything = [*questions, *neutral]
+    places: dict[Template, list[int]] = {}
+    for place, question in enumerate(everything):
+        places.setdefault(question.template, []).append(place)
+    found, tokens, ids = [], 0, []
+    for template, group in progress(places.items(), desc=name, unit="template"):
+        some = [everything[place] for place in group]
+        ids = template.answers(tokenizer, [question.text for question in some], answers)
+        kept = KeptPrompt(decoder, [question.encode(tokenizer) for question in some])
+        found.append(kept.score(ids, name))
+        tokens += kept.tokens
+    order = torch.tensor([place for group in places.values() for place in group])
+    scores = torch.cat(found)[order.argsort()]
+    by_template = scores[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
+    return Preferences(
+        answers, scores[: len(questions)], by_template, prior_scores(decoder, tokenizer, ids).cpu(), tokens
+    )

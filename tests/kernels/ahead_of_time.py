@@ -1,0 +1,83 @@
+"""Every kernel, compiled for GPUs that are not there: `python -m tests.kernels.ahead_of_time` prints a line for each.
+
+The launchers run as they would on a GPU, with their own blocks and options, but each launch only compiles (triton's
+`warmup`), for the architecture that a stand-in for the driver names. What the compiler then says of registers, spilled
+bytes, shared memory and tensor cores is what one would read off on the machine.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import torch
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+ARCHITECTURES = (80, 90)
+TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)\S*")
+
+
+class Absent:
+    """What triton asks of a driver before it launches, answered for a GPU that is not there."""
+
+    def __init__(self, architecture: int):
+        self.target = GPUTarget("cuda", architecture, 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> int:
+        return self.target.arch
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compiled(run: Any) -> list[dict[str, Any]]:
+    """What every kernel that `run` launches becomes, on every architecture."""
+    found = []
+    launch = JITFunction.run
+
+    def compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        kernel = launch(self, *args, grid=grid, warmup=True, **kwargs)
+        found.append(_described(self.fn.__name__, kernel))
+
+    JITFunction.run = compile_only
+    try:
+        for architecture in ARCHITECTURES:
+            driver.set_active(Absent(architecture))
+            run()
+    finally:
+        JITFunction.run = launch
+    return found
+
+
+def _described(name: str, kernel: Any) -> dict[str, Any]:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", file.name]
+        usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    registers, stack, local = (int(re.search(rf"{what}:(\d+)", usage)[1]) for what in ("REG", "STACK", "LOCAL"))
+    return {
+        "kernel": name, "architecture": kernel.metadata.target.arch, "registers": registers, "spilled": stack + local,
+        "shared": kernel.metadata.shared, "tensor_cores": sorted(set(TENSOR_CORES.findall(kernel.asm["ptx"]))),
+    }  # fmt: skip
+
+
+def main(names: list[str]) -> None:
+    from tests.kernels.specimens import SPECIMENS
+
+    for name in names or SPECIMENS:
+        for dtype in (torch.bfloat16, torch.float32):
+            for row in compiled(lambda name=name, dtype=dtype: SPECIMENS[name].run(dtype)):
+                print(json.dumps({"specimen": name, "dtype": str(dtype).removeprefix("torch."), **row}), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

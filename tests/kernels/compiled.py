@@ -1,0 +1,88 @@
+"""A program that torch.compile makes of operations with kernels: `python -m tests.kernels.compiled` says what.
+
+Outside of pytest, whose tests run with shapes checked at every call: torch.compile would trace the checks.
+"""
+
+import json
+import warnings
+
+import torch
+from torch import Tensor
+
+from minillm import ops
+from minillm.kernels import _measured
+from minillm.lab.trust import OurKernels
+from minillm.ops.norm import rms_norm
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+WIDTH = 13
+ROWS = {("this GPU", "rms_norm", torch.float32): [((64, WIDTH), 2.0), ((4096, WIDTH), 0.5)]}
+
+
+def forced(hidden: Tensor, weight: Tensor) -> Tensor:
+    with ops.backend("triton"):
+        return 2 * rms_norm(hidden, weight, 1e-5)
+
+
+def chosen(hidden: Tensor, weight: Tensor) -> Tensor:
+    return 2 * rms_norm(hidden, weight, 1e-5)
+
+
+def by_sizes(hidden: Tensor) -> Tensor:
+    return hidden + 1 if _measured._won("this GPU", "rms_norm", hidden.dtype, tuple(hidden.shape)) else hidden
+
+
+class Graphs:
+    """A backend of torch.compile that runs what it gets as it is, and keeps it."""
+
+    def __init__(self):
+        self.programs: list[list[str]] = []
+
+    def __call__(self, graph, _):
+        self.programs.append([str(node.target) for node in graph.graph.nodes if node.op == "call_function"])
+        return graph
+
+
+def same_numbers(program) -> bool:
+    """Output and gradients, bit for bit, of a program and of what torch.compile makes of it: one graph, or an error."""
+    found = []
+    for run in (program, torch.compile(program, backend="aot_eager", fullgraph=True)):
+        torch.manual_seed(0)
+        hidden = torch.randn(5, WIDTH, device=DEVICE, requires_grad=True)
+        weight = torch.randn(WIDTH, device=DEVICE, requires_grad=True)
+        out = run(hidden, weight)
+        out.square().sum().backward()
+        found.append((out, hidden.grad, weight.grad))
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+def programs_by_backend() -> list[bool]:
+    """Whether our kernel is in the program that is run: under triton, under torch, under triton again."""
+    graphs, hidden, weight = Graphs(), torch.ones(5, WIDTH, device=DEVICE), torch.ones(WIDTH, device=DEVICE)
+    run = torch.compile(chosen, backend=graphs, fullgraph=True)
+    for name in ("triton", "torch", "triton"):
+        with ops.backend(name):
+            run(hidden, weight)
+    return [any("minillm.norm" in target for target in program) for program in graphs.programs]
+
+
+def answers_by_sizes() -> tuple[list[bool], int]:
+    """What is chosen for each number of rows, and how many programs that takes."""
+    graphs = Graphs()
+    run = torch.compile(by_sizes, backend=graphs, fullgraph=True)
+    answers = [bool(run(torch.zeros(rows, WIDTH)).any()) for rows in (5, 6, 7, 3000, 2000, 9)]
+    return answers, len(graphs.programs)
+
+
+def main() -> None:
+    warnings.filterwarnings("error", message="Dynamo")
+    _measured.MEASURED.update(ROWS)
+    with OurKernels() as kernels:
+        forced(torch.ones(2, WIDTH, device=DEVICE), torch.ones(WIDTH, device=DEVICE))
+    found = {"kernel": kernels.seen, "forced": same_numbers(forced), "chosen": same_numbers(chosen)}
+    found |= {"by backend": programs_by_backend(), "by sizes": answers_by_sizes()}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

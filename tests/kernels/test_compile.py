@@ -1,0 +1,37 @@
+"""torch.compile passes through an operation with a kernel: one graph, the kernel in it, the same numbers."""
+
+import json
+import os
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
+
+
+@cache
+def found():
+    environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
+    command = [sys.executable, "-m", "tests.kernels.compiled"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout)
+
+
+def test_a_compiled_program_computes_the_same_without_a_break():
+    assert found()["kernel"] == ["minillm::norm"]
+    assert found()["forced"]
+    assert found()["chosen"]
+
+
+def test_another_backend_is_another_program():
+    assert found()["by backend"] == [True, False], "and the first is not compiled again"
+
+
+def test_one_program_serves_all_sizes_for_which_the_same_side_won():
+    answers, programs = found()["by sizes"]
+    assert answers == [True, True, True, False, False, True]
+    assert programs == 3, "for the first size, and then for many sizes on either side"

@@ -1,0 +1,171 @@
+"""The loss by its kernel equals numpy's, with every gradient that is wanted and none that is not, a chunk at a time."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from minillm.kernels import linear_cross_entropy as kernels
+from minillm.ops import TORCH, TRITON, backend
+from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
+from tests.kernels.fenced import assert_nothing_else_is_written
+from tests.strategies import labels, randoms
+
+rows, widths = st.sampled_from((0, 1, 2, 5, 13)), st.sampled_from((1, 3, 17, 61))
+# Every row is a chunk; a few rows are; all of them are.
+chunks = st.sampled_from((1, 2048, kernels.CHUNK_BYTES))
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 64, 127, 509])
+@examples
+@given(st.data(), rows, widths, chunks, dtypes, randoms)
+def test_the_loss_equals_numpys(vocabulary, data, rows, width, chunk, dtype, random):
+    arguments = {"hidden": random.normal(size=(rows, width)), "weight": random.normal(size=(vocabulary, width))}
+    arguments["labels"] = data.draw(labels(rows, vocabulary))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "CHUNK_BYTES", chunk)
+        assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, dtype, **arguments)
+
+
+def _inputs(rows=5, width=3, vocabulary=7):
+    hidden, weight = (torch.randn(n, width, device=DEVICE, requires_grad=True) for n in (rows, vocabulary))
+    return hidden, weight, torch.randint(0, vocabulary, (rows,), device=DEVICE)
+
+
+def test_large_logits_overflow_nowhere():
+    random = np.random.default_rng(0)
+    arguments = {"hidden": 100 * random.normal(size=(5, 61)), "weight": 100 * random.normal(size=(127, 61))}
+    arguments["labels"] = random.integers(0, 127, 5)
+    assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, torch.float32, **arguments)
+
+
+def test_a_row_of_many_blocks_is_one_softmax():
+    """A vocabulary of several blocks, the last not full."""
+    random = np.random.default_rng(0)
+    arguments = {"hidden": random.normal(size=(2, 3)), "weight": random.normal(size=(16_411, 3))}
+    for label in (0, 8192, 16_410):
+        arguments["labels"] = np.array([label, 8191])
+        assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, torch.float32, **arguments)
+
+
+def test_rows_without_a_label_have_no_loss_and_no_gradient():
+    hidden, weight, labels = _inputs()
+    loss = kernels.linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED))
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
+
+
+def test_only_what_is_wanted_of_labelled_rows_is_multiplied():
+    """2 N D V FLOPs for the loss, as many for each gradient; N counts the labelled rows, whatever the chunks."""
+    hidden, weight, labels = _inputs(rows=5)
+    labels[1] = labels[4] = IGNORED
+    product = 2 * 3 * hidden.shape[1] * len(weight)
+    for wanted in ((True, True), (True, False), (False, True), (False, False)):
+        with FlopCounterMode(display=False) as flops, torch.no_grad():
+            _, *slopes = kernels._linear_cross_entropy._init_fn(hidden, weight, labels, torch.float32, *wanted)
+        assert flops.get_total_flops() == (1 + sum(wanted)) * product
+        assert [slope.numel() > 0 for slope in slopes] == list(wanted)
+
+
+@pytest.mark.parametrize("frozen", ["hidden", "weight"])
+def test_what_is_frozen_is_not_differentiated(frozen, monkeypatch):
+    wanted, run = [], kernels._linear_cross_entropy
+    monkeypatch.setattr(kernels, "_linear_cross_entropy", lambda *args: wanted.append(args[-2:]) or run(*args))
+    hidden, weight, labels = _inputs()
+    (hidden if frozen == "hidden" else weight).requires_grad_(False)
+    kernels.linear_cross_entropy(hidden, weight, labels).backward()
+    with torch.no_grad():
+        kernels.linear_cross_entropy(hidden, weight, labels)
+    assert wanted == [(frozen != "hidden", frozen != "weight"), (False, False)]
+    assert [side.grad is None for side in (hidden, weight)] == [frozen == "hidden", frozen == "weight"]
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that an operation within it returns."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.bytes = max(self.bytes, out.nbytes if isinstance(out, torch.Tensor) else 0)
+        return out
+
+
+def test_never_more_than_a_chunk_of_logits_is_held(monkeypatch):
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 8 * 128 * 4)
+    hidden, weight, labels = _inputs(rows=64, vocabulary=127)
+    with Largest() as largest, torch.no_grad():
+        kernels._linear_cross_entropy._init_fn(hidden, weight, labels, torch.float32, True, True)
+    assert largest.bytes == kernels.CHUNK_BYTES
+
+
+def test_a_chunk_has_the_same_size_as_the_others():
+    assert kernels._rows_at_once(8192, 2 * 131_072) == 2048
+    assert kernels._rows_at_once(2049, 2 * 131_072) == 1025
+    assert kernels._rows_at_once(3, 2 * 131_072) == 3
+
+
+def test_the_weights_gradient_is_summed_in_float32_and_rounded_once(monkeypatch):
+    """Quarters that are added to 64, one chunk after another, would be lost in bfloat16."""
+    monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
+    hidden = torch.tensor([128.0] + 64 * [0.5], device=DEVICE, dtype=torch.bfloat16)[:, None]
+    weight = torch.zeros(2, 1, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    kernels.linear_cross_entropy(hidden, weight, torch.zeros(65, device=DEVICE, dtype=torch.long)).backward()
+    assert weight.grad.flatten().tolist() == [-80.0, 80.0]
+
+
+def test_a_gradient_is_multiplied_by_the_losses_own_each_time_it_is_asked_for():
+    hidden, weight, labels = _inputs()
+    loss = kernels.linear_cross_entropy(hidden, weight, labels)
+    once = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
+    for slope, tripled in zip(once, torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=True), strict=True):
+        assert torch.allclose(3 * slope, tripled)
+    assert torch.equal(once[0], torch.autograd.grad(loss, hidden)[0])
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    hidden, weight, labels = _inputs()
+    (slope,) = torch.autograd.grad(kernels.linear_cross_entropy(hidden, weight, labels), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="register_autograd"):
+        slope.sum().backward()
+
+
+def test_nothing_is_written_beyond_the_last():
+    hidden, weight, labels = _inputs(vocabulary=131)
+    assert_nothing_else_is_written(
+        kernels._linear_cross_entropy, hidden, weight, labels, torch.float32, True, True
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("label", [7, -1])
+def test_a_label_that_is_no_word_is_seen_in_the_loss(label):
+    hidden, weight, labels = _inputs(vocabulary=7)
+    labels[2] = label
+    assert kernels.linear_cross_entropy(hidden, weight, labels).isnan()
+
+
+def test_autocast_multiplies_in_half_precision_as_it_does_in_torch():
+    hidden, weight, labels = _inputs(rows=13, width=61, vocabulary=127)
+    found = {}
+    for name in (TORCH, TRITON):
+        with backend(name), torch.autocast(DEVICE.type, torch.bfloat16):
+            loss = linear_cross_entropy(hidden, weight, labels)
+        found[name] = (loss, *torch.autograd.grad(loss, (hidden, weight)))
+    exact = linear_cross_entropy(hidden, weight, labels)
+    for one, other in zip(found[TORCH], found[TRITON], strict=True):
+        assert one.dtype == other.dtype == torch.float32
+        assert torch.allclose(one, other, atol=0.03 * one.detach().abs().max().item())
+    assert abs(found[TRITON][0] - found[TORCH][0]) < abs(found[TRITON][0] - exact) / 10
+
+
+@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+def test_the_loss_is_an_operation_of_torchs(wanted):
+    hidden, weight, labels = _inputs()
+    labels[1] = IGNORED
+    hidden, weight = (side.detach().requires_grad_(want) for side, want in zip((hidden, weight), wanted, strict=True))
+    opcheck(kernels._linear_cross_entropy, hidden, weight, labels, torch.float32, *wanted)

@@ -1,0 +1,83 @@
+"""The rotary positions' kernel equals numpy's, forward and back, wherever the heads stand in memory."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minillm.kernels import positions as kernels
+from minillm.ops import TORCH, TRITON, backend
+from minillm.ops.positions import rotary, rotary_tables
+from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
+from tests.kernels.fenced import assert_nothing_else_is_written
+from tests.strategies import randoms
+
+counts = st.sampled_from((0, 1, 2, 3, 5, 13))
+heads = st.sampled_from((1, 3, 7))
+pairs = st.sampled_from((1, 3, 16, 31, 64))
+
+
+# One row of tables for all rows of the batch, or one for each.
+@pytest.mark.parametrize("tables", [None, 1, 3])
+@examples
+@given(heads, counts, pairs, dtypes, randoms)
+def test_rotarys_kernel_equals_numpys(tables, heads, tokens, pairs, dtype, random):
+    angles = random.normal(size=(tokens, pairs) if tables is None else (tables, tokens, pairs))
+    vectors = random.normal(size=(3, heads, tokens, 2 * pairs))
+    assert_the_kernel_is_right(
+        "positions", "rotary", random, dtype, vectors=vectors, cos=np.cos(angles), sin=np.sin(angles)
+    )
+
+
+def _tables(tokens, width):
+    return rotary_tables(torch.arange(tokens, device=DEVICE), width, 100.0, torch.float32)
+
+
+def test_many_programs_share_the_rows(monkeypatch):
+    """Blocks of two rows, the last of one: heads and tokens do not fall together with blocks."""
+    monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 8)
+    vectors, tables = torch.randn(1, 3, 5, 6, device=DEVICE), _tables(5, 6)
+    assert torch.allclose(kernels.rotary(vectors, *tables), rotary(vectors, *tables), atol=1e-6)
+
+
+def test_heads_that_were_split_from_a_linears_output_are_turned_where_they_stand():
+    """Read by their strides, written and differentiated in the same order; sums have gradients of stride 0."""
+    split = torch.randn(2, 5, 3, 6, device=DEVICE).transpose(1, 2).requires_grad_()
+    copied, tables = split.detach().contiguous().requires_grad_(), _tables(5, 6)
+    turned = kernels.rotary(split, *tables)
+    with backend(TORCH):
+        expected = rotary(copied, *tables)
+    assert turned.stride() == split.stride() != expected.stride()
+    assert torch.allclose(turned, expected, atol=1e-6)
+    for out in (turned, expected):
+        out.sum().backward()
+    assert torch.allclose(split.grad, copied.grad, atol=1e-6)
+
+
+def test_tables_wider_than_the_vectors_turn_them_in_their_own_precision():
+    """A hair's breadth of an angle is 0 in bfloat16's cosine, but not in what it does to large numbers."""
+    vectors = torch.tensor([1.0, 256.0], device=DEVICE).bfloat16().view(1, 1, 1, 2)
+    cos, sin = torch.tensor([[[1 - 2.0**-9]], [[2.0**-7 + 2.0**-15]]], device=DEVICE)
+    turned = kernels.rotary(vectors, cos, sin)
+    assert turned.dtype == torch.bfloat16
+    expected = torch.tensor([(1 - 2.0**-9) - 256 * (2.0**-7 + 2.0**-15), 256 * (1 - 2.0**-9)], device=DEVICE)
+    assert torch.allclose(turned.flatten().float(), expected, rtol=2**-8)
+
+
+def test_a_table_that_wants_a_gradient_is_left_to_torch():
+    vectors, (cos, sin) = torch.randn(1, 2, 5, 6, device=DEVICE), _tables(5, 6)
+    cos.requires_grad_()
+    with backend(TRITON):
+        rotary(vectors, cos, sin).sum().backward()
+    assert cos.grad.count_nonzero() > 0
+
+
+def test_nothing_is_written_beyond_the_last():
+    assert_nothing_else_is_written(kernels._rotary, torch.randn(1, 3, 5, 6, device=DEVICE), *_tables(5, 6), False)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_rotary_is_an_operation_of_torchs(back):
+    vectors = torch.randn(2, 5, 3, 6, device=DEVICE).transpose(1, 2).requires_grad_()
+    opcheck(kernels._rotary, vectors, *_tables(5, 6), back)

@@ -1,0 +1,50 @@
+"""The lecture's examples are right themselves: what is shown as solved is solved, and what is expected can be found."""
+
+import re
+
+import pytest
+
+from minillm import InputError
+from minillm.lab.lecture import EXAMPLES, example
+from minillm.prompting.extraction import AnswerForm
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_example_can_be_answered_as_expected_in_two_ways(name):
+    one = example(name)
+    assert len({template.name for template in one.ways}) == 2
+    assert one.labels is None or f" {one.expected}" in one.labels
+    for template in one.ways:
+        answers = {shot.answer for shot in template.shots}
+        assert answers <= set(one.labels or answers)
+        assert one.text not in [shot.text for shot in template.shots]
+
+
+def test_every_sum_in_a_chain_that_is_shown_adds_up_and_leads_to_its_answer():
+    shots = {shot for one in EXAMPLES.values() for way in one.ways for shot in way.shots if shot.chain}
+    assert shots
+    for shot in shots:
+        sums = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", shot.chain)
+        assert sums[-1][-1] == shot.answer.strip()
+        for left, sign, right, result in sums:
+            assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] == int(
+                result
+            )
+
+
+def test_the_numbers_expected_are_those_of_the_problems():
+    juggler, cans = example("juggler"), example("cans")
+    balls = int(re.findall(r"\d+", juggler.text)[0])
+    assert int(juggler.expected) == balls // 2 // 2
+    has, boxes, each, gives = map(int, re.findall(r"\d+", cans.text))
+    assert int(cans.expected) == has + boxes * each - gives
+
+
+def test_not_funny_is_not_read_as_funny():
+    labels = example("funny").labels
+    assert AnswerForm.of(labels, "This text is").read("This text is not funny").strict == "not funny"
+
+
+def test_an_unknown_name_names_the_others():
+    with pytest.raises(InputError, match="no example 'elephant'; there are: funny, juggler, colour, cans"):
+        example("elephant")

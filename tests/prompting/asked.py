@@ -1,0 +1,33 @@
+"""A task, a tokenizer and a decoder that are small, and how many tokens a decoder reads."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from minillm import Tokenizer
+from minillm.decoder import Embedding
+from minillm.tasks import LabelledText, Task
+from tests.decoders import STYLES, random_decoder
+from tests.tokenizer_training import NAMES, TEMPLATE, smollm, trained
+
+TRAIN = [LabelledText(f"film {index}", index % 2) for index in range(20)]
+TASK = Task("films", "Review: {text}\nSentiment:", (" negative", " positive"), TRAIN, TRAIN[:2], TRAIN[:2])
+TOKENIZER = Tokenizer(trained(smollm()), NAMES, TEMPLATE)
+DECODER = random_decoder(replace(STYLES["Llama"], vocabulary=TOKENIZER.vocabulary, context_length=1024))
+
+
+@contextmanager
+def tokens_read():
+    """A list that gets the number of tokens of every batch that any decoder embeds."""
+    read = []
+
+    def count(module, inputs, _):
+        if isinstance(module, Embedding):
+            read.append(inputs[0].numel())
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        yield read
+    finally:
+        handle.remove()
