@@ -18,6 +18,7 @@ from minillm.commands.pull import pull
 from minillm.errors import InputError
 
 INTERRUPTED = 130
+DESCRIPTION = "Read, check and do the adaptation of language models. `minillm COMMAND --help` says more of each."
 
 
 def adapter() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
                 commands, prog=f"minillm {words[0]}", description=described, args=words[1:]
             )
         else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="minillm", description=__doc__)
+            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="minillm", description=DESCRIPTION)
     except InputError as error:
         print(f"minillm: {error}", file=sys.stderr)
         sys.exit(2)

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 
 from minillm import Decoder, DecoderConfig, Tokenizer, save
-from minillm.cli import main
+from minillm.cli import COMMANDS, main
 from minillm.lab.rungs import RUNGS
 
 KEYS = {
@@ -139,4 +139,5 @@ def test_generate_prints_the_prompt_and_what_follows_and_a_seed_repeats_it(place
 def test_help_names_every_command(place):
     result = run(place, "--help")
     assert result.returncode == 0
-    assert all(command in result.stdout for command in ("pull", "generate", "ladder"))
+    assert all(command in result.stdout for command in COMMANDS)
+    assert "adaptation of language models" in result.stdout

@@ -81,4 +81,6 @@ def test_a_head_of_two_classes_on_gpt2_small_is_1538_numbers():
     """The lecture, place 4: a classifier on top of stored embeddings."""
     with torch.device("meta"):
         head = nn.Linear(DecoderConfig.gpt2("small").width, 2)
-    assert sum(parameter.numel() for parameter in head.parameters()) == 1_538
+    count = sum(parameter.numel() for parameter in head.parameters())
+    print(f"a head of two classes on GPT-2 small: {count:,} numbers")
+    assert count == 1_538

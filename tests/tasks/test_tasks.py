@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minillm import InputError
 from minillm.tasks import LabelledText, Task, divide
 from minillm.tasks.reviews import reviews_task
-from minillm.tasks.table import table_task
+from minillm.tasks.table import read_rows, table_task
 
 ROWS = [LabelledText(f"text {index}", index % 2) for index in range(8530)]
 OPTIONS = {"text_column": "review", "label_column": "verdict", "prompt": "{text} is", "train": 4, "test": 3}
@@ -102,6 +102,12 @@ def test_reviews_are_the_rows_of_rotten_tomatoes_in_file_order(tmp_path):
     random.Random(0).shuffle(rows)
     assert (task.test, task.train) == (rows[:7], rows[-9:])
     assert task.answers == (" negative", " positive")
+
+
+@pytest.mark.parametrize(("name", "text"), [("mine.csv", "text,label\na,1\n"), ("mine.jsonl", '{"text": "a"}')])
+def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_column(tmp_path, name, text):
+    (tmp_path / name).write_text(text, "utf-8-sig")
+    assert next(read_rows(tmp_path / name))["text"] == "a"
 
 
 def test_a_task_of_one_class_is_refused():
