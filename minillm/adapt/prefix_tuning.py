@@ -34,6 +34,9 @@ class PrefixTuning(Method):
     place), `"zero"`, or token ids, repeated or cut to `length`, whose keys and values are taken. With `hidden`, an MLP
     of that width writes them. The text's positions count on from P if `shift_positions`: by default unless `gated`.
 
+    What learns: on SmolLM2 and 500 reviews, at the rate 1e-2, `"random"` has 82 % of validation rows right after one
+    epoch and a gated random one 83 %; an MLP does so at its own rates only (`reparametrisation.py`).
+
     Raises InputError for another start, for a prefix that leaves no room for a text, and for what could never learn: a
     gate before zeros, and a gate before one position, whose key has nothing to be weighed against.
     """

@@ -7,7 +7,9 @@ order layer, key or value, head. Nothing in it depends on the text, so that it r
 dropped and what it writes is kept.
 
 A number that it writes is a sum over all hidden units, each of which Adam moves by the rate: a step is about hidden / 2
-times as long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, stand for 1e-2.
+times as long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, stand for 1e-2. On
+SmolLM2 and 500 reviews an MLP of 512 units learns at 5e-5 (82 % of validation rows after one epoch, as keys and values
+themselves at 1e-2) and does not at 3e-4 (51 %).
 """
 
 from contextlib import nullcontext
