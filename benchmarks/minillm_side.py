@@ -19,7 +19,7 @@ from minillm.batches import pad_right
 from minillm.decoder import Decoder
 from minillm.device import autocast, keep_freed_memory
 from minillm.ops.linear import QuickProducts
-from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.kept import Reader
 from minillm.prompting.scoring import answer_scores
 from minillm.training import Loop, TrainingSettings
 
@@ -115,7 +115,7 @@ class Scoring:
         rows = [row for batch in batches for row in batch]
         found = []
         with autocast(CPU, self.precision), QuickProducts():
-            kept = KeptPrompt(self.decoder, [self.work.prompts[row] for row in rows])
+            kept = Reader(self.decoder).read([self.work.prompts[row] for row in rows])
             rests = iter(kept.rests)
             for batch in batches:
                 found.append(answer_scores(kept.model, [next(rests) for _ in batch], answers).exp())
