@@ -313,12 +313,7 @@ MUTATIONS = [
     _mutation("dot products for cosines", CHOOSING, "F.normalize(found, dim=-1)", "found"),
     _mutation("an order twice", CHOOSING, "if order not in found:", "if True:"),
     _mutation("a start read again for each row", KEPT, "prompt[len(self.start) :] for", "prompt for"),
-    _mutation(
-        "a start of which a token is lost",
-        KEPT,
-        "self.start = prompts[0][:shared]",
-        "self.start = prompts[0][: shared - 1]",
-    ),
+    _mutation("a start of which a token is lost", KEPT, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
     _mutation("a start that leaves a row nothing", KEPT, "for row in rows) - 1)", "for row in rows))"),
     _mutation(
         "the token after the one foretold",

@@ -7,27 +7,32 @@ import pytest
 import torch
 
 from minillm import InputError
+from minillm.adapt import InContext
 from minillm.lab.asking import Asked, Manner, ask, figures
 from minillm.lab.world import Bench
-from minillm.prompting.labelling import Preferences
+from minillm.prompting import kept
+from minillm.prompting.labelling import Preferences, neutral_questions
 from minillm.prompting.template import Question, Shot, task_template
-from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
+from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN
 
 BENCH = Bench(DECODER, TOKENIZER, torch.device("cpu"), "float32", 0, Path())
 TEMPLATE = task_template(TASK, TRAIN[:6])
 CHAINED = replace(TEMPLATE, chain=True, shots=tuple(Shot(*shot[:2], "It is a film.") for shot in TEMPLATE.shots))
 
 
-def test_the_examples_are_read_once_over_both_stages_all_samples_and_the_scores():
+def test_the_examples_are_read_once_over_both_stages_all_samples_and_the_scores(monkeypatch):
+    starts = []
+
+    def reading(decoder, ids):
+        starts.append(ids.shape[1])
+        return InContext(decoder, ids)
+
+    monkeypatch.setattr(kept, "InContext", reading)
     questions = [Question(CHAINED, f"film {n}") for n in range(30, 34)]
-    manner = Manner(samples=2, max_new_tokens=3)
-    with tokens_read() as read:
-        asked = ask(BENCH, questions, TASK.answers, manner)
-    examples = len(TOKENIZER.encode(CHAINED.render(""))) - 20
-    assert sum(tokens >= examples for tokens in read[:1]) == 1
-    # A batch of four queries and three content-free texts is shorter than the examples.
-    prompts = [len(question.encode(TOKENIZER)) for question in asked.questions]
-    assert sum(read) < examples + 8 * 7 * (max(prompts) - examples)
+    asked = ask(BENCH, questions, TASK.answers, Manner(samples=2, max_new_tokens=3))
+    prompts = [question.encode(TOKENIZER) for question in [*questions, *neutral_questions(questions)]]
+    assert starts == [kept.common_start(prompts)]
+    assert starts[0] > 200
     assert len(asked.said) == len(asked.voted) == 4
     assert all(question.said.endswith(CHAINED.conclusion) for question in asked.questions)
 
