@@ -120,6 +120,7 @@ def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
         module = import_module(f"benchmarks.{side}")
         assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
         assert all(hasattr(module.Features, job) for job in ("read", "fit"))
+        assert hasattr(module.Scoring, "score")
 
 
 def test_wrong_use_is_one_sentence_and_exit_code_2():
