@@ -21,7 +21,7 @@ from minillm.device import autocast, keep_freed_memory
 from minillm.generation import LanguageModel
 from minillm.lab.world import Bench
 from minillm.learner import TorchLearner
-from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.kept import Reader
 from minillm.prompting.scoring import answer_scores
 from minillm.schedule import TrainingSettings
 from minillm.training import Loop
@@ -130,7 +130,7 @@ class Scoring:
         rows = [row for batch in batches for row in batch]
         found = []
         with autocast(CPU, self.precision):
-            kept = KeptPrompt(self.decoder, [self.work.prompts[row] for row in rows])
+            kept = Reader(self.decoder).read([self.work.prompts[row] for row in rows])
             rests = iter(kept.rests)
             for batch in batches:
                 found.append(answer_scores(kept.model, [next(rests) for _ in batch], answers).exp())

@@ -365,8 +365,8 @@ MUTATIONS = [
     _mutation("the nearest example first", CHOOSING, ".indices.flip(-1)", ".indices"),
     _mutation("dot products for cosines", CHOOSING, "F.normalize(found, dim=-1)", "found"),
     _mutation("an order twice", CHOOSING, "if order not in found:", "if True:"),
-    _mutation("a start read again for each row", KEPT, "prompt[self.shared :] for", "prompt for"),
-    _mutation("a start of which a token is lost", KEPT, "[: self.shared]]", "[: self.shared - 1]]"),
+    _mutation("a start read again for each row", KEPT, "prompt[len(self.start) :] for", "prompt for"),
+    _mutation("a start of which a token is lost", KEPT, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
     _mutation("a start that leaves a row nothing", KEPT, "for row in rows) - 1)", "for row in rows))"),
     _mutation(
         "the token after the one foretold",

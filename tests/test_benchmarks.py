@@ -123,6 +123,7 @@ def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
         assert {*module.METHODS, "features"} == set(METHODS)
         assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
         assert all(hasattr(module.Features, job) for job in ("read", "fit"))
+        assert hasattr(module.Scoring, "score")
 
 
 def test_a_methods_accuracies_are_summed_up_over_the_seeds():

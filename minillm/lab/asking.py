@@ -12,6 +12,7 @@ from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench
 from minillm.prompting.answering import Speech, concluded, self_consistent
 from minillm.prompting.extraction import AnswerForm, answer_shares
+from minillm.prompting.kept import Reader
 from minillm.prompting.labelling import Preferences, neutral_questions, preferences
 from minillm.prompting.scoring import accuracy
 from minillm.prompting.template import Question
@@ -62,7 +63,8 @@ def ask(bench: Bench, questions: Sequence[Question], answers: Sequence[str], man
     """
     neutral, template = neutral_questions(questions), questions[0].template
     speech = replace(Speech(manner.max_new_tokens) if template.chain else BRIEF, seed=manner.seed)
-    answer, everything = partial(concluded, bench.decoder, bench.tokenizer), [*questions, *neutral]
+    reader, everything = Reader(bench.decoder), [*questions, *neutral]
+    answer = partial(concluded, reader, bench.tokenizer)
     texts = voted = None
     if template.chain:
         texts = answer(everything, speech, "chains of thought")
@@ -73,7 +75,7 @@ def ask(bench: Bench, questions: Sequence[Question], answers: Sequence[str], man
         freely, form = replace(speech, temperature=manner.temperature), form_of(questions[0], answers)
         voted = self_consistent(partial(answer, questions), freely, manner.samples, form)
     count = len(questions)
-    scored = preferences(bench.decoder, bench.tokenizer, everything[:count], everything[count:], answers)
+    scored = preferences(reader, bench.tokenizer, everything[:count], everything[count:], answers)
     return Asked(everything[:count], scored, None if texts is None else texts[:count], voted)
 
 

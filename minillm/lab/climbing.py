@@ -16,7 +16,7 @@ from minillm.adapt.trunk import TrunkStore, boundary
 from minillm.decoder import Decoder
 from minillm.lab.world import Keep, Outcome, World, count, keep_nothing, labels, score_rows, size
 from minillm.prompting.choosing import balanced_shots
-from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.kept import Reader
 from minillm.prompting.scoring import accuracy, answer_scores
 from minillm.schedule import TrainingSettings
 from minillm.tasks import LabelledText
@@ -32,7 +32,7 @@ def in_context(world: World, name: str, shots: int) -> Outcome:
     shown = balanced_shots(task, shots, world.seed) if shots else []
     prompts = world.prompts(task.test, shown)
     start = time.perf_counter()
-    kept = KeptPrompt(world.decoder, prompts)
+    kept = Reader(world.decoder).read(prompts)
     scores = kept.score(world.answers(), name)
     spent = time.perf_counter() - start
     chosen = {"shots": shots, "shared_tokens": kept.shared}

@@ -24,6 +24,7 @@ from minillm.lab.statistics import standard_error
 from minillm.progress import progress
 from minillm.prompting.answering import Speech, self_consistent, spoken
 from minillm.prompting.extraction import Reading, answer_shares, same_answer
+from minillm.prompting.kept import Reader
 from minillm.prompting.template import Question, Template
 from minillm.tasks.word_problems import (
     AT_ONCE,
@@ -108,12 +109,12 @@ class Student:
     """The model and its tokenizer, as one who answers in text."""
 
     def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
-        self.decoder, self.tokenizer = decoder.eval(), tokenizer
+        self.reader, self.tokenizer = Reader(decoder), tokenizer
 
     def solve(self, asked: Sequence[Problem], way: Way, settings: JugglerSettings) -> list[Marked]:
         shots = list(islice(_drawn(settings, (SHOT_STEPS,), "shots"), settings.shots))
         questions = [Question(template(way, shots), problem.text) for problem in asked]
-        speak = partial(spoken, self.decoder, self.tokenizer, questions)
+        speak = partial(spoken, self.reader, self.tokenizer, questions)
         freely = replace(SPEECH, temperature=settings.temperature, seed=settings.seed)
         texts = self_consistent(speak, freely, settings.samples, FORM) if way.vote else speak(SPEECH)
         return [mark(problem, text, way.chain) for problem, text in zip(asked, texts, strict=True)]

@@ -12,6 +12,7 @@ from minillm.lab.asking import BRIEF, Asked, Manner, ask
 from minillm.lab.world import Bench
 from minillm.prompting.answering import Speech, concluded
 from minillm.prompting.extraction import NUMBER, AnswerForm, Reading, same_answer
+from minillm.prompting.kept import Reader
 from minillm.prompting.template import Question, Shot, Template
 
 CHAIN = Speech(max_new_tokens=128, stop=("\n\n", "\nQ:"))
@@ -130,6 +131,6 @@ def shown(bench: Bench, one: Example, manner: Manner, *, chat: bool = False) -> 
             yield Said(one, question, best, Reading(best.strip(), best.strip()), asked)
         else:
             speech = replace(CHAIN if template.chain else BRIEF, seed=manner.seed)
-            text = concluded(bench.decoder, bench.tokenizer, [question], speech)[0]
+            text = concluded(Reader(bench.decoder), bench.tokenizer, [question], speech)[0]
             form = AnswerForm(NUMBER, (template.conclusion if template.chain else template.cue).strip())
             yield Said(one, question, text, form.read(text), None)

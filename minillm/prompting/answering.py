@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from minillm.batches import length_buckets, pad_left
-from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import LanguageModel, generate
 from minillm.progress import progress
 from minillm.prompting.extraction import AnswerForm, majority
-from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.kept import Reader
 from minillm.prompting.template import BETWEEN, Question
 from minillm.tokenizer import Tokenizer
 
@@ -61,24 +60,24 @@ def _cut(text: str, stop: Sequence[str]) -> str:
 
 
 def spoken(
-    decoder: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], speech: Speech, name: str = "answers"
+    reader: Reader, tokenizer: Tokenizer, questions: Sequence[Question], speech: Speech, name: str = "answers"
 ) -> list[str]:
     """What the model says to each question, from what its answer was begun with; all prompts' start is read once."""
-    kept = KeptPrompt(decoder, [question.encode(tokenizer) for question in questions])
+    kept = reader.read([question.encode(tokenizer) for question in questions])
     said = complete(kept.model, tokenizer, kept.rests, speech, name)
     return [question.template.begun + question.said + text for question, text in zip(questions, said, strict=True)]
 
 
 def concluded(
-    decoder: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], speech: Speech, name: str = "answers"
+    reader: Reader, tokenizer: Tokenizer, questions: Sequence[Question], speech: Speech, name: str = "answers"
 ) -> list[str]:
     """`spoken`, and every chain that has not come to its conclusion is made to, in a second stage."""
-    found = spoken(decoder, tokenizer, questions, speech, name)
+    found = spoken(reader, tokenizer, questions, speech, name)
     open_ended = [n for n, q in enumerate(questions) if q.template.chain and q.template.conclusion not in found[n]]
     if open_ended:
         again = [questions[n]._replace(said=questions[n].template.conclude(found[n])) for n in open_ended]
         brief = replace(speech, max_new_tokens=CONCLUDING, stop=("\n",))
-        for n, text in zip(open_ended, spoken(decoder, tokenizer, again, brief, f"{name}: conclusions"), strict=True):
+        for n, text in zip(open_ended, spoken(reader, tokenizer, again, brief, f"{name}: conclusions"), strict=True):
             found[n] = text
     return found
 

@@ -5,6 +5,7 @@ depend on the text behind them. An evaluation reads them once; each row only add
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,20 +30,17 @@ def common_start(rows: Sequence[list[int]]) -> int:
     return min(shared, min(len(row) for row in rows) - 1)
 
 
+@dataclass(frozen=True)
 class KeptPrompt:
-    """The decoder, with the common start of some prompts read. `model` reads on from there, and `rests` are its rows.
+    """A model that has read the start of some prompts, its `shared` first tokens, and what is left of each to read.
 
-    `tokens` counts what is read if each rest is read once.
+    `tokens` are those that are read, if each rest is read once; those of a start that was known already are none.
     """
 
     model: LanguageModel
-
-    def __init__(self, decoder: Decoder, prompts: Sequence[list[int]]):
-        self.shared = common_start(prompts)
-        self.rests = [prompt[self.shared :] for prompt in prompts]
-        self.tokens = self.shared + sum(map(len, self.rests))
-        start = torch.tensor([prompts[0][: self.shared]], device=decoder.embed.weight.device)
-        self.model = InContext(decoder, start) if self.shared else decoder.eval()
+    shared: int
+    rests: list[list[int]]
+    tokens: int
 
     def score(self, answers: Sequence[Sequence[int]], name: str = "scoring") -> Float[Tensor, "N C"]:
         """log P of every answer after every prompt."""
@@ -50,3 +48,23 @@ class KeptPrompt:
         return score_all(
             lambda batch: answer_scores(self.model, [self.rests[index] for index in batch], answers), lengths, name
         )
+
+
+class Reader:
+    """A decoder that reads what prompts have in common once and keeps it, for them and for those that come after."""
+
+    def __init__(self, decoder: Decoder):
+        self.decoder, self.start = decoder.eval(), list[int]()
+        self.model: LanguageModel = self.decoder
+
+    def read(self, prompts: Sequence[list[int]]) -> KeptPrompt:
+        """Behind the start that is kept, where it is most of what these prompts have in common, or else behind that."""
+        shared = common_start(prompts)
+        known = shared >= len(self.start) > shared // 2 and prompts[0][: len(self.start)] == self.start
+        if not known:
+            self.start = prompts[0][:shared]
+            start = torch.tensor([self.start], device=self.decoder.embed.weight.device)
+            self.model = InContext(self.decoder, start) if shared else self.decoder
+        rests = [prompt[len(self.start) :] for prompt in prompts]
+        tokens = sum(map(len, rests)) + (0 if known else shared)
+        return KeptPrompt(self.model, len(self.start), rests, tokens)

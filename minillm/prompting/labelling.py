@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.decoder import Decoder
 from minillm.progress import progress
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
-from minillm.prompting.kept import KeptPrompt
+from minillm.prompting.kept import Reader
 from minillm.prompting.measures import measured, prior_scores
 from minillm.prompting.template import Question, Template
 from minillm.shapes import Float
@@ -45,7 +44,7 @@ class Preferences:
 
 
 def preferences(
-    decoder: Decoder, tokenizer: Tokenizer, questions: Sequence[Question], neutral: Sequence[Question],
+    reader: Reader, tokenizer: Tokenizer, questions: Sequence[Question], neutral: Sequence[Question],
     answers: Sequence[str], name: str = "scoring",
 ) -> Preferences:  # fmt: skip
     """Score every answer to every question; what the prompts of a template share is read once for all of them."""
@@ -57,12 +56,12 @@ def preferences(
     for template, group in progress(places.items(), desc=name, unit="template"):
         some = [everything[place] for place in group]
         ids = template.answers(tokenizer, [question.text for question in some], answers)
-        kept = KeptPrompt(decoder, [question.encode(tokenizer) for question in some])
+        kept = reader.read([question.encode(tokenizer) for question in some])
         found.append(kept.score(ids, name))
         tokens += kept.tokens
     order = torch.tensor([place for group in places.values() for place in group])
     scores = torch.cat(found)[order.argsort()]
     by_template = scores[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
     return Preferences(
-        answers, scores[: len(questions)], by_template, prior_scores(decoder, tokenizer, ids).cpu(), tokens
+        answers, scores[: len(questions)], by_template, prior_scores(reader.decoder, tokenizer, ids).cpu(), tokens
     )

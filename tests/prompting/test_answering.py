@@ -9,6 +9,7 @@ from minillm import InputError, generate
 from minillm.prompting import answering
 from minillm.prompting.answering import Speech, complete, concluded, self_consistent, spoken
 from minillm.prompting.extraction import NUMBER, AnswerForm
+from minillm.prompting.kept import Reader
 from minillm.prompting.template import Question, Shot, Template, task_template
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
 
@@ -28,13 +29,13 @@ def test_each_prompt_is_answered_as_it_would_be_alone():
     prompts = [question.encode(TOKENIZER) for question in QUESTIONS]
     expected = [alone(prompt, stop=TOKENIZER.stop) for prompt in prompts]
     assert complete(DECODER, TOKENIZER, prompts, LETTERS) == expected
-    assert spoken(DECODER, TOKENIZER, QUESTIONS, LETTERS) == expected
+    assert spoken(Reader(DECODER), TOKENIZER, QUESTIONS, LETTERS) == expected
 
 
 def test_the_examples_are_read_once_for_all_answers():
     questions = [Question(QUESTIONS[0].template, f"film {n}") for n in range(100, 164)]
     with tokens_read() as read:
-        spoken(DECODER, TOKENIZER, questions, Speech(max_new_tokens=2, stop=()))
+        spoken(Reader(DECODER), TOKENIZER, questions, Speech(max_new_tokens=2, stop=()))
     prompts = [question.encode(TOKENIZER) for question in questions]
     shared = read[0]
     assert shared > 60
@@ -59,7 +60,9 @@ def test_an_answer_ends_before_the_first_text_to_stop_at_or_at_the_models_end(mo
 
 def test_a_seed_repeats_what_is_sampled_and_another_does_not():
     freely = replace(LETTERS, temperature=1.5)
-    first, again, other = (spoken(DECODER, TOKENIZER, QUESTIONS, replace(freely, seed=seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        spoken(Reader(DECODER), TOKENIZER, QUESTIONS, replace(freely, seed=seed)) for seed in (1, 1, 2)
+    )
     assert first == again != other
 
 
@@ -70,7 +73,7 @@ class Oracle:
         self.said, self.asked = said, []
         monkeypatch.setattr(answering, "spoken", self.speak)
 
-    def speak(self, decoder, tokenizer, questions, speech, name=""):
+    def speak(self, reader, tokenizer, questions, speech, name=""):
         self.asked.append([question.template.render(question.text) + question.said for question in questions])
         return [q.template.begun + q.said + self.said[q.text, bool(q.said)] for q in questions]
 
@@ -81,7 +84,7 @@ def test_kojimas_two_stages_are_for_chains_that_have_not_concluded(monkeypatch):
         monkeypatch,
         {("1+1", False): " It is 2. So the answer is 2.", ("2+2", False): " It is 4. Hm", ("2+2", True): " 4"},
     )
-    found = concluded(DECODER, TOKENIZER, [Question(chain, "1+1"), Question(chain, "2+2")], LETTERS)
+    found = concluded(Reader(DECODER), TOKENIZER, [Question(chain, "1+1"), Question(chain, "2+2")], LETTERS)
     begun = " Let's think step by step."
     assert found == [f"{begun} It is 2. So the answer is 2.", f"{begun} It is 4. Hm So the answer is 4"]
     assert oracle.asked[1] == [f"Q: 2+2\nA:{begun} It is 4. Hm So the answer is"]
@@ -90,7 +93,7 @@ def test_kojimas_two_stages_are_for_chains_that_have_not_concluded(monkeypatch):
 
 def test_an_answer_at_once_has_one_stage(monkeypatch):
     oracle = Oracle(monkeypatch, {("1+1", False): " hm"})
-    assert concluded(DECODER, TOKENIZER, [Question(TEMPLATE, "1+1")], LETTERS) == [" The answer is hm"]
+    assert concluded(Reader(DECODER), TOKENIZER, [Question(TEMPLATE, "1+1")], LETTERS) == [" The answer is hm"]
     assert len(oracle.asked) == 1
 
 
@@ -114,6 +117,6 @@ def test_samples_that_would_all_be_the_same_are_no_vote():
 
 def test_a_chat_is_answered_in_its_turn():
     chat = Question(replace(TEMPLATE, chat=True, shots=(Shot("x", " 1"),)), "y")
-    assert spoken(DECODER, TOKENIZER, [chat], LETTERS) == [
+    assert spoken(Reader(DECODER), TOKENIZER, [chat], LETTERS) == [
         " The answer is" + alone(chat.encode(TOKENIZER), stop=TOKENIZER.stop)
     ]

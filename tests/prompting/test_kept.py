@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from minillm.prompting.kept import KeptPrompt, common_start
+from minillm.prompting.kept import Reader, common_start
 from minillm.prompting.scoring import answer_scores, score_all
 from minillm.prompting.template import Question, task_template
 from tests.decoders import STYLES, random_decoder
@@ -31,7 +31,7 @@ def test_scores_behind_what_is_kept_are_those_of_the_whole_prompts(style, answer
     decoder = random_decoder(STYLES[style])
     if rung == "law in float32":
         decoder = decoder.float()
-    kept = KeptPrompt(decoder, PROMPTS)
+    kept = Reader(decoder).read(PROMPTS)
     assert kept.shared == 3
     found, whole = (answer_scores(model, rows, answers).exp() for model, rows in
                     ((kept.model, kept.rests), (decoder, PROMPTS)))  # fmt: skip
@@ -39,7 +39,7 @@ def test_scores_behind_what_is_kept_are_those_of_the_whole_prompts(style, answer
 
 
 def test_prompts_with_nothing_in_common_are_read_as_they_are():
-    kept = KeptPrompt(DECODER, [[3, 1], [4, 1]])
+    kept = Reader(DECODER).read([[3, 1], [4, 1]])
     assert (kept.shared, kept.rests, kept.tokens) == (0, [[3, 1], [4, 1]], 4)
     assert kept.model is DECODER
 
@@ -47,7 +47,7 @@ def test_prompts_with_nothing_in_common_are_read_as_they_are():
 def test_the_examples_of_a_few_shot_prompt_are_read_once_whatever_the_number_of_queries():
     prompts = [question.encode(TOKENIZER) for question in QUESTIONS]
     with tokens_read() as read:
-        kept = KeptPrompt(DECODER, prompts)
+        kept = Reader(DECODER).read(prompts)
         score_all(
             lambda batch: answer_scores(kept.model, [kept.rests[n] for n in batch], [[5], [7]]),
             [len(rest) for rest in kept.rests],
@@ -61,10 +61,29 @@ def test_the_examples_of_a_few_shot_prompt_are_read_once_whatever_the_number_of_
 
 def test_a_query_costs_the_multiplications_of_its_own_tokens_and_the_head_of_its_last_alone():
     prompts = [question.encode(TOKENIZER) for question in QUESTIONS[:4]]
-    kept = KeptPrompt(DECODER, prompts)
+    kept = Reader(DECODER).read(prompts)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         answer_scores(kept.model, kept.rests, [[5], [7]])
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
     blocks = sum(matrix.weight.numel() for matrix in DECODER.blocks.modules() if isinstance(matrix, torch.nn.Linear))
     tokens = 4 * len(kept.rests[0])
     assert counted == 2 * tokens * blocks + 2 * 4 * DECODER.head.weight.numel()
+
+
+def test_a_start_that_is_kept_is_not_read_again_for_prompts_that_come_after():
+    reader, prompts = Reader(DECODER), [question.encode(TOKENIZER) for question in QUESTIONS]
+    first = reader.read(prompts)
+    with tokens_read() as read:
+        again = reader.read([[*prompt, 5, 6] for prompt in prompts[:1]])
+    assert read == []
+    assert again.shared == first.shared
+    assert again.tokens == len(prompts[0]) + 2 - first.shared
+
+
+def test_a_start_that_is_not_theirs_or_only_a_small_part_of_it_is_not_used():
+    reader, prompts = Reader(DECODER), [question.encode(TOKENIZER) for question in QUESTIONS]
+    for kept, asked in (([[5, 6], [5, 7]], prompts), (prompts, [[5, 6, 7], [5, 6, 8]]), ([[*prompts[0], 5]], prompts)):
+        reader.read(kept)
+        found, new = reader.read(asked), Reader(DECODER).read(asked)
+        assert (found.shared, found.tokens) == (new.shared, new.tokens)
+        assert_close(found.score([[5], [7]]), new.score([[5], [7]]), "law")

@@ -6,6 +6,7 @@ import torch
 
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
+from minillm.prompting.kept import Reader
 from minillm.prompting.labelling import neutral_questions, preferences
 from minillm.prompting.scoring import answer_scores
 from minillm.prompting.template import Question, task_template
@@ -27,7 +28,7 @@ def whole(questions, answers=ANSWERS):
 def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
     neutral = neutral_questions(QUESTIONS)
     assert [question.text for question in neutral] == list(CONTENT_FREE)
-    found = preferences(DECODER, TOKENIZER, QUESTIONS, neutral, ANSWERS)
+    found = preferences(Reader(DECODER), TOKENIZER, QUESTIONS, neutral, ANSWERS)
     assert_close(found.scores, whole(QUESTIONS), "law")
     assert_close(found.after()["acc"], calibrated(whole(QUESTIONS), whole(neutral)[None]), "law")
     start = torch.tensor([[TOKENIZER.bos, *TOKENIZER.encode(" the")]])
@@ -39,16 +40,16 @@ def test_where_each_text_has_examples_of_its_own_it_has_content_free_prompts_of_
     own = [Question(task_template(TASK, [TRAIN[n]]), question.text) for n, question in enumerate(QUESTIONS)]
     neutral = neutral_questions(own)
     assert len(neutral) == len(own) * len(CONTENT_FREE)
-    found = preferences(DECODER, TOKENIZER, own, neutral, ANSWERS).after()["acc"]
+    found = preferences(Reader(DECODER), TOKENIZER, own, neutral, ANSWERS).after()["acc"]
     for row, question in enumerate(own):
-        alone = preferences(DECODER, TOKENIZER, [question], neutral_questions([question]), ANSWERS)
+        alone = preferences(Reader(DECODER), TOKENIZER, [question], neutral_questions([question]), ANSWERS)
         assert_close(found[row], alone.after()["acc"][0], "law")
 
 
 def test_a_content_free_question_comes_out_even():
     """With one content-free text; with three it is their mean that comes out even."""
     question = Question(SHARED, CONTENT_FREE[0])
-    found = preferences(DECODER, TOKENIZER, [question], [question] * len(CONTENT_FREE), ANSWERS)
+    found = preferences(Reader(DECODER), TOKENIZER, [question], [question] * len(CONTENT_FREE), ANSWERS)
     for name, scores in found.after().items():
         assert_close(scores.exp(), torch.full((1, 3), 1 / 3, dtype=torch.float64), "law", name)
 
@@ -57,7 +58,7 @@ def test_the_examples_are_read_once_for_rows_and_content_free_texts_together():
     questions = [Question(task_template(TASK, TRAIN[:8]), f"film {n}") for n in range(100, 150)]
     neutral = neutral_questions(questions)
     with tokens_read() as read:
-        found = preferences(DECODER, TOKENIZER, questions, neutral, (" no", " yes"))
+        found = preferences(Reader(DECODER), TOKENIZER, questions, neutral, (" no", " yes"))
     lengths = [len(question.encode(TOKENIZER)) for question in [*questions, *neutral]]
     assert found.tokens == read[0] + sum(length - read[0] for length in lengths)
     assert read[0] > lengths[0] * 0.8
@@ -66,5 +67,5 @@ def test_the_examples_are_read_once_for_rows_and_content_free_texts_together():
 
 def test_labels_open_a_chats_turn_without_a_blank():
     chat = [question._replace(template=replace(SHARED, chat=True)) for question in QUESTIONS]
-    found = preferences(DECODER, TOKENIZER, chat, neutral_questions(chat), ANSWERS)
+    found = preferences(Reader(DECODER), TOKENIZER, chat, neutral_questions(chat), ANSWERS)
     assert_close(found.scores, whole(chat, [answer.lstrip() for answer in ANSWERS]), "law")
