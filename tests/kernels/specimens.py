@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from minillm.kernels import norm
+from minillm.kernels import attention, norm
+from minillm.ops.attention import Prefix
 
 
 class Specimen(NamedTuple):
@@ -36,4 +37,22 @@ def _norms(width: int) -> Callable[[torch.dtype], None]:
     return run
 
 
-SPECIMENS = {"norms of 576": Specimen(_norms(576)), "norms of 4096": Specimen(_norms(4096))}
+def _attention(heads: int, groups: int, width: int, padded: bool) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        shapes = (2, heads, 256, width), (2, groups, 256, width), (2, groups, 256, width)
+        sides = tensors(dtype, *shapes, (1, groups, 32, width), (1, groups, 32, width))
+        mask = torch.ones(2, 256, dtype=torch.bool) if padded else None
+        attention.attention(*sides[:3], mask=mask, prefix=Prefix(*sides[3:]) if padded else None).sum().backward()
+
+    return run
+
+
+ATTENTION = ("_forward_kernel", "queries_kernel", "keys_kernel")
+SPECIMENS = {
+    "norms of 576": Specimen(_norms(576)),
+    "norms of 4096": Specimen(_norms(4096)),
+    "attention, heads of 64": Specimen(_attention(4, 4, 64, False), ATTENTION),
+    "attention, heads of 64 in groups, padding, a prefix": Specimen(_attention(9, 3, 64, True), ATTENTION),
+    "attention, heads of 128 in groups, padding, a prefix": Specimen(_attention(8, 2, 128, True), ATTENTION),
+    "attention, heads of 80": Specimen(_attention(2, 2, 80, True), ATTENTION),
+}
