@@ -17,10 +17,9 @@ def _descend(
     """The slope of queries, but for 1 / √K, with what comes through the keys up to `end`."""
     for edge in tl.static_range(2):
         for first in range(whole * edge, end if edge else whole, BLOCK_S):
-            position = first + tl.arange(0, BLOCK_S)
-            k = load(key, b, g, position, keys, 1, WIDTH, BLOCK_K, edge)
-            v = load(value, b, g, position, keys, 1, WIDTH, BLOCK_K, edge)
-            scores = scores_of(q, k, mask, b, position, keys, last, edge)
+            k = load(key, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
+            v = load(value, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
+            scores = scores_of(q, k, mask, b, first + tl.arange(0, BLOCK_S), keys, last, edge)
             weights = tl.exp2(scores * scale - log_sum[:, None])
             slopes = weights * (tl.dot(dout, tl.trans(v), input_precision=EXACT) - delta[:, None])
             dq = tl.dot(slopes.to(k.dtype), k, dq, input_precision=EXACT)
@@ -34,11 +33,12 @@ def queries_kernel(
     GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dQ, and each query's δ for the kernel after this one."""
-    b, g, row, itself, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
+    b, g, start, itself, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
     rows = queries * GROUP
-    q = load(query, b, g, row, rows, GROUP, WIDTH, BLOCK_K)
-    slope = load(dout, b, g, row, rows, GROUP, WIDTH, BLOCK_K)
-    read = load(out, b, g, row, rows, GROUP, WIDTH, BLOCK_K)
+    q = load(query, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    slope = load(dout, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    read = load(out, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    row = start + tl.arange(0, BLOCK_T)
     meets = tl.sum(slope.to(tl.float32) * read.to(tl.float32), 1)
     place = (b * groups + g).to(tl.int64) * rows + row
     tl.store(delta + place, meets, mask=row < rows)
@@ -47,12 +47,12 @@ def queries_kernel(
     if prefix_key is not None:
         dq = _descend(
             dq, q, slope, sums, meets, prefix_key, prefix_value, None, b, g, prompt // BLOCK_S * BLOCK_S, prompt,
-            prompt, row * 0 + prompt - 1, scale, WIDTH, BLOCK_S, BLOCK_K,
+            prompt, tl.full((BLOCK_T,), prompt - 1, tl.int32), scale, WIDTH, BLOCK_S, BLOCK_K,
         )  # fmt: skip
     dq = _descend(
         dq, q, slope, sums, meets, key, value, mask, b, g, whole, end, keys, itself, scale, WIDTH, BLOCK_S, BLOCK_K
     )  # fmt: skip
-    store(dquery, b, g, row, rows, dq * root, GROUP, WIDTH, BLOCK_K)
+    store(dquery, b, g, start, rows, dq * root, BLOCK_T, GROUP, WIDTH, BLOCK_K)
 
 
 @triton.jit
@@ -60,13 +60,13 @@ def _collect(
     dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, start, end, tiles, queries, ahead, scale,
     EDGE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The slopes of keys, but for 1 / √K, and of values, with tiles of queries from start to end, counted from row b."""
+    """The slopes of keys, but for 1 / √K, and of values, with the tiles of queries from start to end of row b on."""
     rows = queries * GROUP
     for step in range(start, end):
-        at = b + step // tiles
-        row = step % tiles * BLOCK_T + tl.arange(0, BLOCK_T)
-        q = load(query, at, g, row, rows, GROUP, WIDTH, BLOCK_K)
-        slope = load(dout, at, g, row, rows, GROUP, WIDTH, BLOCK_K)
+        at, first = b + step // tiles, step % tiles * BLOCK_T
+        q = load(query, at, g, first, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+        slope = load(dout, at, g, first, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+        row = first + tl.arange(0, BLOCK_T)
         place = (at * groups + g).to(tl.int64) * rows + row
         sums = tl.load(log_sum + place, mask=row < rows, other=float("inf"))
         meets = tl.load(delta + place, mask=row < rows, other=0.0)
@@ -89,12 +89,12 @@ def keys_kernel(
 ):  # fmt: skip
     """dK and dV: of a text's keys, or of a prefix that `batch` rows share, by one stripe of their tiles of queries."""
     blocks, tiles = tl.cdiv(keys, BLOCK_S), tl.cdiv(queries * GROUP, BLOCK_T)
-    position = tl.program_id(0) % blocks * BLOCK_S + tl.arange(0, BLOCK_S)
-    g, part = tl.program_id(0) // blocks % groups, tl.program_id(0) // blocks // groups
-    owner = part // stripes
-    b, first, ahead = owner * batch, tl.program_id(0) % blocks * BLOCK_S, keys - queries
-    k = load(key, owner, g, position, keys, 1, WIDTH, BLOCK_K)
-    v = load(value, owner, g, position, keys, 1, WIDTH, BLOCK_K)
+    first, head = tl.program_id(0) % blocks * BLOCK_S, tl.program_id(0) // blocks
+    g, part = head % groups, head // groups
+    owner, position, ahead = part // stripes, first + tl.arange(0, BLOCK_S), keys - queries
+    b = owner * batch
+    k = load(key, owner, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K)
+    v = load(value, owner, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K)
     dk = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)
     dv = tl.zeros((BLOCK_S, BLOCK_K), tl.float32)
     real = position < keys
@@ -119,5 +119,5 @@ def keys_kernel(
             dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, diagonal, start, tiles, queries,
             ahead, scale, True, GROUP, WIDTH, BLOCK_T, BLOCK_K,
         )  # fmt: skip
-    store(dkey, part, g, position, keys, dk * root, 1, WIDTH, BLOCK_K)
-    store(dvalue, part, g, position, keys, dv, 1, WIDTH, BLOCK_K)
+    store(dkey, part, g, first, keys, dk * root, BLOCK_S, 1, WIDTH, BLOCK_K)
+    store(dvalue, part, g, first, keys, dv, BLOCK_S, 1, WIDTH, BLOCK_K)

@@ -28,15 +28,30 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import driver
 
 from minillm.kernels._attention_backward import keys_kernel, queries_kernel
 from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
+from minillm.kernels._interpreter import INTERPRETED
 
 if TYPE_CHECKING:
     from minillm.ops.attention import Prefix
 
 PROGRAMS = 512
 """How many sum the slope of a prefix, about: a few for each of a GPU's 100 or so processors."""
+
+# Rows of queries, keys, warps and stages: the largest that spill nothing, whatever prefix, mask and groups there are.
+TILES = {
+    # way, heads wider than 64, factors from shared memory
+    ("forward", False, False): (128, 64, 8, 3),
+    ("forward", False, True): (128, 128, 8, 2),
+    ("forward", True, False): (128, 32, 8, 2),
+    ("forward", True, True): (128, 64, 8, 3),
+    ("backward", False, False): (64, 64, 8, 2),
+    ("backward", False, True): (64, 64, 4, 2),
+    ("backward", True, False): (32, 64, 8, 2),
+    ("backward", True, True): (32, 64, 8, 2),
+}
 
 
 @triton.jit
@@ -47,9 +62,8 @@ def _read(
     """What queries have read, their greatest score and the sum under it, with the keys up to `end`."""
     for edge in tl.static_range(2):
         for first in range(whole * edge, end if edge else whole, BLOCK_S):
-            position = first + tl.arange(0, BLOCK_S)
-            k = load(key, b, g, position, keys, 1, WIDTH, BLOCK_K, edge)
-            scores = scores_of(q, k, mask, b, position, keys, last, edge)
+            k = load(key, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
+            scores = scores_of(q, k, mask, b, first + tl.arange(0, BLOCK_S), keys, last, edge)
             higher = tl.maximum(top, tl.max(scores, 1) * scale)
             base = higher
             if mask is not None:  # a row may have met only padding so far, and -∞ - -∞ is no number
@@ -57,7 +71,7 @@ def _read(
             weights = tl.exp2(scores * scale - base[:, None])
             faded = tl.exp2(top - base)
             total = total * faded + tl.sum(weights, 1)
-            v = load(value, b, g, position, keys, 1, WIDTH, BLOCK_K, edge)
+            v = load(value, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
             out = tl.dot(weights.to(v.dtype), v, out * faded[:, None], input_precision=EXACT)
             top = higher
     return out, top, total
@@ -68,38 +82,45 @@ def _forward_kernel(
     query, key, value, mask, prefix_key, prefix_value, out, log_sum, groups, queries, keys, prompt, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    b, g, row, itself, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
+    b, g, start, itself, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
     rows = queries * GROUP
-    q = load(query, b, g, row, rows, GROUP, WIDTH, BLOCK_K)
+    q = load(query, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
     acc = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
     top = tl.full((BLOCK_T,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_T,), tl.float32)
     if prefix_key is not None:
         acc, top, total = _read(
             acc, top, total, q, prefix_key, prefix_value, None, b, g, prompt // BLOCK_S * BLOCK_S, prompt,
-            prompt, row * 0 + prompt - 1, scale, WIDTH, BLOCK_S, BLOCK_K,
+            prompt, tl.full((BLOCK_T,), prompt - 1, tl.int32), scale, WIDTH, BLOCK_S, BLOCK_K,
         )  # fmt: skip
     acc, top, total = _read(
         acc, top, total, q, key, value, mask, b, g, whole, end, keys, itself, scale, WIDTH, BLOCK_S, BLOCK_K
     )  # fmt: skip
-    store(out, b, g, row, rows, acc / total[:, None], GROUP, WIDTH, BLOCK_K)
+    store(out, b, g, start, rows, acc / total[:, None], BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    row = start + tl.arange(0, BLOCK_T)
     tl.store(log_sum + (b * groups + g).to(tl.int64) * rows + row, top + tl.log2(total), mask=row < rows)
 
 
-def _blocks(rows: int, keys: int, width: int, dtype: torch.dtype, backward: bool) -> dict[str, int]:
-    """Tiles that fit in registers, no larger than what there is; float32, without tensor cores, takes more of them."""
+def _blocks(rows: int, width: int, dtype: torch.dtype, backward: bool) -> dict[str, int]:
+    """Tiles that fit in registers; float32 takes more of them, for it has no tensor cores to hold its factors."""
     block = max(16, triton.next_power_of_2(width))
     if dtype == torch.float32:
-        most_rows, most_keys, warps, stages = 32, 32, 4, 2
-    elif backward:
-        most_rows, most_keys, warps, stages = 64, 64, 4 if block <= 64 else 8, 2
+        tile = 32, 32, 8, 2
+    elif block > 128:
+        tile = 64, 32, 8, 1
     else:
-        most_rows, most_keys, warps, stages = 128, 64, 4 if block <= 64 else 8, 3
-    return {
-        "BLOCK_T": min(most_rows, max(16, triton.next_power_of_2(rows))),
-        "BLOCK_S": min(most_keys, max(16, triton.next_power_of_2(keys))),
-        "BLOCK_K": block, "num_warps": warps, "num_stages": stages,
-    }  # fmt: skip
+        tile = TILES["backward" if backward else "forward", block > 64, _from_shared_memory()]
+    most, keys, warps, stages = tile
+    few = min(most, max(16, triton.next_power_of_2(rows)))
+    return {"BLOCK_T": few, "BLOCK_S": keys, "BLOCK_K": block, "num_warps": warps, "num_stages": stages}
+
+
+def _from_shared_memory() -> bool:
+    """Whether tensor cores take factors from shared memory (Hopper), which leaves registers for larger tiles."""
+    if INTERPRETED:
+        return False
+    target = driver.active.get_current_target()
+    return target.backend == "cuda" and target.arch >= 90
 
 
 def _sizes(query: Tensor, key: Tensor) -> dict[str, int]:
@@ -131,7 +152,7 @@ def _attention(
     (batch, groups, keys), (queries, width) = key.shape[:3], query.shape[2:]
     prompt = 0 if prefix_key is None else prefix_key.shape[2]
     rows = log_sum.shape[2]
-    blocks = _blocks(rows, max(keys, prompt), width, query.dtype, backward=False)
+    blocks = _blocks(rows, width, query.dtype, backward=False)
     if query.numel():
         _forward_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * batch * groups,)](
             *(_side(side, query.dtype) for side in (query, key, value)), None if mask is None else mask.contiguous(),
@@ -153,17 +174,17 @@ def _attention_fake(
 @torch.library.custom_op("minillm::attention_backward", mutates_args=())
 def _attention_backward(
     dout: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    prefix_key: Tensor | None, prefix_value: Tensor | None, out: Tensor, log_sum: Tensor,
+    prefix_key: Tensor | None, prefix_value: Tensor | None, out: Tensor, log_sum: Tensor, prefix_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The slopes of query, key, value and of a prefix's two sides (empty where there is none)."""
+    """The slopes of query, key and value, and of a prefix's two sides (empty where it has none or is a constant)."""
     dquery, dkey, dvalue, *dprefix = _attention_backward_fake(
-        dout, query, key, value, mask, prefix_key, prefix_value, out, log_sum
+        dout, query, key, value, mask, prefix_key, prefix_value, out, log_sum, prefix_learns
     )
     if not query.numel():
         return dquery, dkey.zero_(), dvalue.zero_(), *(slope.zero_() for slope in dprefix)
     groups, keys, (queries, width) = *key.shape[1:3], query.shape[2:]
     prompt, rows = 0 if prefix_key is None else prefix_key.shape[2], log_sum.shape[2]
-    blocks = _blocks(rows, max(keys, prompt), width, query.dtype, backward=True)
+    blocks = _blocks(rows, width, query.dtype, backward=True)
     mask, delta = None if mask is None else mask.contiguous(), torch.empty_like(log_sum)
     sides = [_side(side, query.dtype) for side in (query, key, value, prefix_key, prefix_value, out, dout, dquery)]
     queries_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * len(key) * groups,)](
@@ -172,7 +193,7 @@ def _attention_backward(
     )  # fmt: skip
     above = query, dout, log_sum, delta
     _slopes_of_keys(key, value, mask, *above, dkey, dvalue, 1)
-    if prefix_key is not None:
+    if prefix_learns:
         dprefix = _slopes_of_prefix(prefix_key, prefix_value, *above)
     return dquery, dkey, dvalue, *dprefix
 
@@ -180,10 +201,10 @@ def _attention_backward(
 @_attention_backward.register_fake
 def _attention_backward_fake(
     dout: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    prefix_key: Tensor | None, prefix_value: Tensor | None, out: Tensor, log_sum: Tensor,
+    prefix_key: Tensor | None, prefix_value: Tensor | None, out: Tensor, log_sum: Tensor, prefix_learns: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    sides = (prefix_key, prefix_value)
-    dprefix = (query.new_empty(0) if side is None else side.new_empty(side.shape) for side in sides)
+    sides = (prefix_key, prefix_value) if prefix_learns else (query.new_empty(0),) * 2
+    dprefix = (side.new_empty(side.shape) for side in sides)
     return _like(query), _like(key), _like(value), *dprefix
 
 
@@ -192,7 +213,7 @@ def _slopes_of_keys(
     dkey: Tensor, dvalue: Tensor, stripes: int, causal: bool = True,
 ) -> None:  # fmt: skip
     (owners, groups, keys, width), queries = key.shape, query.shape[2]
-    blocks = _blocks(log_sum.shape[2], keys, width, query.dtype, backward=True)
+    blocks = _blocks(log_sum.shape[2], width, query.dtype, backward=True)
     programs = triton.cdiv(keys, blocks["BLOCK_S"]) * groups * owners * stripes
     if programs:
         keys_kernel[(programs,)](
@@ -207,7 +228,7 @@ def _slopes_of_prefix(
 ) -> tuple[Tensor, Tensor]:
     """Of each stripe in float32, and then of all: as many stripes as keep a GPU busy, and the same on each run."""
     owners, groups, keys, width = key.shape
-    blocks = _blocks(log_sum.shape[2], keys, width, query.dtype, backward=True)
+    blocks = _blocks(log_sum.shape[2], width, query.dtype, backward=True)
     tiles = len(query) // owners * triton.cdiv(log_sum.shape[2], blocks["BLOCK_T"])
     stripes = min(tiles, max(1, PROGRAMS // max(1, owners * groups * triton.cdiv(keys, blocks["BLOCK_S"]))))
     sums = [key.new_empty((owners * stripes, *key.shape[1:]), dtype=torch.float32) for _ in range(2)]
@@ -224,8 +245,9 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _differentiate(ctx: Any, dout: Tensor | None, *_: Any):
     if dout is None:
         return (None,) * 6
-    dquery, dkey, dvalue, *dprefix = _attention_backward(dout, *ctx.saved_tensors)
-    return dquery, dkey, dvalue, None, *(dprefix if ctx.needs_input_grad[4] else (None, None))
+    learns = any(ctx.needs_input_grad[4:])
+    dquery, dkey, dvalue, *dprefix = _attention_backward(dout, *ctx.saved_tensors, learns)
+    return dquery, dkey, dvalue, None, *(dprefix if learns else (None, None))
 
 
 _attention.register_autograd(_differentiate, setup_context=_save)

@@ -100,11 +100,22 @@ def attention(
         query,
         key,
         value,
-        attn_mask=None if unmasked else visible_keys(queries, keys, mask, query.device),
+        attn_mask=None if unmasked else _rule(query, keys, mask),
         is_causal=square,
         dropout_p=dropout_probability,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+
+
+def _rule(query: Float[Tensor, "B H T K"], keys: int, mask: Bool[Tensor, "B S"] | None) -> Tensor:
+    """Who sees what, as torch is told it; written out where it is not one that a GPU's kernels know by name."""
+    queries = query.shape[2]
+    if mask is None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        # Imported here, for it brings torch's compiler along. Flash attention skips what this hides and reads no mask.
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(queries, keys)
+    return visible_keys(queries, keys, mask, query.device)
 
 
 def _sizes(query: Tensor, key: Tensor, mask: Tensor | None, prefix: Prefix | None) -> tuple[int, ...]:
