@@ -42,15 +42,19 @@ PROGRAMS = 512
 
 # Rows of queries, keys, warps and stages: the largest that spill nothing, whatever prefix, mask and groups there are.
 TILES = {
-    # way, heads wider than 64, factors from shared memory
-    ("forward", False, False): (128, 64, 8, 3),
-    ("forward", False, True): (128, 128, 8, 2),
-    ("forward", True, False): (128, 32, 8, 2),
-    ("forward", True, True): (128, 64, 8, 3),
-    ("backward", False, False): (64, 64, 8, 2),
-    ("backward", False, True): (64, 64, 4, 2),
-    ("backward", True, False): (32, 64, 8, 2),
-    ("backward", True, True): (32, 64, 8, 2),
+    # whose numbers it writes, heads wider than 64, factors from shared memory
+    ("out", False, False): (128, 64, 8, 3),
+    ("out", False, True): (128, 128, 8, 2),
+    ("out", True, False): (128, 32, 8, 2),
+    ("out", True, True): (128, 64, 8, 3),
+    ("queries", False, False): (64, 64, 8, 2),
+    ("queries", False, True): (128, 64, 8, 2),
+    ("queries", True, False): (64, 64, 8, 2),
+    ("queries", True, True): (64, 64, 8, 2),
+    ("keys", False, False): (64, 64, 8, 2),
+    ("keys", False, True): (64, 128, 8, 2),
+    ("keys", True, False): (32, 64, 8, 2),
+    ("keys", True, True): (32, 64, 8, 2),
 }
 
 
@@ -101,7 +105,7 @@ def _forward_kernel(
     tl.store(log_sum + (b * groups + g).to(tl.int64) * rows + row, top + tl.log2(total), mask=row < rows)
 
 
-def _blocks(rows: int, width: int, dtype: torch.dtype, backward: bool) -> dict[str, int]:
+def _blocks(whose: str, rows: int, width: int, dtype: torch.dtype) -> dict[str, int]:
     """Tiles that fit in registers; float32 takes more of them, for it has no tensor cores to hold its factors."""
     block = max(16, triton.next_power_of_2(width))
     if dtype == torch.float32:
@@ -109,7 +113,7 @@ def _blocks(rows: int, width: int, dtype: torch.dtype, backward: bool) -> dict[s
     elif block > 128:
         tile = 64, 32, 8, 1
     else:
-        tile = TILES["backward" if backward else "forward", block > 64, _from_shared_memory()]
+        tile = TILES[whose, block > 64, _from_shared_memory()]
     most, keys, warps, stages = tile
     few = min(most, max(16, triton.next_power_of_2(rows)))
     return {"BLOCK_T": few, "BLOCK_S": keys, "BLOCK_K": block, "num_warps": warps, "num_stages": stages}
@@ -152,7 +156,7 @@ def _attention(
     (batch, groups, keys), (queries, width) = key.shape[:3], query.shape[2:]
     prompt = 0 if prefix_key is None else prefix_key.shape[2]
     rows = log_sum.shape[2]
-    blocks = _blocks(rows, width, query.dtype, backward=False)
+    blocks = _blocks("out", rows, width, query.dtype)
     if query.numel():
         _forward_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * batch * groups,)](
             *(_side(side, query.dtype) for side in (query, key, value)), None if mask is None else mask.contiguous(),
@@ -184,7 +188,7 @@ def _attention_backward(
         return dquery, dkey.zero_(), dvalue.zero_(), *(slope.zero_() for slope in dprefix)
     groups, keys, (queries, width) = *key.shape[1:3], query.shape[2:]
     prompt, rows = 0 if prefix_key is None else prefix_key.shape[2], log_sum.shape[2]
-    blocks = _blocks(rows, width, query.dtype, backward=True)
+    blocks = _blocks("queries", rows, width, query.dtype)
     mask, delta = None if mask is None else mask.contiguous(), torch.empty_like(log_sum)
     sides = [_side(side, query.dtype) for side in (query, key, value, prefix_key, prefix_value, out, dout, dquery)]
     queries_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * len(key) * groups,)](
@@ -213,7 +217,7 @@ def _slopes_of_keys(
     dkey: Tensor, dvalue: Tensor, stripes: int, causal: bool = True,
 ) -> None:  # fmt: skip
     (owners, groups, keys, width), queries = key.shape, query.shape[2]
-    blocks = _blocks(log_sum.shape[2], width, query.dtype, backward=True)
+    blocks = _blocks("keys", log_sum.shape[2], width, query.dtype)
     programs = triton.cdiv(keys, blocks["BLOCK_S"]) * groups * owners * stripes
     if programs:
         keys_kernel[(programs,)](
@@ -228,7 +232,7 @@ def _slopes_of_prefix(
 ) -> tuple[Tensor, Tensor]:
     """Of each stripe in float32, and then of all: as many stripes as keep a GPU busy, and the same on each run."""
     owners, groups, keys, width = key.shape
-    blocks = _blocks(log_sum.shape[2], width, query.dtype, backward=True)
+    blocks = _blocks("keys", log_sum.shape[2], width, query.dtype)
     tiles = len(query) // owners * triton.cdiv(log_sum.shape[2], blocks["BLOCK_T"])
     stripes = min(tiles, max(1, PROGRAMS // max(1, owners * groups * triton.cdiv(keys, blocks["BLOCK_S"]))))
     sums = [key.new_empty((owners * stripes, *key.shape[1:]), dtype=torch.float32) for _ in range(2)]

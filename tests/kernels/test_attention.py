@@ -44,7 +44,7 @@ def cases(draw):
 def small_tiles(monkeypatch):
     """So that a test of a few tokens has whole tiles, tiles at an edge, and several of both."""
     whole = kernels._blocks
-    monkeypatch.setattr(kernels, "_blocks", lambda *sizes, **way: whole(*sizes, **way) | SMALL)
+    monkeypatch.setattr(kernels, "_blocks", lambda *sizes: whole(*sizes) | SMALL)
 
 
 @pytest.fixture
