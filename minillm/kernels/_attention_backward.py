@@ -3,10 +3,15 @@
 Each makes the weights that it needs again, from the scores and log₂ Σ 2^score, and no two write to one place.
 """
 
+import math
+
 import triton
 import triton.language as tl
 
 from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
+
+LN_2 = tl.constexpr(math.log(2))
+"""Scores are exponents of 2; their slopes, like everyone's, are of exponents of e."""
 
 
 @triton.jit
@@ -29,7 +34,7 @@ def _descend(
 @triton.jit
 def queries_kernel(
     query, key, value, mask, prefix_key, prefix_value, out, dout, log_sum, delta, dquery,
-    groups, queries, keys, prompt, scale, root,
+    groups, queries, keys, prompt, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """dQ, and each query's δ for the kernel after this one."""
@@ -52,7 +57,7 @@ def queries_kernel(
     dq = _descend(
         dq, q, slope, sums, meets, key, value, mask, b, g, whole, end, keys, itself, scale, WIDTH, BLOCK_S, BLOCK_K
     )  # fmt: skip
-    store(dquery, b, g, start, rows, dq * root, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    store(dquery, b, g, start, rows, dq * (scale * LN_2), BLOCK_T, GROUP, WIDTH, BLOCK_K)
 
 
 @triton.jit
@@ -83,7 +88,7 @@ def _collect(
 
 @triton.jit
 def keys_kernel(
-    query, key, value, mask, dout, log_sum, delta, dkey, dvalue, batch, groups, queries, keys, stripes, scale, root,
+    query, key, value, mask, dout, log_sum, delta, dkey, dvalue, batch, groups, queries, keys, stripes, scale,
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -119,5 +124,5 @@ def keys_kernel(
             dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, diagonal, start, tiles, queries,
             ahead, scale, True, GROUP, WIDTH, BLOCK_T, BLOCK_K,
         )  # fmt: skip
-    store(dkey, part, g, first, keys, dk * root, BLOCK_S, 1, WIDTH, BLOCK_K)
+    store(dkey, part, g, first, keys, dk * (scale * LN_2), BLOCK_S, 1, WIDTH, BLOCK_K)
     store(dvalue, part, g, first, keys, dv, BLOCK_S, 1, WIDTH, BLOCK_K)

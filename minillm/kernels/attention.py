@@ -9,9 +9,9 @@ again from log₂ Σ 2^score, one number a query, and their slopes from another,
 For a head of K = 64 bfloat16 numbers and T = S = 2048, where a GPU has time for about 200 FLOPs a byte:
 
     version                                                 bytes      FLOPs                   launches
-    naive: scores, mask, softmax and product by themselves  75 M       4 T S K = 1.1 G         5
+    naive: product, scale, mask, softmax, product           68 M       4 T S K = 1.1 G         5
     fused, and of the tiles those that the rule shows        1 M       2 T S K = 0.5 G         1
-    P keys before the text by `torch.cat` and a mask         2 M       4 T (P + S) K           6
+    P keys before the text by `torch.cat`, and a mask        2 M + T S 4 T (P + S) K           3, and the mask's
     a prefix as a second segment, read where it lies         1 M       2 T S K + 4 T P K       1
     backward, fused: the scores made twice, no atomics       3 M       7 T S K                 2, and 3 for a prefix
 
@@ -50,7 +50,7 @@ TILES = {
     ("queries", False, False): (64, 64, 8, 2),
     ("queries", False, True): (128, 64, 8, 2),
     ("queries", True, False): (64, 64, 8, 2),
-    ("queries", True, True): (64, 64, 8, 2),
+    ("queries", True, True): (64, 64, 4, 2),
     ("keys", False, False): (64, 64, 8, 2),
     ("keys", False, True): (64, 128, 8, 2),
     ("keys", True, False): (32, 64, 8, 2),
@@ -127,8 +127,10 @@ def _from_shared_memory() -> bool:
     return target.backend == "cuda" and target.arch >= 90
 
 
-def _sizes(query: Tensor, key: Tensor) -> dict[str, int]:
-    return {"GROUP": query.shape[1] // key.shape[1], "WIDTH": query.shape[3]}
+def _sizes(query: Tensor, key: Tensor) -> dict[str, float]:
+    """What all kernels are told of a head. Scores are exponents of 2, the base that a GPU has: / √K and · log₂ e."""
+    width = query.shape[3]
+    return {"scale": math.log2(math.e) / math.sqrt(width), "GROUP": query.shape[1] // key.shape[1], "WIDTH": width}
 
 
 def _side(tensor: Tensor | None, dtype: torch.dtype) -> tuple | None:
@@ -161,7 +163,7 @@ def _attention(
         _forward_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * batch * groups,)](
             *(_side(side, query.dtype) for side in (query, key, value)), None if mask is None else mask.contiguous(),
             *(_side(side, query.dtype) for side in (prefix_key, prefix_value, out)), log_sum,
-            groups, queries, keys, prompt, math.log2(math.e) / math.sqrt(width), **_sizes(query, key), **blocks,
+            groups, queries, keys, prompt, **_sizes(query, key), **blocks,
         )  # fmt: skip
     return out, log_sum
 
@@ -193,7 +195,7 @@ def _attention_backward(
     sides = [_side(side, query.dtype) for side in (query, key, value, prefix_key, prefix_value, out, dout, dquery)]
     queries_kernel[(triton.cdiv(rows, blocks["BLOCK_T"]) * len(key) * groups,)](
         *sides[:3], mask, *sides[3:7], log_sum, delta, sides[7], groups, queries, keys, prompt,
-        math.log2(math.e) / math.sqrt(width), 1 / math.sqrt(width), **_sizes(query, key), **blocks,
+        **_sizes(query, key), **blocks,
     )  # fmt: skip
     above = query, dout, log_sum, delta
     _slopes_of_keys(key, value, mask, *above, dkey, dvalue, 1)
@@ -223,7 +225,7 @@ def _slopes_of_keys(
         keys_kernel[(programs,)](
             *(_side(side, query.dtype) for side in (query, key, value)), mask, _side(dout, query.dtype), log_sum, delta,
             *(_side(side, side.dtype) for side in (dkey, dvalue)), len(query) // owners, groups, queries, keys, stripes,
-            math.log2(math.e) / math.sqrt(width), 1 / math.sqrt(width), CAUSAL=causal, **_sizes(query, key), **blocks,
+            CAUSAL=causal, **_sizes(query, key), **blocks,
         )  # fmt: skip
 
 

@@ -37,12 +37,12 @@ def _norms(width: int) -> Callable[[torch.dtype], None]:
     return run
 
 
-def _attention(heads: int, groups: int, width: int, padded: bool) -> Callable[[torch.dtype], None]:
+def _attention(heads: int, groups: int, width: int, padded: bool, queries: int = 256) -> Callable[[torch.dtype], None]:
     def run(dtype: torch.dtype) -> None:
-        shapes = (2, heads, 256, width), (2, groups, 256, width), (2, groups, 256, width)
-        sides = tensors(dtype, *shapes, (1, groups, 32, width), (1, groups, 32, width))
+        text, prompt = (2, groups, 256, width), (1, groups, 32, width)
+        query, key, value, *prefix = tensors(dtype, (2, heads, queries, width), text, text, prompt, prompt)
         mask = torch.ones(2, 256, dtype=torch.bool) if padded else None
-        attention.attention(*sides[:3], mask=mask, prefix=Prefix(*sides[3:]) if padded else None).sum().backward()
+        attention.attention(query, key, value, mask=mask, prefix=Prefix(*prefix) if padded else None).sum().backward()
 
     return run
 
@@ -55,4 +55,5 @@ SPECIMENS = {
     "attention, heads of 64 in groups, padding, a prefix": Specimen(_attention(9, 3, 64, True), ATTENTION),
     "attention, heads of 128 in groups, padding, a prefix": Specimen(_attention(8, 2, 128, True), ATTENTION),
     "attention, heads of 80": Specimen(_attention(2, 2, 80, True), ATTENTION),
+    "attention, one query": Specimen(_attention(9, 3, 64, True, queries=1), ATTENTION),
 }
