@@ -16,6 +16,9 @@ class Mutation(NamedTuple):
 
 
 ATTENTION = ("ops/attention.py", "ops/test_attention.py")
+TILES = ("kernels/_attention_tiles.py", "kernels/test_attention.py")
+KERNEL = ("kernels/attention.py", "kernels/test_attention.py")
+BACKWARD = ("kernels/_attention_backward.py", "kernels/test_attention.py")
 POSITIONS = ("ops/positions.py", "ops/test_positions.py")
 LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
 DECODER = ("decoder.py", "reference/test_decoder.py")
@@ -79,6 +82,27 @@ MUTATIONS = [
         ATTENTION,
         "dropout_p=dropout_probability",
         "dropout_p=0 * dropout_probability",
+    ),
+    _mutation(
+        "a kernel that shows the next token",
+        TILES,
+        "tl.where(key[None, :] <= last[:, None]",
+        "tl.where(key[None, :] <= last[:, None] + 1",
+    ),
+    _mutation("a kernel in which padding sees nothing", TILES, " | (key[None, :] == last[:, None])", ""),
+    _mutation("a stack of queries in another order", TILES, "row % GROUP * stride_h", "row % 2 * stride_h"),
+    _mutation("a sum that does not fade", KERNEL, "total * faded", "total"),
+    _mutation("a prefix that is seen without its last key", KERNEL, "(BLOCK_T,), prompt - 1", "(BLOCK_T,), prompt - 2"),
+    _mutation("slopes of queries without their delta", BACKWARD, " - delta[:, None]", ""),
+    _mutation(
+        "slopes of padding that are kept",
+        BACKWARD,
+        "dk, dv = tl.where(real[:, None], dk, 0.0), tl.where(real[:, None], dv, 0.0)",
+        "pass",
+    ),
+    _mutation("a prefix that learns from the first row alone", BACKWARD, "b + step // tiles", "b"),
+    _mutation(
+        "half of the queries after a key", BACKWARD, "        end = tiles\n", "        end = (start + tiles + 1) // 2\n"
     ),
     _mutation("a dropped 1 / (1 - p)", ("ops/dropout.py", "ops/test_dropout.py"), " / (1.0 - probability)", ""),
     _mutation(

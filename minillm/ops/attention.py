@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
+from minillm.ops import by_kernel
 from minillm.ops.dropout import dropout
 from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float
@@ -78,28 +79,60 @@ def attention(
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
     """Causal attention to the prefix and to the real tokens (`mask`) among the keys, by the quickest way there is."""
+    if prefix is not None and prefix.gate is not None:
+        return _ungated(query, key, value, mask, None, dropout_probability) + _gated(prefix, query)
+    return _ungated(query, key, value, mask, prefix, dropout_probability)
+
+
+def _ungated(
+    query: Float[Tensor, "B H T K"],
+    key: Float[Tensor, "B G S K"],
+    value: Float[Tensor, "B G S K"],
+    mask: Bool[Tensor, "B S"] | None,
+    prefix: Prefix | None,
+    dropout_probability: float,
+) -> Float[Tensor, "B H T K"]:
+    """By our kernel where it was measured to win, step by step where that is quickest, and else by torch's."""
+    if dropout_probability == 0 and by_kernel("attention", query, *_sizes(query, key, mask, prefix)):
+        from minillm.kernels import attention as kernels
+
+        return kernels.attention(query, key, value, mask=mask, prefix=prefix)
     if query.device.type == "cpu" and query.dtype == torch.bfloat16:
         # PyTorch's CPU kernel trains slowly in half precision: 9.3 ms at 16 x 40 tokens where this takes 1.0.
         return explicit_attention(
             query, key, value, mask=mask, prefix=prefix, dropout_probability=dropout_probability
         )[0]  # fmt: skip
-    if prefix is not None and prefix.gate is None:
+    if prefix is not None:
         key, value, mask = _prepend(prefix, key, value, mask)
     queries, keys = query.shape[2], key.shape[2]
     square = mask is None and queries == keys
     unmasked = square or (mask is None and queries == 1)
-    out = F.scaled_dot_product_attention(
+    return F.scaled_dot_product_attention(
         query,
         key,
         value,
-        attn_mask=None if unmasked else visible_keys(queries, keys, mask, query.device),
+        attn_mask=None if unmasked else _rule(query, keys, mask),
         is_causal=square,
         dropout_p=dropout_probability,
         enable_gqa=query.shape[1] != key.shape[1],
     )
-    if prefix is not None and prefix.gate is not None:
-        out = out + _gated(prefix, query)
-    return out
+
+
+def _rule(query: Float[Tensor, "B H T K"], keys: int, mask: Bool[Tensor, "B S"] | None) -> Tensor:
+    """Who sees what, as torch is told it; written out where it is not one that a GPU's kernels know by name."""
+    queries = query.shape[2]
+    if mask is None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+        # Imported here, for it brings torch's compiler along. Flash attention skips what this hides and reads no mask.
+        from torch.nn.attention.bias import causal_lower_right
+
+        return causal_lower_right(queries, keys)
+    return visible_keys(queries, keys, mask, query.device)
+
+
+def _sizes(query: Tensor, key: Tensor, mask: Tensor | None, prefix: Prefix | None) -> tuple[int, ...]:
+    """What attention's speed depends on: how many heads of how many queries and keys, their width, prefix and mask."""
+    heads, prompt = query.shape[:2].numel(), 0 if prefix is None else prefix.key.shape[2]
+    return heads, query.shape[2], key.shape[2], query.shape[3], prompt, 0 if mask is None else mask.numel()
 
 
 def _prepend(prefix: Prefix, key: Tensor, value: Tensor, mask: Tensor | None):

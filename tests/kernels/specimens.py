@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 import torch
 
-from minillm.kernels import feed_forward, linear_cross_entropy, lora, norm, positions
+from minillm.kernels import attention, feed_forward, linear_cross_entropy, lora, norm, positions
+from minillm.ops.attention import Prefix
 
 
 class Specimen(NamedTuple):
@@ -72,6 +73,17 @@ def _lora(width: int, rank: int) -> Callable[[torch.dtype], None]:
     return run
 
 
+def _attention(heads: int, groups: int, width: int, padded: bool, queries: int = 256) -> Callable[[torch.dtype], None]:
+    def run(dtype: torch.dtype) -> None:
+        text, prompt = (2, groups, 256, width), (1, groups, 32, width)
+        query, key, value, *prefix = tensors(dtype, (2, heads, queries, width), text, text, prompt, prompt)
+        mask = torch.ones(2, 256, dtype=torch.bool) if padded else None
+        attention.attention(query, key, value, mask=mask, prefix=Prefix(*prefix) if padded else None).sum().backward()
+
+    return run
+
+
+ATTENTION = ("_forward_kernel", "queries_kernel", "keys_kernel")
 LORA = ("_update_kernel", "_stripes_kernel")
 SPECIMENS = {
     "norms of 576": Specimen(_norms(576)),
@@ -83,4 +95,9 @@ SPECIMENS = {
     "rotary, heads of 128": Specimen(_rotary(128, torch.bfloat16)),
     "LoRA of rank 8": Specimen(_lora(576, 8), LORA),
     "LoRA of rank 64": Specimen(_lora(576, 64), LORA),
+    "attention, heads of 64": Specimen(_attention(4, 4, 64, False), ATTENTION),
+    "attention, heads of 64 in groups, padding, a prefix": Specimen(_attention(9, 3, 64, True), ATTENTION),
+    "attention, heads of 128 in groups, padding, a prefix": Specimen(_attention(8, 2, 128, True), ATTENTION),
+    "attention, heads of 80": Specimen(_attention(2, 2, 80, True), ATTENTION),
+    "attention, one query": Specimen(_attention(9, 3, 64, True, queries=1), ATTENTION),
 }

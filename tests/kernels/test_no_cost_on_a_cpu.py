@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minillm import ops
+from minillm.ops.attention import Prefix, attention
 from minillm.ops.feed_forward import gelu, swiglu
 from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
 from minillm.ops.lora import lora, lora_by_row
@@ -56,3 +57,22 @@ def test_a_cpu_computes_what_it_did_before_there_were_kernels(operation):
         expected = dispatched(operation, CALLS[operation])
     assert dispatched(operation, CALLS[operation]) == expected
     assert not any(name.startswith("minillm::") for name in expected)
+
+
+def _attention(padded=False, gate=None, dtype=torch.float32):
+    query, key, value, *prefix = (torch.randn(2, 2, 5, 4, dtype=dtype) for _ in range(5))
+    mask = torch.ones(2, 5, dtype=torch.bool) if padded else None
+    before = Prefix(*prefix, gate) if padded else None
+    return (lambda *sides: attention(*sides, mask=mask, prefix=before)), (query, key, value)
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"padded": True}, {"padded": True, "gate": torch.ones(2)}, {"padded": True, "dtype": torch.bfloat16}]
+)
+def test_nor_does_attention_cost_more(how):
+    operation, sides = _attention(**how)
+    with ops.backend(ops.TORCH):
+        expected = dispatched(operation, sides)
+    found = dispatched(operation, sides)
+    assert found == expected
+    assert not any(name.startswith("minillm") for name in found)

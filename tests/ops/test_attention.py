@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
+from torch.nn.attention.bias import causal_lower_right
 
 from minillm.ops import attention as ops
 from minillm.ops.dropout import dropout
 from minillm.reference import attention as reference
 from tests.rungs import check_against_torch
-from tests.strategies import attention_cases
+from tests.strategies import attention_cases, sizes
 from tests.tolerances import assert_close
 
 
@@ -71,6 +73,14 @@ def test_visible_keys_equal_numpys(case):
     mask = None if case.mask is None else torch.from_numpy(case.mask)
     expected = reference.visible_keys(queries, keys, case.mask)
     assert np.array_equal(ops.visible_keys(queries, keys, mask, torch.device("cpu")), expected)
+
+
+@given(sizes, sizes)
+def test_the_rule_that_a_gpus_kernels_know_by_name_is_ours(queries, more):
+    """Behind a prefix or a cache, and without padding, a GPU in half precision is given this in place of a mask."""
+    query, key = torch.randn(1, 2, queries, 3), torch.randn(1, 2, queries + more, 3)
+    named = F.scaled_dot_product_attention(query, key, key, attn_mask=causal_lower_right(queries, queries + more))
+    assert_close(named, ops.attention(query, key, key), "law in float32")
 
 
 @given(attention_cases())

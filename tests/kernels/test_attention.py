@@ -1,0 +1,190 @@
+"""Attention's kernel equals numpy's, output and every gradient: causal, grouped, padded, behind any prefix."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minillm import ops
+from minillm.config import DecoderConfig
+from minillm.decoder import Decoder, KeyValues
+from minillm.kernels import attention as kernels
+from minillm.ops.attention import Prefix, attention, explicit_attention
+from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
+from tests.strategies import randoms
+from tests.tolerances import assert_close
+
+SMALL = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 1, "num_stages": 1}
+small = st.sampled_from((1, 2))
+
+
+@st.composite
+def cases(draw):
+    """Arguments by name. The mask is any: the rule is not only for padding at the sides."""
+    random = draw(randoms)
+    batch, groups, width = draw(small), draw(small), draw(st.sampled_from((1, 3, 16, 20, 64, 97)))
+    heads = groups * draw(st.sampled_from((1, 2, 3)))
+    queries = draw(st.sampled_from((1, 5, 17, 31)))
+    keys = queries + draw(st.sampled_from((0, 0, 1, 19)))
+    arguments = {"query": random.normal(size=(batch, heads, queries, width))}
+    arguments |= {side: random.normal(size=(batch, groups, keys, width)) for side in ("key", "value")}
+    if draw(st.booleans()):
+        arguments["mask"] = random.random((batch, keys)) < draw(st.sampled_from((0.0, 0.5, 0.9)))
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from((1, batch))), groups, draw(st.sampled_from((0, 1, 17))), width
+        arguments |= {f"prefix.{side}": random.normal(size=shape) for side in ("key", "value")}
+        if draw(st.booleans()) and shape[2]:
+            arguments["prefix.gate"] = random.normal(size=heads)
+    return arguments, random
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """So that a test of a few tokens has whole tiles, tiles at an edge, and several of both."""
+    whole = kernels._blocks
+    monkeypatch.setattr(kernels, "_blocks", lambda *sizes: whole(*sizes) | SMALL)
+
+
+@pytest.fixture
+def stripes_of_few(monkeypatch):
+    monkeypatch.setattr(kernels, "PROGRAMS", 3)
+
+
+@examples
+@given(cases(), dtypes)
+def test_attentions_kernel_equals_numpys(case, dtype):
+    arguments, random = case
+    assert_the_kernel_is_right("attention", "attention", random, dtype, **arguments)
+
+
+@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
+@examples
+@given(cases(), dtypes)
+def test_in_many_tiles_it_is_the_same(case, dtype):
+    arguments, random = case
+    assert_the_kernel_is_right("attention", "attention", random, dtype, **arguments)
+
+
+def _random(*shapes):
+    return [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
+
+
+def _slopes(out, leaves):
+    torch.manual_seed(1)
+    return torch.autograd.grad(out, leaves, torch.randn_like(out))
+
+
+@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
+def test_numbers_are_read_where_they_lie():
+    """As the decoder's Linears leave them, B T (H K); the result lies so, too, and the next Linear copies nothing."""
+    query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
+    prefix = _random((1, 2, 16, 3), (1, 2, 16, 3))
+    results = []
+    for name in (ops.TORCH, ops.TRITON):
+        turned = [side.transpose(1, 2) for side in (query, key, value)]
+        behind = Prefix(*(side.permute(0, 1, 3, 2) for side in prefix))
+        with ops.backend(name):
+            out = attention(*turned, prefix=behind)
+        results.append([out, *_slopes(out, [query, key, value, *prefix])])
+    assert out.transpose(1, 2).is_contiguous()
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected, "law in float32")
+
+
+@pytest.mark.usefixtures("small_tiles")
+def test_prefix_attention_is_a_mean_of_attention_to_the_text_and_to_the_prefix():
+    """Law 12, (1 - m) Attn(x) + m Attn(prefix), with the mass m from the kernel's own sums, and from the weights."""
+    query, key, value, *prompt = _random((1, 4, 21, 16), *[(1, 2, 21, 16)] * 2, *[(1, 2, 7, 16)] * 2)
+    mask = torch.rand(1, 21, device=DEVICE) < 0.7
+    both, over_both = kernels._attention(query, key, value, mask, *prompt)
+    text, over_text = kernels._attention(query, key, value, mask, None, None)
+    mass = (1 - torch.exp2(over_text - over_both)).unflatten(2, (21, 2)).transpose(2, 3).reshape(1, 4, 21, 1)
+    weights = explicit_attention(query, key, value, mask=mask, prefix=Prefix(*prompt))[1]
+    assert_close(mass, weights[..., :7].sum(-1, keepdim=True), "law in float32")
+    scores = query @ prompt[0].repeat_interleave(2, 1).mT / math.sqrt(16)
+    read = scores.softmax(-1) @ prompt[1].repeat_interleave(2, 1)
+    assert_close(both, (1 - mass) * text + mass * read, "law in float32")
+
+
+@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
+def test_the_slope_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
+    """A prefix kept in float32 before a text of bfloat16: rounded once on its way in, its slope not at all."""
+    sides = [side.detach().bfloat16() for side in _random((3, 2, 9, 16), *[(3, 1, 9, 16)] * 2)]
+    prefix = _random((1, 1, 3, 16), (1, 1, 3, 16))
+    runs = []
+    for _ in range(2):
+        with ops.backend(ops.TRITON):
+            runs.append(_slopes(attention(*sides, prefix=Prefix(*prefix)), prefix))
+    for one, other in zip(*runs, strict=True):
+        assert one.dtype == torch.float32
+        assert torch.equal(one, other)
+        assert not torch.equal(one, one.bfloat16().float())
+
+
+def test_a_prefix_that_is_a_constant_costs_no_second_pass(monkeypatch):
+    monkeypatch.setattr(kernels, "_slopes_of_prefix", None)
+    query, key, value, *prompt = _random((1, 1, 3, 4), *[(1, 1, 3, 4)] * 2, *[(1, 1, 2, 4)] * 2)
+    constant = Prefix(*(side.detach() for side in prompt))
+    with ops.backend(ops.TRITON):
+        out = attention(query, key, value, prefix=constant)
+    assert all(slope.isfinite().all() for slope in _slopes(out, [query, key, value]))
+
+
+def test_what_the_kernel_is_measured_against_is_right_on_this_device_too():
+    """Torch's own way in half precision behind a prefix, which on a GPU names the causal rule and writes no mask."""
+    sides = [side.detach().bfloat16() for side in _random((2, 4, 9, 16), *[(2, 2, 9, 16)] * 2, *[(1, 2, 5, 16)] * 2)]
+    with ops.backend(ops.TORCH):
+        out = attention(*sides[:3], prefix=Prefix(*sides[3:]))
+    exact = [side.double() for side in sides]
+    expected = explicit_attention(*exact[:3], prefix=Prefix(*exact[3:]))[0]
+    assert (out.double() - expected).abs().max() <= 4 * 2**-8 * expected.abs().max()
+
+
+def test_dropout_is_left_to_torch():
+    sides = torch.randn(3, 2, 2, 5, 3, device=DEVICE)
+    results = []
+    for name in (ops.TORCH, ops.TRITON):
+        torch.manual_seed(1)
+        with ops.backend(name):
+            results.append(attention(*sides, dropout_probability=0.4))
+    assert torch.equal(*results)
+
+
+@pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
+def test_where_there_is_no_query_there_is_no_slope(batch, queries):
+    query, key, value, *prompt = _random((batch, 2, queries, 3), *[(batch, 1, 5, 3)] * 2, *[(1, 1, 2, 3)] * 2)
+    with ops.backend(ops.TRITON):
+        out = attention(query, key, value, prefix=Prefix(*prompt))
+    assert out.shape == query.shape
+    assert all(torch.equal(slope, torch.zeros_like(slope)) for slope in _slopes(out, [key, value, *prompt]))
+
+
+@pytest.mark.parametrize("prefixed", [False, True])
+def test_attention_is_an_operation_of_torchs(prefixed):
+    batch = 1 + prefixed
+    sides = _random((batch, 2, 3, 8), *[(batch, 1, 5, 8)] * 2)
+    prompt = _random(*[(1, 1, 3, 8)] * 2) if prefixed else (None, None)
+    mask = torch.rand(batch, 5, device=DEVICE) < 0.5 if prefixed else None
+    opcheck(kernels._attention, *sides, mask, *prompt)
+
+
+@pytest.mark.parametrize("kind", ["none", "shared", "gated"])
+def test_a_decoder_by_kernels_is_the_decoder_by_torch(kind):
+    torch.manual_seed(0)
+    decoder = Decoder(DecoderConfig.tiny()).to(DEVICE)
+    ids = torch.randint(0, 61, (2, 9), device=DEVICE)
+    mask = torch.ones(2, 9, dtype=torch.bool, device=DEVICE)
+    mask[0, :3] = mask[1, -2:] = False
+    sides = _random((2, 1, 2, 5, 6), (2, 1, 2, 5, 6))
+    gate = torch.randn(2, 4, device=DEVICE) if kind == "gated" else None
+    prefix = None if kind == "none" else KeyValues(*sides, gate)
+    learned = [*decoder.parameters(), *([] if prefix is None else sides)]
+    results = []
+    for name in (ops.TORCH, ops.TRITON):
+        with ops.backend(name):
+            logits = decoder(ids, prefix=prefix, mask=mask)
+            results.append([logits, *_slopes(logits, learned)])
+    for expected, actual in zip(*results, strict=True):
+        assert_close(actual, expected, "law in float32")
