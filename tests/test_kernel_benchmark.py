@@ -18,10 +18,10 @@ from benchmarks.kernel_timing import asked_sizes, check_against_numpy, input_set
 from benchmarks.kernel_works import (
     Draw,
     attention_work,
-    lora_by_row_work,
     lora_work,
     loss_work,
     norm_work,
+    rows_work,
     works,
 )
 from minillm import InputError
@@ -82,7 +82,7 @@ def flops_of(run, arguments):
     ("work", "side"),
     [
         (lora_work(5, 7, 3), "as it is written"),
-        (lora_by_row_work(2, 5, 7, 3), "as it is written"),
+        (rows_work(2, 5, 7, 3, 2), "as it is written"),
         (loss_work(5, 7, 11), "all logits at once"),
     ],
 )

@@ -15,6 +15,7 @@ from minillm.errors import InputError
 from minillm.hub.pull import PINNED, cache_directory, pull
 from minillm.lab.pretrain import PretrainSettings, pretrain
 from minillm.pretraining import Recipe
+from minillm.tasks.word_problems import LARGEST, PARTS
 
 TINY = "tiny"
 SETTINGS = PretrainSettings(task="word_problems")
@@ -23,8 +24,9 @@ OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
 
 def tiny_base() -> Path:
     """The directory of the base `tiny`, trained now (some minutes, and it can be interrupted) if it is not there."""
-    told = json.dumps([asdict(SETTINGS), asdict(Recipe.from_preset(SETTINGS.preset, SETTINGS.steps))])
-    # Another recipe is another base.
+    # Another recipe, or other problems, are another base.
+    recipe = asdict(Recipe.from_preset(SETTINGS.preset, SETTINGS.steps))
+    told = json.dumps([asdict(SETTINGS), recipe, PARTS, LARGEST])
     path = cache_directory() / f"{TINY}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
     if not (path / "config.json").exists():
         print(f"training the base {TINY} on word problems, this once: to {path}", file=sys.stderr)

@@ -38,7 +38,9 @@ from minillm.tasks.word_problems import (
 from minillm.tokenizer import Tokenizer
 from minillm.writing import write_text
 
-SPEECH = Speech(max_new_tokens=48, stop=("\n",))
+Numbers = tuple[int, tuple[str, ...]]
+
+SPEECH = Speech(max_new_tokens=64, stop=("\n",))
 """Longer than any chain; an answer is a line."""
 SHOT_STEPS = 2
 """How many steps the problems have that are shown with their answers: short ones, so that the prompt has room."""
@@ -126,18 +128,18 @@ def _drawn(settings: JugglerSettings, steps: tuple[int, ...], what: str) -> Iter
     return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
 
 
-def unseen(settings: JugglerSettings, steps: int, known: Collection[str]) -> list[Problem]:
-    """Different problems to ask, none of which was trained on."""
+def unseen(settings: JugglerSettings, steps: int, known: Collection[Numbers]) -> list[Problem]:
+    """Different problems to ask, whose numbers did not occur together where it was learned: none is remembered."""
     found: dict[str, Problem] = {}
     for problem in _drawn(settings, (steps,), "asked"):
-        if problem.text not in known:
+        if problem.numbers not in known:
             found[problem.text] = problem
         if len(found) == settings.problems:
             break
     return list(found.values())
 
 
-def ask(student: Student, settings: JugglerSettings, known: Collection[str] = ()) -> dict[str, Any]:
+def ask(student: Student, settings: JugglerSettings, known: Collection[Numbers] = ()) -> dict[str, Any]:
     """All ways, for every number of steps, on problems that are not known, and what a chain changes, paired."""
     rows, differences = [], []
     with progress(total=len(PRETRAINED_STEPS) * len(WAYS), desc="asking", unit="way") as bar:
@@ -192,7 +194,7 @@ def juggle(
     task = PretrainSettings(task="word_problems", preset=settings.preset, steps=settings.steps, seed=settings.seed)
     run = pretrain(task, out / "model", device=device, fresh=fresh, say=say)
     trained = time.perf_counter()
-    known = {problem.text for problem in drawn_problems(task, run.recipe)}
+    known = {problem.numbers for problem in drawn_problems(task, run.recipe)}
     found = ask(Student(run.decoder, run.rows.tokenizer), settings, known)
     described = {
         **asdict(settings),

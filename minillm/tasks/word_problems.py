@@ -3,13 +3,21 @@
 Generated in the manner of the juggler with 16 balls (Kojima et al. 2022, figure 1), in surface forms of our own. Every
 problem comes with the chain of thought that solves it, a sentence a step, and a program reads such a chain and names
 each step that is wrong: so a right answer for a wrong reason can be counted.
+
+A share is a fraction or "all but 5". With fractions alone the answer is one product, which two layers add up in their
+logarithms at once (measured: 99 % of three steps without a chain); to take some away in between needs one step after
+the other.
 """
 
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from fractions import Fraction
+from functools import cache
+from itertools import accumulate
+from math import lcm
+from operator import mul
 from typing import NamedTuple
 
 from minillm.errors import InputError
@@ -21,7 +29,11 @@ SHARES = {
     "half": (1, 2), "a third": (1, 3), "two thirds": (2, 3), "a quarter": (1, 4), "three quarters": (3, 4),
     "a fifth": (1, 5), "two fifths": (2, 5),
 }  # fmt: skip
-"""Numerator and denominator of a share."""
+"""Numerator and denominator of a fraction."""
+
+ALL_BUT, FEW = "all but ", range(2, 10)
+PARTS = (*SHARES, *(f"{ALL_BUT}{number}" for number in FEW))
+"""Every share that a problem can have."""
 
 LARGEST, FEWEST = 360, 3
 """No problem begins with more things, and its shares alone leave so many numbers to begin with at least."""
@@ -101,8 +113,7 @@ class Step(NamedTuple):
 
     @property
     def adds_up(self) -> bool:
-        numerator, denominator = SHARES[self.share]
-        return self.before * numerator == self.after * denominator
+        return part_of(self.before, self.share) == self.after
 
 
 @dataclass(frozen=True)
@@ -130,10 +141,16 @@ class Problem:
         """The chain that solves it."""
         found, before = [], self.count
         for share, kind in zip(self.shares, self.kinds, strict=True):
-            numerator, denominator = SHARES[share]
-            found.append(Step(share, before, kind, before * numerator // denominator))
-            before = found[-1].after
+            after = part_of(before, share)
+            assert after is not None
+            found.append(Step(share, before, kind, after))
+            before = after
         return found
+
+    @property
+    def numbers(self) -> tuple[int, tuple[str, ...]]:
+        """What is computed, whatever is counted."""
+        return self.count, self.shares
 
     @property
     def answer(self) -> int:
@@ -160,6 +177,15 @@ class Problem:
         return Shot(self.text, f" {self.answer}", " ".join(map(str, self.steps)))
 
 
+def part_of(count: int, share: str) -> int | None:
+    """How many a share of so many is; None where that is no whole number of at least one."""
+    if share.startswith(ALL_BUT):
+        left = count - int(share.removeprefix(ALL_BUT))
+        return left if left > 0 else None
+    numerator, denominator = SHARES[share]
+    return None if count < 1 or count % denominator else count * numerator // denominator
+
+
 def _capital(words: str) -> str:
     return words[0].upper() + words[1:]
 
@@ -178,22 +204,33 @@ def _problems(order: random.Random, forms: tuple[str, ...], steps: tuple[int, ..
     while True:
         form = order.choice(forms)
         shares = _shares(order, order.choice(steps))
-        divisor = _divisor(shares)
         kinds = order.sample(FORMS[form].kinds, len(shares))
-        count = divisor * order.randint(1, LARGEST // divisor)
-        yield Problem(form, order.choice(NAMES), count, shares, tuple(kinds))
+        yield Problem(form, order.choice(NAMES), order.choice(_counts(shares)), shares, tuple(kinds))
 
 
 def _shares(order: random.Random, steps: int) -> tuple[str, ...]:
     while True:
-        shares = tuple(order.choice(tuple(SHARES)) for _ in range(steps))
-        if _divisor(shares) * FEWEST <= LARGEST:
+        shares = tuple(order.choice(PARTS) for _ in range(steps))
+        if len(_counts(shares)) >= FEWEST:
             return shares
 
 
-def _divisor(shares: Sequence[str]) -> int:
-    """What the number to begin with has to be a multiple of."""
-    return prod(SHARES[share][1] for share in shares)
+@cache
+def _counts(shares: tuple[str, ...]) -> range:
+    """What a problem can begin with: from the least on, in steps that every step of the problem divides."""
+    products = accumulate((Fraction(*SHARES[share]) for share in shares if share in SHARES), mul, initial=Fraction(1))
+    period = lcm(*(product.denominator for product in products))
+    first = next((count for count in range(1, LARGEST + 1) if _divides(count, shares)), LARGEST + 1)
+    return range(first, LARGEST + 1, period)
+
+
+def _divides(count: int, shares: Sequence[str]) -> bool:
+    left: int | None = count
+    for share in shares:
+        left = part_of(left, share)
+        if left is None:
+            return False
+    return True
 
 
 def exchanges(found: Iterable[Problem], seed: int) -> list[tuple[str, str]]:
@@ -223,7 +260,7 @@ def word_problems_task(train: int, test: int) -> Task:
     return Task("word_problems", AT_ONCE.question + ANSWER_CUE, answers, *divided, cue=ANSWER_CUE, end=AT_ONCE.end)
 
 
-_SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES))}) of (\d+) are (\w+): (\d+)\.")
+_SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES))}|{_capital(ALL_BUT)}\d+) of (\d+) are (\w+): (\d+)\.")
 
 
 def read_chain(text: str) -> list[Step]:

@@ -123,7 +123,7 @@ def test_what_it_does_not_do_is_said_in_a_sentence(monkeypatch):
     with pytest.raises(InputError, match="run on a GPU, and CUDA finds none"):
         cuda.compiled.__wrapped__()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr("torch.utils.cpp_extension.CUDA_HOME", None)
+    monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.raises(InputError, match="that needs nvcc"):
         cuda.compiled.__wrapped__()
 

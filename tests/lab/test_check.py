@@ -88,7 +88,7 @@ def test_a_wrong_operation_is_found_and_nothing_else_is(name, monkeypatch):
     wrong = failed(check(TINY))
     # Who calls an operation by its name in the same file calls the wrong one.
     callers = {"visible_keys": {"attention", "explicit_attention"} | MODELS}
-    callers |= {norm: {f"add_{norm}"} for norm in ("rms_norm", "layer_norm")}
+    callers |= {"layer_norm": {"add_layer_norm"}, "rms_norm": {"add_rms_norm"} | MODELS}
     called_by = callers.get(name, set())
     assert {row["what"] for row in wrong} - called_by == {name}
     assert "numpy" in {row["rung"] for row in wrong}
@@ -180,12 +180,12 @@ def test_the_command_prints_the_table_writes_it_and_ends_well(tmp_path, monkeypa
 
 
 def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
-    monkeypatch.setattr("minillm.ops.norm.rms_norm", lambda hidden, weight, eps: hidden * weight)
+    monkeypatch.setattr("minillm.ops.feed_forward.gelu", lambda up: up)
     assert run(["--config", "tiny"], monkeypatch) == 1
     said = capsys.readouterr()
-    assert said.err.count("rms_norm") == 4, "numpy and torch disagree in both dtypes, with and without a sum before"
-    assert "layer_norm" not in said.err
-    assert said.out.count("FAILED") == 4
+    assert said.err.count("gelu") == 2, "numpy and torch disagree in both dtypes"
+    assert "swiglu" not in said.err
+    assert said.out.count("FAILED") == 2
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,16 @@ from minillm.tasks.word_problems import (
     HELD_OUT_FORMS,
     HELD_OUT_STEPS,
     LARGEST,
+    PARTS,
     PRETRAINED_FORMS,
     PRETRAINED_STEPS,
     SHARES,
     STEPS,
     Problem,
+    _counts,
     exchanges,
     faults,
+    part_of,
     problems,
     read_answer,
     word_problems_task,
@@ -48,11 +51,39 @@ def test_every_generated_chain_is_right_and_its_answer_too(seed, steps):
     assert read_answer(problem.chain) == read_answer(problem.direct) == problem.answer
     left = problem.count
     for share in problem.shares:
-        numerator, denominator = SHARES[share]
-        assert left % denominator == 0
-        left = left // denominator * numerator
+        if share.startswith("all but "):
+            left -= int(share.split()[-1])
+        else:
+            numerator, denominator = SHARES[share]
+            assert left % denominator == 0
+            left = left // denominator * numerator
+        assert left >= 1
     assert left == problem.answer >= 1
     assert problem.count <= LARGEST
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "part"),
+    [(12, "two thirds", 8), (13, "two thirds", None), (0, "half", None), (12, "all but 5", 7), (5, "all but 5", None)],
+)
+def test_a_part_is_a_whole_number_of_things_and_never_none_of_them(count, share, part):
+    assert part_of(count, share) == part
+
+
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=4).map(tuple))
+def test_a_problem_can_begin_with_just_those_numbers_that_every_step_divides(shares):
+    def left(count):
+        for share in shares:
+            count = None if count is None else part_of(count, share)
+        return count
+
+    assert list(_counts(shares)) == [count for count in range(1, LARGEST + 1) if left(count) is not None]
+
+
+def test_half_of_all_shares_take_some_away():
+    found = [share for problem in islice(problems(0), 500) for share in problem.shares]
+    taken = sum(share.startswith("all but") for share in found)
+    assert 0.4 < taken / len(found) < 0.7
 
 
 @given(seeds, st.sampled_from(STEPS), st.data())
@@ -72,7 +103,7 @@ def test_every_share_that_is_exchanged_and_every_step_that_is_left_out_is_notice
     assert faults(problem, ". ".join(sentences[:which] + sentences[which + 1 :]))
     assert faults(problem, ". ".join([*sentences[: which + 1], *sentences[which:]])), "a step that is taken twice"
     share, rest = sentences[which].split(" of ")
-    other = data.draw(st.sampled_from(sorted(SHARES)).map(str.capitalize).filter(lambda one: one != share))
+    other = data.draw(st.sampled_from(sorted(PARTS)).map(str.capitalize).filter(lambda one: one != share))
     assert faults(problem, ". ".join([*sentences[:which], f"{other} of {rest}", *sentences[which + 1 :]]))
     kind = data.draw(st.sampled_from(FORMS[problem.form].kinds).filter(lambda one: one != problem.kinds[which - 1]))
     other = sentences[which].replace(problem.kinds[which - 1], kind)

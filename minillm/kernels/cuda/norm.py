@@ -4,6 +4,7 @@ It is a chapter, and no choice of `ops`: what bounds a norm is bytes, of which T
 compiler. This one is compiled by nvcc when it is first called, on a machine with a GPU. Not timed on one yet.
 """
 
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,12 @@ WIDEST = 8192
 @cache
 def compiled() -> Any:
     """The launchers, `forward` and `backward`. Raises InputError where they cannot be compiled, or would not run."""
-    from torch.utils import cpp_extension
-
     if not torch.cuda.is_available():
         raise InputError("the kernels in CUDA C++ run on a GPU, and CUDA finds none here")
-    if cpp_extension.CUDA_HOME is None or not cpp_extension.is_ninja_available():
+    if not all(map(shutil.which, ("nvcc", "ninja"))):
         raise InputError("the kernels in CUDA C++ are compiled here: that needs nvcc (the CUDA toolkit) and ninja")
+    from torch.utils import cpp_extension
+
     return cpp_extension.load("minillm_rms_norm", [str(HERE / "norm.cu"), str(HERE / "binding.cpp")])
 
 
