@@ -31,11 +31,11 @@ SHARES = {
 }  # fmt: skip
 """Numerator and denominator of a fraction."""
 
-ALL_BUT, FEW = "all but ", range(2, 10)
+ALL_BUT, FEW = "all but ", range(2, 7)
 PARTS = (*SHARES, *(f"{ALL_BUT}{number}" for number in FEW))
 """Every share that a problem can have."""
 
-LARGEST, FEWEST = 360, 3
+LARGEST, FEWEST = 150, 3
 """No problem begins with more things, and its shares alone leave so many numbers to begin with at least."""
 
 STEPS = (1, 2, 3, 4)
