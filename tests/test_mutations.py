@@ -17,8 +17,9 @@ from tests import mutations
 from tests.kernels.mutations import KERNEL_MUTATIONS
 from tests.law_mutations import LAW_MUTATIONS
 from tests.laws import CELLS, EVERYWHERE
+from tests.prompting.mutations import PROMPTING_MUTATIONS
 
-MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS + KERNEL_MUTATIONS
+MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS + PROMPTING_MUTATIONS + KERNEL_MUTATIONS
 HOME = Path(minillm.__file__).parent
 TESTS = Path(__file__).parent
 

@@ -1,6 +1,6 @@
 """Ways to break the kernels, and to choose a wrong one, which the tests must notice; as in `tests/mutations.py`."""
 
-from tests.mutations import Mutation
+from tests.mutations import Mutation, mutation
 
 LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py")
 LORA = ("kernels/lora.py", "kernels/test_lora.py")
@@ -10,11 +10,6 @@ CHOICE = "kernels/test_choice.py"
 CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
-def _mutation(what, where, old, new):
-    file, test = where
-    return Mutation(what, file, old, new, test)
-
-
 def _fenced(where):
     """Only the test that puts fences around new memory: without them, what is written there may crash Python."""
     file, test = where
@@ -22,53 +17,53 @@ def _fenced(where):
 
 
 KERNEL_MUTATIONS = [
-    _mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher) +", "total +"),
-    _mutation("words beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
-    _mutation("a label left with its share", LOSS, "tl.where(place == label, share - 1.0, share)", "share"),
-    _mutation("a label that no one misses", LOSS, 'other=float("nan")', "other=0.0"),
-    _mutation("a slope that does not know its loss's", LOSS, "slope, factor[None],", "slope, factor[None] ** 0,"),
-    _mutation("a weight that learns from the last chunk", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
-    _mutation(
+    mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher) +", "total +"),
+    mutation("words beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
+    mutation("a label left with its share", LOSS, "tl.where(place == label, share - 1.0, share)", "share"),
+    mutation("a label that no one misses", LOSS, 'other=float("nan")', "other=0.0"),
+    mutation("a slope that does not know its loss's", LOSS, "slope, factor[None],", "slope, factor[None] ** 0,"),
+    mutation("a weight that learns from the last chunk", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
+    mutation(
         "a weight's slope summed in half precision",
         LOSS,
         "torch.addmm(total, left.float(), right.float(), out=total)",
         "total.copy_(torch.addmm(total, left.float(), right.float()).bfloat16())",
     ),
-    _mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
-    _mutation("slopes beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
-    _mutation("an unscaled update", LORA, "(total * scale)", "total"),
-    _mutation("every row by the first adapter", LORA, "    down += member * rank * inner\n", ""),
-    _mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
-    _mutation("an adapter that learns from every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
-    _mutation("slopes of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
-    _mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
-    _mutation(
+    mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
+    mutation("slopes beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
+    mutation("an unscaled update", LORA, "(total * scale)", "total"),
+    mutation("every row by the first adapter", LORA, "    down += member * rank * inner\n", ""),
+    mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
+    mutation("an adapter that learns from every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
+    mutation("slopes of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
+    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
+    mutation(
         "stripes beyond their columns",
         _fenced(LORA),
         "total, mask=(rank_place < rank)[:, None] & (column < columns)[None, :])",
         "total)",
     ),
-    _mutation("a slope of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
-    _mutation(
+    mutation("a slope of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
+    mutation(
         "an input that learns from the update alone",
         LORA,
         "if wanted[0] and weight is not None:",
         "if False:",
     ),
-    _mutation(
+    mutation(
         "numbers beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
     ),
-    _mutation("a gelu whose slope has no cube", FEED_FORWARD, "(3.0 * z * z * CUBE + 1.0) * SLOPE", "SLOPE"),
-    _mutation("a gate that is a constant", FEED_FORWARD, "(1.0 + z * rest * steepness)", "1.0"),
-    _mutation("a factor that passes what the gate stops", FEED_FORWARD, "(slope * z * share)", "(slope * z)"),
-    _mutation("a gelu that multiplies by its gate", FEED_FORWARD, "slope *= x", "slope += x"),
-    _mutation("a gradient that turns on", POSITIONS, "s = -s", "s = s"),
-    _mutation("angles of the first row for all", POSITIONS, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
-    _mutation(
+    mutation("a gelu whose slope has no cube", FEED_FORWARD, "(3.0 * z * z * CUBE + 1.0) * SLOPE", "SLOPE"),
+    mutation("a gate that is a constant", FEED_FORWARD, "(1.0 + z * rest * steepness)", "1.0"),
+    mutation("a factor that passes what the gate stops", FEED_FORWARD, "(slope * z * share)", "(slope * z)"),
+    mutation("a gelu that multiplies by its gate", FEED_FORWARD, "slope *= x", "slope += x"),
+    mutation("a gradient that turns on", POSITIONS, "s = -s", "s = s"),
+    mutation("angles of the first row for all", POSITIONS, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
+    mutation(
         "heads beyond the last", _fenced(POSITIONS), "there = (row < rows) & (pair < half)", "there = pair < half"
     ),
-    _mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
-    _mutation(
+    mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
+    mutation(
         "a table's gradient that is lost",
         ("ops/positions.py", POSITIONS[1]),
         " and not (cos.requires_grad or sin.requires_grad)",
@@ -108,9 +103,9 @@ KERNEL_MUTATIONS = [
         "kernels that nobody checks", "lab/check.py", "by_kernel(case, random, dtype, device)", "None",
         "lab/test_check_kernels.py",
     ),
-    _mutation("a warp that adds up half of its threads", CUDA, "int distance = WARP / 2;", "int distance = WARP / 4;"),
-    _mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
-    _mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
-    _mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
-    _mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
+    mutation("a warp that adds up half of its threads", CUDA, "int distance = WARP / 2;", "int distance = WARP / 4;"),
+    mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
+    mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
+    mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
+    mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
 ]  # fmt: skip
