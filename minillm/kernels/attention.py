@@ -109,7 +109,7 @@ def _blocks(whose: str, rows: int, width: int, dtype: torch.dtype) -> dict[str, 
     """Tiles that fit in registers; float32 takes more of them, for it has no tensor cores to hold its factors."""
     block = max(16, triton.next_power_of_2(width))
     if dtype == torch.float32:
-        tile = (16, 32, 8, 1) if whose == "keys" and block > 64 else (32, 32, 8, 2)
+        tile = (32, 32, 8, 2) if whose == "queries" or block <= 64 else (16, 32, 8, 1)
     elif block > 128:
         tile = 64, 32, 8, 1
     else:
