@@ -122,7 +122,7 @@ class Scoring:
 
     def __init__(self, work: Work, precision: str):
         self.work, self.precision = work, precision
-        self.decoder = working_body(precision).eval()
+        self.decoder = bench(precision).working_body().eval()
 
     @torch.no_grad()
     def score(self, batches: list[list[int]]) -> np.ndarray:
