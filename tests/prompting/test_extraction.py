@@ -83,3 +83,9 @@ def test_no_answer_is_given_more_often_than_the_majoritys(votes):
     texts = [f"The answer is {vote}." for vote in votes]
     winner = int(SUM.read(majority(texts, SUM)).strict)
     assert votes.count(winner) == max(map(votes.count, votes))
+
+
+def test_of_labels_that_begin_alike_the_longest_that_fits_is_read():
+    form = AnswerForm.of([" good", " good enough"], "It is")
+    assert form.read("It is good enough.") == Reading("good enough", "good enough")
+    assert form.read("It is good.") == Reading("good", "good")
