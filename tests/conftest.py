@@ -67,3 +67,17 @@ def pytest_collection_modifyitems(config, items):
 def _one_thread():
     """A command that was tested before may have asked for more, and sums differ in their last digit by threads."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def command(place, monkeypatch, capsys):
+    """`minillm` with some words, run in the test file's `place`; returns what it prints."""
+    from minillm.cli import main
+
+    def run(*words):
+        monkeypatch.chdir(place)
+        monkeypatch.setattr("sys.argv", ["minillm", *words])
+        main()
+        return capsys.readouterr().out
+
+    return run

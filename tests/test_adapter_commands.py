@@ -20,17 +20,6 @@ TASK = (
 IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 
 
-@pytest.fixture
-def command(place, monkeypatch, capsys):  # noqa: F811
-    def run(*words):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr("sys.argv", ["minillm", *words])
-        main()
-        return capsys.readouterr().out
-
-    return run
-
-
 @pytest.mark.parametrize(
     "method", ["lora", "dora", "pissa", "soft-prompt", "prefix", "features", "output", "last-blocks", "full"]
 )

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from minillm.cli import main
 from minillm.lab.lecture import EXAMPLES
 from minillm.prompting.measures import MEASURES
 from tests.test_cli import place  # noqa: F401, a fixture
@@ -14,17 +13,6 @@ TASK = (
     *BASE, "--data", "mine.csv", "--text-column", "words", "--label-column", "liked", "--prompt", "{text}:",
     "--labels", "bad,very good", "--train", "40", "--test", "12",
 )  # fmt: skip
-
-
-@pytest.fixture
-def command(place, monkeypatch, capsys):  # noqa: F811
-    def run(*words):
-        monkeypatch.chdir(place)
-        monkeypatch.setattr("sys.argv", ["minillm", *words])
-        main()
-        return capsys.readouterr().out
-
-    return run
 
 
 def test_over_a_task_it_shows_a_prompt_and_measures_it_before_and_after_calibration(command, place):  # noqa: F811
