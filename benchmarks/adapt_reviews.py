@@ -104,7 +104,7 @@ def main(
     from minillm.lab.ladder import LadderSettings
     from minillm.lab.rungs import TRAINED, chosen_rungs
     from minillm.lab.statistics import standard_error
-    from minillm.writing import write_text
+    from minillm.runtime.files import write_text
 
     names = [rung.name for rung in chosen_rungs(methods)]
     if untrained := [name for name in names if name not in TRAINED]:

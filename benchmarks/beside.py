@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.comparison import Rounds
 from minillm.errors import InputError
-from minillm.progress import progress
+from minillm.runtime.progress import progress
 
 PATIENCE = 5.0  # seconds for a worker to end by itself
 
@@ -59,7 +59,7 @@ def _serve(connection: Connection, side: Side, threads: int) -> None:
     """A worker's life: build the contestant, say so, then do job after job until it is ended."""
     import torch
 
-    from minillm.device import peak_memory
+    from minillm.runtime.device import peak_memory
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     torch.set_num_threads(threads)

@@ -137,14 +137,14 @@ def multiplies_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16 natively; elsewhere those rows would say nothing."""
     import torch
 
-    from minillm.device import best_precision
+    from minillm.runtime.device import best_precision
 
     return best_precision(torch.device("cpu")) == "bfloat16"
 
 
 def write_json(path: Path, settings: dict[str, Any], comparisons: Sequence[Comparison]) -> None:
     """All rounds of all sides, and what they depend on as far as it can be said without naming the machine."""
-    from minillm.writing import write_text
+    from minillm.runtime.files import write_text
 
     described = {
         "date": date.today().isoformat(),

@@ -26,7 +26,7 @@ class Queries:
 
         from benchmarks.minillm_side import bench
         from minillm.adapt import Family, LoRA
-        from minillm.batches import pad_right
+        from minillm.data.batches import pad_right
 
         torch.manual_seed(0)
         body = bench(precision).working_body()
@@ -42,7 +42,7 @@ class Queries:
         """All rows in one batch; the logits after each prompt."""
         import torch
 
-        from minillm.device import autocast
+        from minillm.runtime.device import autocast
 
         with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
             for _ in range(times):
@@ -57,7 +57,7 @@ class Queries:
         import numpy as np
         import torch
 
-        from minillm.device import autocast
+        from minillm.runtime.device import autocast
 
         with torch.no_grad(), autocast(torch.device("cpu"), self.precision):
             rows = [

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.device import keep_freed_memory
-from minillm.learner import TorchLearner
-from minillm.pretraining import FromNothing, Row
-from minillm.schedule import TrainingSettings
-from minillm.training import Loop
+from minillm.runtime.device import keep_freed_memory
+from minillm.training.learners import TorchLearner
+from minillm.training.loop import Loop
+from minillm.training.pretraining import FromNothing, Row
+from minillm.training.schedule import TrainingSettings
 
 CONFIG = DecoderConfig(
     norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=65, layers=4, width=128,

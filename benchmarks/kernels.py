@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.beside import run
 from minillm.errors import InputError
-from minillm.progress import progress
+from minillm.runtime.progress import progress
 
 if TYPE_CHECKING:
     from benchmarks.kernel_timing import Timed
@@ -124,7 +124,7 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, measured: list[dict[str, Any]]) -> None:
     """A line each, in place of what the file said of these operations on this GPU."""
-    from minillm.writing import write_text
+    from minillm.runtime.files import write_text
 
     again = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
     before = json.loads(path.read_text("utf-8"))
@@ -161,7 +161,7 @@ def _measure_here(rounds: int, minutes: float, write: bool, path: Path | None) -
     from benchmarks.kernel_timing import check_against_numpy
     from benchmarks.kernel_works import works
     from minillm import kernels
-    from minillm.writing import write_text
+    from minillm.runtime.files import write_text
 
     device = torch.device("cuda", torch.cuda.current_device())
     gpu, start = torch.cuda.get_device_properties(device).name, time.monotonic()

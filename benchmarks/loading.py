@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.beside import Side, at_work, run
 from benchmarks.comparison import Comparison, Rounds, check, cores, write_json
-from minillm.progress import progress
+from minillm.runtime.progress import progress
 
 BASE = "smollm2-135m-instruct"
 IDS = [[504, 3575, 282, 260, 2024]]

@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from benchmarks.reviews import BASE, Work
 from minillm import load
 from minillm.adapt import FrozenHead, LoRA, Method, PrefixTuning, SoftPrompt
-from minillm.adapt.feature_store import Recipe, compute_features
-from minillm.adapt.trunk import TrunkStore, boundary
-from minillm.batches import pad_right
-from minillm.device import autocast, keep_freed_memory
+from minillm.data.batches import pad_right
 from minillm.generation import LanguageModel
 from minillm.lab.world import Bench
-from minillm.learner import TorchLearner
-from minillm.prompting.kept import Reader
+from minillm.prompting.prompt_cache import Reader
 from minillm.prompting.scoring import answer_scores
-from minillm.schedule import TrainingSettings
-from minillm.training import Loop
+from minillm.runtime.device import autocast, keep_freed_memory
+from minillm.training.activation_cache import TrunkStore, boundary
+from minillm.training.feature_cache import Recipe, compute_features
+from minillm.training.learners import TorchLearner
+from minillm.training.loop import Loop
+from minillm.training.schedule import TrainingSettings
 
 WORDS = "Classify the movie review as negative or positive."
 POSITIONS = 10

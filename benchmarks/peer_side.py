@@ -22,11 +22,11 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from sklearn.linear_model import LogisticRegression
 
 from benchmarks.reviews import BASE, Work
-from minillm.batches import pad_left, pad_right
-from minillm.device import autocast, keep_freed_memory
+from minillm.data.batches import pad_left, pad_right
 from minillm.hub.huggingface import LLAMA
 from minillm.hub.pull import cache_directory, pull
-from minillm.schedule import TrainingSettings, rate_at
+from minillm.runtime.device import autocast, keep_freed_memory
+from minillm.training.schedule import TrainingSettings, rate_at
 
 Model = torch.nn.Module
 

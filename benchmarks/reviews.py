@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from minillm.prompting.template import Template
-    from minillm.tasks import LabelledText, Task
+    from minillm.data.tasks import LabelledText, Task
+    from minillm.data.templates import Template
 
 BASE = "smollm2-135m-instruct"
 TEST = 400  # what the ladder sets aside by default; the rows to train on do not depend on it
@@ -28,7 +28,7 @@ class Work(NamedTuple):
 
     def batches(self, size: int) -> list[list[int]]:
         """Rows of about the same length together, in random order: what a trainer would call group_by_length."""
-        from minillm.batches import length_buckets
+        from minillm.data.batches import length_buckets
 
         return length_buckets([len(prompt) for prompt in self.prompts], size, random.Random(0))
 
@@ -36,9 +36,9 @@ class Work(NamedTuple):
 def reviews(rows: int) -> Work:
     """The first training rows of the task. Raises InputError where there are not so many."""
     # Imported where they are needed, since a command's --help must not wait for torch.
+    from minillm.data.reviews import reviews_task
+    from minillm.data.templates import task_template
     from minillm.hub.pull import pull
-    from minillm.prompting.template import task_template
-    from minillm.tasks.reviews import reviews_task
 
     task = reviews_task(pull("reviews"), rows, TEST)
     return _work(task_template(task), task, task.train)
@@ -46,10 +46,10 @@ def reviews(rows: int) -> Work:
 
 def few_shot(rows: int, shots: int) -> Work:
     """The first test rows of the task, each behind the same examples. Raises InputError where there are not so many."""
+    from minillm.data.reviews import reviews_task
+    from minillm.data.templates import task_template
     from minillm.hub.pull import pull
     from minillm.prompting.choosing import balanced_shots
-    from minillm.prompting.template import task_template
-    from minillm.tasks.reviews import reviews_task
 
     task = reviews_task(pull("reviews"), 500, rows)
     return _work(task_template(task, balanced_shots(task, shots, seed=0)), task, task.test)

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.key_values import KeyValues, LayerCache, Recorder, Rotation, Surroundings
+from minillm.key_values import KeyValues, LayerCache, Recorder, Rotation, BlockInputs
 from minillm.ops.attention import attention
 from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
@@ -24,7 +24,7 @@ from minillm.ops.feed_forward import gelu, relu, swiglu
 from minillm.ops.linear import linear
 from minillm.ops.norm import add_layer_norm, add_rms_norm, layer_norm, rms_norm
 from minillm.ops.positions import rotary, rotary_tables, sinusoidal, token_positions
-from minillm.origin import Origin
+from minillm.runtime.source import Source
 from minillm.shapes import Bool, Float, Int
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
             query, key = rotary(query, *rotation), rotary(key, *rotation)
         return query, key, value
 
-    def forward(self, hidden: Float[Tensor, "B T D"], around: Surroundings) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "B T D"], around: BlockInputs) -> Float[Tensor, "B T D"]:
         query, key, value = self.project(hidden, around.rotation)
         if around.cache is not None:
             key, value = around.cache.extend(key, value)
@@ -131,7 +131,7 @@ class Block(nn.Module):
     def _drop(self, hidden: Tensor) -> Tensor:
         return dropout(hidden, self.dropout if self.training else 0.0)
 
-    def forward(self, hidden: Float[Tensor, "B T D"], around: Surroundings) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "B T D"], around: BlockInputs) -> Float[Tensor, "B T D"]:
         if self.norm_first:
             read = self._drop(self.attention(self.attention_norm(hidden), around))
             hidden, normed = self.feed_forward_norm.add(hidden, read)
@@ -149,7 +149,7 @@ class Decoder(nn.Module):
         self.config = config
         # In training, run each block again for its gradient in place of keeping its activations (Chen et al. 2016).
         self.recompute = False
-        self.origin = Origin()
+        self.source = Source()
         self.embed = Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.positions = Embedding(config.context_length, config.width)
@@ -190,42 +190,42 @@ class Decoder(nn.Module):
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
         """What the head reads: the hidden states after the last norm. With a cache, `mask` covers its tokens too."""
-        return self.climb(self.embed(ids), prefix=prefix, mask=mask, cache=cache)
+        return self.run_blocks(self.embed(ids), prefix=prefix, mask=mask, cache=cache)
 
     def keys_values(self, prompt: Int[Tensor, "B P"] | Float[Tensor, "B P D"]) -> KeyValues:
         """What a prompt, of token ids or of embeddings, leaves behind in every layer."""
         recorders = [Recorder() for _ in self.blocks]
-        self.climb(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
+        self.run_blocks(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
         keys, values = zip(*(recorder.seen for recorder in recorders), strict=True)
         return KeyValues(torch.stack(keys), torch.stack(values))
 
-    def climb(
+    def run_blocks(
         self,
         hidden: Float[Tensor, "B T D"],
         *,
-        since: int = 0,
-        until: int | None = None,
+        start: int = 0,
+        stop: int | None = None,
         prefix: KeyValues | None = None,
         mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:
-        """From what enters stage `since` to what enters stage `until`. The blocks are stages 0 to L - 1, which 0
+        """From what enters stage `start` to what enters stage `stop`. The blocks are stages 0 to L - 1, which 0
         begins with embeddings; the last norm is stage L. By default it is the whole way."""
         layers = len(self.blocks)
-        until = layers + 1 if until is None else until
+        stop = layers + 1 if stop is None else stop
         positions = self._positions(hidden, prefix, cache[0].length if cache is not None else 0, mask)
         entering, rotation = self.encode_positions(hidden, positions)
-        if since == 0:
+        if start == 0:
             hidden = dropout(entering, self.config.dropout if self.training else 0.0)
-        for index in range(since, min(until, layers)):
+        for index in range(start, min(stop, layers)):
             layer_prefix = prefix.layer(index) if prefix is not None else None
             layer_cache = cache[index] if cache is not None else None
-            around = Surroundings(rotation, mask, layer_prefix, layer_cache)
+            around = BlockInputs(rotation, mask, layer_prefix, layer_cache)
             if self.recompute and self.training:
                 hidden = checkpoint(self.blocks[index], hidden, around, use_reentrant=False)
             else:
                 hidden = self.blocks[index](hidden, around)
-        return self.norm(hidden) if since <= layers < until else hidden
+        return self.norm(hidden) if start <= layers < stop else hidden
 
     def _positions(
         self, hidden: Float[Tensor, "B T D"], prefix: KeyValues | None, cached: int, mask: Bool[Tensor, "B S"] | None

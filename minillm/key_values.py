@@ -45,7 +45,7 @@ class LayerCache(Protocol):
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]: ...
 
 
-class Surroundings(NamedTuple):
+class BlockInputs(NamedTuple):
     """What a block's attention sees beside the hidden states."""
 
     rotation: Rotation | None = None

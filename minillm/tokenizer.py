@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 
 from minillm.errors import InputError
-from minillm.writing import write_text
+from minillm.runtime.files import write_text
 
 # What ends a turn or a document, under the names that models give it.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 
 from minillm import InputError, adapt, generate
 from minillm.adapt import METHODS, DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt
-from minillm.batches import pad_left, pad_right
+from minillm.data.batches import pad_left, pad_right
 from minillm.ops.attention import attention, explicit_attention
-from minillm.schedule import TrainingSettings
-from minillm.training import train
+from minillm.training.loop import train
+from minillm.training.schedule import TrainingSettings
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 

@@ -23,15 +23,15 @@ POSITIONS = ("ops/positions.py", "ops/test_positions.py")
 LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
 DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
-FILES = ("adapt/files.py", "adapt/test_files.py")
-FINGERPRINT = ("adapt/fingerprint.py", "adapt/test_fingerprint.py")
-TRUNK = ("adapt/trunk.py", "adapt/test_trunk.py")
-STORE = ("adapt/feature_store.py", "adapt/test_feature_store.py")
+FILES = ("adapters/load.py", "adapters/test_load.py")
+FINGERPRINT = ("runtime/fingerprint.py", "runtime/test_fingerprint.py")
+TRUNK = ("training/activation_cache.py", "training/test_activation_cache.py")
+STORE = ("training/feature_cache.py", "training/test_feature_cache.py")
 HEADS = ("adapt/heads.py", "adapt/test_heads.py")
 FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
-LOOP = ("training.py", "test_training.py")
-LEARNER = ("learner.py", "lab/test_numpy_learner.py")
-NUMPY = ("lab/numpy_learner.py", "lab/test_numpy_learner.py")
+LOOP = ("training/loop.py", "training/test_loop.py")
+LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
+NUMPY = ("training/numpy_learner.py", "training/test_numpy_learner.py")
 PEFT = ("hub/peft.py", "hub/test_peft.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
@@ -218,7 +218,7 @@ MUTATIONS = [
     ),
     mutation("no last norm", DECODER, "self.norm(hidden)", "hidden"),
     mutation(
-        "a mask that the blocks do not see", DECODER, "Surroundings(rotation, mask,", "Surroundings(rotation, None,"
+        "a mask that the blocks do not see", DECODER, "BlockInputs(rotation, mask,", "BlockInputs(rotation, None,"
     ),
     mutation("a head that is not tied", LAWS, "self.head.weight = self.embed.weight", "pass"),
     mutation("a depth that does not calm the start", LAWS, "0.02 / math.sqrt(2 * self.config.layers)", "0.02"),
@@ -269,14 +269,19 @@ MUTATIONS = [
         "if len(found) != len(pairs):",
         "if False:",
     ),
-    mutation("a difference without its end", ("adapt/delta.py", "adapt/test_delta.py"), " or not unpacker.eof", ""),
-    mutation("something after a difference", ("adapt/delta.py", "adapt/test_delta.py"), " or unpacker.unused_data", ""),
+    mutation("a difference without its end", ("runtime/delta.py", "runtime/test_delta.py"), " or not unpacker.eof", ""),
     mutation(
-        "a bomb", ("adapt/delta.py", "adapt/test_delta.py"), "(stored.numpy().data, size + 1)", "(stored.numpy().data)"
+        "something after a difference", ("runtime/delta.py", "runtime/test_delta.py"), " or unpacker.unused_data", ""
+    ),
+    mutation(
+        "a bomb",
+        ("runtime/delta.py", "runtime/test_delta.py"),
+        "(stored.numpy().data, size + 1)",
+        "(stored.numpy().data)",
     ),
     mutation(
         "bytes that are not sorted by significance",
-        ("adapt/delta.py", "adapt/test_delta.py"),
+        ("runtime/delta.py", "runtime/test_delta.py"),
         "difference.reshape(-1, tensor.element_size()).T",
         "difference.reshape(tensor.element_size(), -1)",
     ),
@@ -317,7 +322,7 @@ MUTATIONS = [
     mutation("a trunk that forgets the last token", TRUNK, "kept = states[: end + 1]", "kept = states[:end]"),
     mutation("a boundary above the norm", TRUNK, '{"decoder.norm": layers,', '{"decoder.norm": layers + 1,'),
     mutation("a trunk that is run every epoch", TRUNK, " if row not in self._rows]", "]"),
-    mutation("a block between trunk and top", TRUNK, "since=self.boundary)", "since=self.boundary + 1)"),
+    mutation("a block between trunk and top", TRUNK, "start=self.boundary)", "start=self.boundary + 1)"),
     mutation("a trunk written to unseen", TRUNK, "tensor.dtype, tensor._version)", "tensor.dtype)"),
     mutation("a trunk in another precision", TRUNK, "now = [half, *", "now = [*"),
     mutation("states that overlap in their file", TRUNK, "self.chunk[needed:]", "self.chunk[needed // 2 :]"),
@@ -359,7 +364,7 @@ MUTATIONS = [
     ),
     mutation(
         "an interrupted adapter that is lost",
-        ("lab/climbing.py", "test_adapter_commands.py"),
+        ("lab/climbing.py", "adapters/test_commands.py"),
         "interrupted=lambda: keep(method), name=name",
         "name=name",
     ),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm import InputError, adapt, generate, stream
-from minillm.batches import pad_left
+from minillm.data.batches import pad_left
 from minillm.decoder import Decoder
 from minillm.generation import next_token_distribution
 from tests.decoders import STYLES, random_decoder

@@ -1,27 +1,32 @@
 """The ways to adapt a decoder, by where in figure 1 they enter. Read this table first, then one file a method.
 
 A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class over a
-frozen body that shares the base's weights (`surgery.py`), and offers what `method.py` says.
+frozen body that shares the base's weights (`surgery.py`), and offers what `method.py` says. What one does with a trained
+adapter is in `minillm.adapters`, and is offered here too.
 """
 
 from dataclasses import dataclass
 from enum import Enum
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from minillm.adapt.algebra import add, average, negate, scale, subtract
 from minillm.adapt.dora import DoRA
-from minillm.adapt.extract import extract, resize
-from minillm.adapt.family import Family
-from minillm.adapt.files import load
 from minillm.adapt.fine_tune import FineTune
 from minillm.adapt.frozen_head import FrozenHead
 from minillm.adapt.in_context import InContext
 from minillm.adapt.lora import LoRA
-from minillm.adapt.merge import merge, merge_rounding, updates
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.pissa import PiSSA
 from minillm.adapt.prefix_tuning import PrefixTuning
 from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.adapt.stack import Stack
+
+if TYPE_CHECKING:
+    from minillm.adapters.algebra import add, average, negate, scale, subtract
+    from minillm.adapters.extract import extract, resize
+    from minillm.adapters.family import Family
+    from minillm.adapters.load import load
+    from minillm.adapters.merge import merge, merge_rounding, updates
 
 stack = Stack
 
@@ -38,7 +43,7 @@ class Seam(Enum):
 
 
 @dataclass(frozen=True)
-class Row:
+class Placement:
     """One line of the table: where a method enters, what it trains, and whether it starts as the base itself."""
 
     place: str
@@ -47,20 +52,34 @@ class Row:
     equal_at_start: bool
 
 
-METHODS: dict[type[Adaptation], Row] = {
-    InContext: Row("1 the prompt", (Seam.TOKENS,), "nothing", False),
-    SoftPrompt: Row("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
-    PrefixTuning: Row("2 in every layer", (Seam.KEYS_VALUES,), "P keys and values a layer (gated: from no-op)", False),
-    FrozenHead: Row("4 on top of the output", (Seam.HEAD,), "a classifier on stored features", False),
-    FineTune: Row("3 the weights; 4 the last layers", (Seam.PARAMETERS,), "copies of the named weights", True),
-    LoRA: Row("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
-    DoRA: Row("3 the weights", (Seam.LINEARS,), "A, B and the length of each row", True),
-    PiSSA: Row("3 the weights", (Seam.LINEARS,), "A and B, from the strongest directions of W", True),
-    Stack: Row("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "what its two methods train", False),
+METHODS: dict[type[Adaptation], Placement] = {
+    InContext: Placement("1 the prompt", (Seam.TOKENS,), "nothing", False),
+    SoftPrompt: Placement("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
+    PrefixTuning: Placement(
+        "2 in every layer", (Seam.KEYS_VALUES,), "P keys and values a layer (gated: from no-op)", False
+    ),
+    FrozenHead: Placement("4 on top of the output", (Seam.HEAD,), "a classifier on stored features", False),
+    FineTune: Placement("3 the weights; 4 the last layers", (Seam.PARAMETERS,), "copies of the named weights", True),
+    LoRA: Placement("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
+    DoRA: Placement("3 the weights", (Seam.LINEARS,), "A, B and the length of each row", True),
+    PiSSA: Placement("3 the weights", (Seam.LINEARS,), "A and B, from the strongest directions of W", True),
+    Stack: Placement("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "what its two methods train", False),
 }
+
+_ADAPTERS = {
+    "add": "algebra", "average": "algebra", "negate": "algebra", "scale": "algebra", "subtract": "algebra",
+    "extract": "extract", "resize": "extract", "Family": "family", "load": "load",
+    "merge": "merge", "merge_rounding": "merge", "updates": "merge",
+}  # fmt: skip
 
 __all__ = [
     "METHODS", "Adaptation", "DoRA", "Family", "FineTune", "FrozenHead", "InContext", "LoRA", "Method", "PiSSA",
-    "PrefixTuning", "Row", "Seam", "SoftPrompt", "Stack", "add", "average", "extract", "load", "merge",
+    "Placement", "PrefixTuning", "Seam", "SoftPrompt", "Stack", "add", "average", "extract", "load", "merge",
     "merge_rounding", "negate", "resize", "scale", "stack", "subtract", "updates",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ADAPTERS:
+        raise AttributeError(f"minillm.adapt has no {name!r}; it has: {', '.join(__all__)}")
+    return getattr(import_module(f"minillm.adapters.{_ADAPTERS[name]}"), name)

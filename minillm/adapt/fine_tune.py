@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.adapt.feature_store import pooled
 from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen, matching, train_copies
 from minillm.decoder import Decoder, Linear
 from minillm.errors import InputError
 from minillm.shapes import Bool, Float, Int
+from minillm.training.feature_cache import pooled
 
 OUTPUT = "output"
 

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minillm.adapt.feature_store import Recipe, StoredFeatures, text_features
 from minillm.adapt.heads import make_head
 from minillm.adapt.method import Adaptation, restore
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder
 from minillm.shapes import Bool, Float, Int
+from minillm.training.feature_cache import Recipe, StoredFeatures, text_features
 
 
 class FrozenHead(Adaptation):

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.feature_store import StoredFeatures
 from minillm.errors import InputError
 from minillm.shapes import Float, Int
+from minillm.training.feature_cache import StoredFeatures
 
 PIECE = 4096
 ClassWeight = str | Sequence[float | int] | None

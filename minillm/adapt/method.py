@@ -52,7 +52,7 @@ class Adaptation(nn.Module, ABC):
 
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the adapter that `adapt.load` reads: `state()`, `options()` and whose they are (`files.py`)."""
-        from minillm.adapt.files import save
+        from minillm.adapters.load import save
 
         save(self, directory, tokenizer=tokenizer)
 

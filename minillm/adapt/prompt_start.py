@@ -11,9 +11,9 @@ from torch import Tensor
 
 from minillm.adapt.surgery import frozen
 from minillm.decoder import Decoder
-from minillm.device import autocast
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
+from minillm.runtime.device import autocast
 from minillm.shapes import Int
 
 

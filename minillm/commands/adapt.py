@@ -61,11 +61,11 @@ def adapt(
         words: The words that a soft prompt or a prefix starts from.
         layers: How many blocks last-blocks trains.
     """
-    from minillm.device import keep_freed_memory, use_threads
+    from minillm.data.reviews import PROMPT
     from minillm.lab.adapting import AdaptSettings, adapt_base
     from minillm.lab.ladder import LadderSettings
     from minillm.lab.rungs import Options
-    from minillm.tasks.reviews import PROMPT
+    from minillm.runtime.device import keep_freed_memory, use_threads
 
     keep_freed_memory()
     free = prompt_column is not None or answer_column is not None

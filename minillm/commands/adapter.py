@@ -25,7 +25,7 @@ def inspect(adapter: Place) -> None:
     from safetensors import safe_open
 
     from minillm.adapt.description import describe
-    from minillm.adapt.files import TENSORS
+    from minillm.adapters.load import TENSORS
 
     description = describe(adapter)
     size = sum(path.stat().st_size for path in adapter.iterdir())

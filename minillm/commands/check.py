@@ -29,9 +29,9 @@ def check(
         kernels: Check our GPU kernels too; where there is no GPU, they are interpreted.
         out: The directory for check.json (default: nothing is written).
     """
-    from minillm.device import pick_device, use_threads
     from minillm.lab.check import CheckSettings, failed, table
     from minillm.lab.check import check as climb
+    from minillm.runtime.device import pick_device, use_threads
 
     if kernels and pick_device(device).type != "cuda":
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet

@@ -43,10 +43,10 @@ def generate(
     """
     import torch
 
-    from minillm.device import keep_freed_memory, pick_device, use_threads
     from minillm.generation import stream
     from minillm.hub import load
     from minillm.lab.embedded import base_path
+    from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 
     keep_freed_memory()
     use_threads(threads)

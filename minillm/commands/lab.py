@@ -33,9 +33,9 @@ def juggler(
         out: The directory for the model and juggler.json.
         fresh: Train again, whatever stands in that directory.
     """
-    from minillm.device import keep_freed_memory, use_threads
     from minillm.lab.curve import describe
     from minillm.lab.juggler import JugglerSettings, juggle, table
+    from minillm.runtime.device import keep_freed_memory, use_threads
 
     keep_freed_memory()
     use_threads(threads)

@@ -43,10 +43,10 @@ def ladder(
         labels: The answers for the label column's values in sorted order, comma-separated (default: the values).
         fresh: Climb all rungs again.
     """
-    from minillm.device import use_threads
+    from minillm.data.reviews import PROMPT
     from minillm.lab.ladder import LadderSettings, climb
     from minillm.lab.report import table
-    from minillm.tasks.reviews import PROMPT
+    from minillm.runtime.device import use_threads
 
     settings = LadderSettings(
         base=base,

@@ -39,11 +39,11 @@ def pretrain(
         out: The directory for what is written.
         fresh: Begin again, whatever stands in that directory.
     """
-    from minillm.device import keep_freed_memory, use_threads
-    from minillm.distributed import is_first
     from minillm.lab.curve import describe, draw
     from minillm.lab.pretrain import PretrainSettings
     from minillm.lab.pretrain import pretrain as run
+    from minillm.runtime.device import keep_freed_memory, use_threads
+    from minillm.runtime.distributed import is_first
 
     keep_freed_memory()
     use_threads(threads)

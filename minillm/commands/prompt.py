@@ -74,11 +74,11 @@ def prompt(
     """
     import torch
 
-    from minillm.device import keep_freed_memory
+    from minillm.data.reviews import PROMPT
     from minillm.lab.asking import Manner
     from minillm.lab.ladder import LadderSettings
     from minillm.lab.prompting import PromptSettings
-    from minillm.tasks.reviews import PROMPT
+    from minillm.runtime.device import keep_freed_memory
 
     keep_freed_memory()
     words = None if prompt is None else prompt.replace("\\n", "\n")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.origin import Origin
+from minillm.runtime.source import Source
 from minillm.tokenizer import Tokenizer
 
 __all__ = ["load", "save"]
@@ -30,7 +30,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
         raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
     path = locate(source)
     decoder, tokenizer = _read(path, dtype)
-    decoder.origin = Origin(path.absolute(), partial(_weights, path.absolute()))
+    decoder.source = Source(path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.vocabulary} ids, and the decoder has embeddings for "

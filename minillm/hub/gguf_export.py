@@ -12,8 +12,8 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.gguf import GPT2, LLAMA
 from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS, pretokeniser
+from minillm.runtime.files import replacing
 from minillm.tokenizer import Tokenizer
-from minillm.writing import replacing
 
 NORMAL = 1
 FAMILIES = {

@@ -16,8 +16,8 @@ from minillm.errors import InputError
 from minillm.hub import huggingface_config
 from minillm.hub.layout import Layout, assemble
 from minillm.hub.safetensors_file import SINGLE, SafetensorsDirectory
+from minillm.runtime.files import replacing, write_text
 from minillm.tokenizer import Tokenizer
-from minillm.writing import replacing, write_text
 
 GPT2 = Layout(
     prefix="transformer.",

@@ -24,7 +24,7 @@ from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import huggingface_config, peft_lora
-from minillm.writing import replacing, write_text
+from minillm.runtime.files import replacing, write_text
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minillm.errors import InputError
-from minillm.writing import replacing
+from minillm.runtime.files import replacing
 
 
 @dataclass(frozen=True)

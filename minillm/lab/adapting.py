@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minillm.adapt import Adaptation
+from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.errors import InputError
 from minillm.lab.climbing import features
 from minillm.lab.generative import adapt_to_answers
@@ -15,8 +16,7 @@ from minillm.lab.rungs import TRAINED, Options, climb_by_training
 from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench, Keep, World, count, labels, size
 from minillm.prompting.scoring import accuracy
-from minillm.tasks.exchanges import Exchanges, table_exchanges
-from minillm.writing import check_directory, write_text
+from minillm.runtime.files import check_directory, write_text
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import Tensor
 
+from minillm.data.extraction import AnswerForm, answer_shares
+from minillm.data.templates import Question
 from minillm.errors import InputError
 from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench
 from minillm.prompting.answering import Speech, concluded, self_consistent
-from minillm.prompting.extraction import AnswerForm, answer_shares
-from minillm.prompting.kept import Reader
 from minillm.prompting.labelling import Preferences, neutral_questions, preferences
+from minillm.prompting.prompt_cache import Reader
 from minillm.prompting.scoring import accuracy
-from minillm.prompting.template import Question
 
 BRIEF = Speech(max_new_tokens=16, stop=("\n",))
 """An answer that is given at once."""

@@ -17,15 +17,15 @@ import torch
 
 from minillm import hub
 from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
-from minillm.device import pick_device, use_threads
 from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.ladder import versions
 from minillm.lab.trust import Case, Measured, by_kernel, differences, here, twins, worst
 from minillm.ops import KERNEL_DTYPES, TRITON, backend
-from minillm.progress import progress
-from minillm.writing import write_text
+from minillm.runtime.device import pick_device, use_threads
+from minillm.runtime.files import write_text
+from minillm.runtime.progress import progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61

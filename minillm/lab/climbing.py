@@ -11,16 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import FineTune, FrozenHead, Method
-from minillm.adapt.feature_store import Recipe, filed_features
-from minillm.adapt.trunk import TrunkStore, boundary
+from minillm.data.tasks import LabelledText
 from minillm.decoder import Decoder
 from minillm.lab.world import Keep, Outcome, World, count, keep_nothing, labels, score_rows, size
 from minillm.prompting.choosing import balanced_shots
-from minillm.prompting.kept import Reader
+from minillm.prompting.prompt_cache import Reader
 from minillm.prompting.scoring import accuracy, answer_scores
-from minillm.schedule import TrainingSettings
-from minillm.tasks import LabelledText
-from minillm.training import train
+from minillm.training.activation_cache import TrunkStore, boundary
+from minillm.training.feature_cache import Recipe, filed_features
+from minillm.training.loop import train
+from minillm.training.schedule import TrainingSettings
 
 PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
 """The values of C, the inverse strength of the penalty on a classifier's weights, that are tried."""

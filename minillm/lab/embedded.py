@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from minillm import hub
+from minillm.data.word_problems import LARGEST, PARTS
 from minillm.errors import InputError
 from minillm.hub.pull import PINNED, cache_directory, pull
 from minillm.lab.pretrain import PretrainSettings, pretrain
-from minillm.pretraining import Recipe
-from minillm.tasks.word_problems import LARGEST, PARTS
+from minillm.training.pretraining import Recipe
 
 TINY = "tiny"
 SETTINGS = PretrainSettings(task="word_problems")

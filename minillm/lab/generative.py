@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 from minillm.adapt import Method
-from minillm.batches import length_buckets, pad_left
-from minillm.device import autocast
+from minillm.data.batches import length_buckets, pad_left
+from minillm.data.exchanges import Exchange, Exchanges
 from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.lab.world import Bench, Keep
-from minillm.progress import progress
 from minillm.prompting.scoring import answer_log_probabilities
-from minillm.schedule import TrainingSettings
-from minillm.tasks.exchanges import Exchange, Exchanges
-from minillm.training import train
+from minillm.runtime.device import autocast
+from minillm.runtime.progress import progress
+from minillm.training.loop import train
+from minillm.training.schedule import TrainingSettings
 
 BATCH = 16
 

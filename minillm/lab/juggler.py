@@ -17,16 +17,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from minillm.decoder import Decoder
-from minillm.errors import InputError
-from minillm.lab.pretrain import PretrainSettings, drawn_problems, pretrain
-from minillm.lab.statistics import standard_error
-from minillm.progress import progress
-from minillm.prompting.answering import Speech, self_consistent, spoken
-from minillm.prompting.extraction import Reading, answer_shares, same_answer
-from minillm.prompting.kept import Reader
-from minillm.prompting.template import Question, Template
-from minillm.tasks.word_problems import (
+from minillm.data.extraction import Reading, answer_shares, same_answer
+from minillm.data.templates import Question, Template
+from minillm.data.word_problems import (
     AT_ONCE,
     FORM,
     PRETRAINED_FORMS,
@@ -35,8 +28,15 @@ from minillm.tasks.word_problems import (
     faults,
     problems,
 )
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.lab.pretrain import PretrainSettings, drawn_problems, pretrain
+from minillm.lab.statistics import standard_error
+from minillm.prompting.answering import Speech, self_consistent, spoken
+from minillm.prompting.prompt_cache import Reader
+from minillm.runtime.files import write_text
+from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
-from minillm.writing import write_text
 
 Numbers = tuple[int, tuple[str, ...]]
 

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from minillm import hub
-from minillm.device import best_precision, keep_freed_memory, peak_memory, pick_device, use_threads
+from minillm.data.reviews import PROMPT, reviews_task
+from minillm.data.tables import table_task
+from minillm.data.tasks import Task
+from minillm.data.word_problems import word_problems_task
 from minillm.errors import InputError, check_seed
 from minillm.lab.embedded import base_path, pulled_data
 from minillm.lab.rungs import RUNGS, Rung, chosen_rungs
 from minillm.lab.statistics import standard_error
 from minillm.lab.world import Bench, World, labels
 from minillm.prompting.scoring import accuracy
-from minillm.tasks import Task
-from minillm.tasks.reviews import PROMPT, reviews_task
-from minillm.tasks.table import table_task
-from minillm.tasks.word_problems import word_problems_task
-from minillm.writing import check_directory, write_text
+from minillm.runtime.device import best_precision, keep_freed_memory, peak_memory, pick_device, use_threads
+from minillm.runtime.files import check_directory, write_text
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def world(settings: LadderSettings, out: Path) -> World:
 def measure(rung: Rung, settings: LadderSettings, out: Path) -> dict[str, Any]:
     """Climb one rung in this process, and describe the outcome in JSON's types."""
     here = world(settings, out)
-    outcome = rung.climb(here)
+    outcome = rung.run_blocks(here)
     share = accuracy(outcome.scores, labels(here.task.test))
     seconds = outcome.train_seconds or outcome.eval_seconds
     return {

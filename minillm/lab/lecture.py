@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from minillm.data.extraction import NUMBER, AnswerForm, Reading, same_answer
+from minillm.data.templates import Question, Shot, Template
 from minillm.errors import InputError
 from minillm.lab.asking import BRIEF, Asked, Manner, ask
 from minillm.lab.world import Bench
 from minillm.prompting.answering import Speech, concluded
-from minillm.prompting.extraction import NUMBER, AnswerForm, Reading, same_answer
-from minillm.prompting.kept import Reader
-from minillm.prompting.template import Question, Shot, Template
+from minillm.prompting.prompt_cache import Reader
 
 CHAIN = Speech(max_new_tokens=128, stop=("\n\n", "\nQ:"))
 

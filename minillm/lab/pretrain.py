@@ -15,26 +15,26 @@ from typing import Any
 
 import torch
 
-from minillm import distributed
-from minillm.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
+from minillm.data import word_problems
+from minillm.data.text import reviews_text, text_file
 from minillm.decoder import Decoder
-from minillm.device import best_precision, pick_device
 from minillm.errors import InputError, check_seed
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
-from minillm.interrupts import interrupt_deferred
 from minillm.lab.curve import CURVE
-from minillm.lab.numpy_learner import NumpyLearner
-from minillm.learner import TorchLearner
-from minillm.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
-from minillm.progress import progress
-from minillm.tasks import word_problems
-from minillm.tasks.text import reviews_text, text_file
+from minillm.runtime import distributed
+from minillm.runtime.device import best_precision, pick_device
+from minillm.runtime.files import check_directory, write_text
+from minillm.runtime.interrupts import interrupt_deferred
+from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
-from minillm.tokenizer_training import token_bytes, train_tokenizer
-from minillm.training import Loop
-from minillm.writing import check_directory, write_text
+from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
+from minillm.training.learners import TorchLearner
+from minillm.training.loop import Loop
+from minillm.training.numpy_learner import NumpyLearner
+from minillm.training.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
+from minillm.training.tokenizers import token_bytes, train_tokenizer
 
 TASKS = ("word_problems", "reviews-text")
 BACKENDS = ("torch", "numpy")

@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.data.boundary import spelled
+from minillm.data.templates import Question
 from minillm.lab.asking import Asked
 from minillm.lab.world import Bench
 from minillm.ops.softmax import softmax
-from minillm.prompting.boundary import spelled
 from minillm.prompting.measures import MEASURES
 from minillm.prompting.scoring import answer_scores
-from minillm.prompting.template import Question
 
 
 def shown_prompt(bench: Bench, question: Question) -> str:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minillm.data.tasks import LabelledText, Task
+from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError
 from minillm.lab.asking import Asked, Manner, ask, figures
 from minillm.lab.ladder import LadderSettings, bench, load_task, versions
@@ -19,9 +21,7 @@ from minillm.prompting.choosing import (
     orders,
     seeded_shots,
 )
-from minillm.prompting.template import Question, Template, task_template
-from minillm.tasks import LabelledText, Task
-from minillm.writing import write_text
+from minillm.runtime.files import write_text
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.lab.climbing import features, in_context, trained
 from minillm.lab.world import Bench, Keep, Outcome, World, keep_nothing
-from minillm.schedule import TrainingSettings
+from minillm.training.schedule import TrainingSettings
 
 SHOTS = 8
 INSTRUCTION = "Answer with negative or positive.\n\n"

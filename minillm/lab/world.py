@@ -10,13 +10,13 @@ from torch import Tensor
 
 from minillm.adapt import Adaptation, FineTune
 from minillm.adapt.surgery import frozen, lower
+from minillm.data.tasks import LabelledText, Task
+from minillm.data.templates import task_template
 from minillm.decoder import Decoder
-from minillm.device import autocast
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
 from minillm.prompting.scoring import answer_scores, score_all
-from minillm.prompting.template import task_template
-from minillm.tasks import LabelledText, Task
+from minillm.runtime.device import autocast
 from minillm.tokenizer import Tokenizer
 
 

@@ -7,13 +7,13 @@ times is self-consistency (Wang et al. 2022): chains are sampled, and the answer
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from minillm.batches import length_buckets, pad_left
+from minillm.data.batches import length_buckets, pad_left
+from minillm.data.extraction import AnswerForm, majority
+from minillm.data.templates import BETWEEN, Question
 from minillm.errors import InputError
 from minillm.generation import LanguageModel, generate
-from minillm.progress import progress
-from minillm.prompting.extraction import AnswerForm, majority
-from minillm.prompting.kept import Reader
-from minillm.prompting.template import BETWEEN, Question
+from minillm.prompting.prompt_cache import Reader
+from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
 
 BATCH = 32

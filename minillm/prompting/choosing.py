@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.adapt.feature_store import Recipe, compute_features
+from minillm.data.tasks import LabelledText, Task
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.shapes import Float
-from minillm.tasks import LabelledText, Task
 from minillm.tokenizer import Tokenizer
+from minillm.training.feature_cache import Recipe, compute_features
 
 CHOICES = ("balanced", "seed", "nearest", "ordered")
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from minillm.progress import progress
+from minillm.data.templates import Question, Template
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
-from minillm.prompting.kept import Reader
 from minillm.prompting.measures import measured, prior_scores
-from minillm.prompting.template import Question, Template
+from minillm.prompting.prompt_cache import Reader
+from minillm.runtime.progress import progress
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 

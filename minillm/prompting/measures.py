@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from minillm.data.boundary import start_token
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
-from minillm.prompting.boundary import start_token
 from minillm.prompting.scoring import answer_scores
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer

@@ -7,12 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from minillm.adapt.trunk import TrunkStore
-from minillm.batches import length_buckets, pad_right
+from minillm.data.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
 from minillm.ops.softmax import log_softmax
-from minillm.progress import progress
+from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
+from minillm.training.activation_cache import TrunkStore
 
 BATCH = 32
 

@@ -5,7 +5,7 @@ import torch
 
 from minillm import InputError
 from minillm.adapt import InContext
-from minillm.adapt.files import load
+from minillm.adapters.load import load
 from tests.decoders import STYLES, random_decoder
 
 from . import forgery

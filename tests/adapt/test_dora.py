@@ -6,8 +6,8 @@ import torch
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt.adapted_matrix import Update
 from minillm.adapt.dora import DoRA, DoRALinear
-from minillm.adapt.merge import updates
 from minillm.adapt.surgery import frozen
+from minillm.adapters.merge import updates
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close

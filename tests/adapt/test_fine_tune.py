@@ -5,7 +5,7 @@ import torch
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import FineTune
-from minillm.batches import pad_left, pad_right
+from minillm.data.batches import pad_left, pad_right
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 

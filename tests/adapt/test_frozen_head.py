@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import FineTune, FrozenHead
-from minillm.adapt.feature_store import Recipe, compute_features, stored_features
 from minillm.adapt.heads import HEADS
-from minillm.batches import pad_left, pad_right
+from minillm.data.batches import pad_left, pad_right
+from minillm.training.feature_cache import Recipe, compute_features, stored_features
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 

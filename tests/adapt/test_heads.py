@@ -11,8 +11,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from minillm import InputError
-from minillm.adapt.feature_store import StoredFeatures
 from minillm.adapt.heads import HEADS, make_head
+from minillm.training.feature_cache import StoredFeatures
 from tests.tolerances import assert_close
 
 WIDTH, ROWS = 11, 71

@@ -11,9 +11,9 @@ from minillm.adapt import LoRA
 from minillm.adapt.adapted_matrix import Update
 from minillm.adapt.dora import DoRALinear
 from minillm.adapt.lora import LoRALinear
-from minillm.adapt.merge import updates
 from minillm.adapt.pissa import PiSSALinear
 from minillm.adapt.surgery import frozen
+from minillm.adapters.merge import updates
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close

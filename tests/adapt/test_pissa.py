@@ -5,8 +5,8 @@ import torch
 
 from minillm import Decoder, DecoderConfig
 from minillm.adapt import LoRA
-from minillm.adapt.merge import updates
 from minillm.adapt.pissa import PiSSA
+from minillm.adapters.merge import updates
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close

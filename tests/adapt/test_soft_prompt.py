@@ -8,7 +8,7 @@ from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import InContext
 from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.adapt.surgery import frozen
-from minillm.key_values import Surroundings
+from minillm.key_values import BlockInputs
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
@@ -21,7 +21,7 @@ def prepended(decoder, vectors, ids):
     rows = torch.cat((vectors.expand(len(ids), -1, -1), decoder.embed(ids)), 1)
     hidden, rotation = decoder.encode_positions(rows, torch.arange(rows.shape[1]))
     for block in decoder.blocks:
-        hidden = block(hidden, Surroundings(rotation))
+        hidden = block(hidden, BlockInputs(rotation))
     return decoder.head(decoder.norm(hidden))[:, len(vectors) :]
 
 

@@ -6,7 +6,7 @@ import torch
 import minillm
 from minillm import DecoderConfig, InputError
 from minillm.hub.gguf_export import export
-from minillm.tokenizer_training import words
+from minillm.training.tokenizers import words
 from tests.hub.gguf_writing import llama_config, random_decoder
 
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}

@@ -10,7 +10,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from minillm import InputError, Tokenizer
 from minillm.hub import gguf_tokenizer
-from tests.tokenizer_training import SPECIAL, TEMPLATE, metadata, smollm, trained
+from tests.training.tokenizer_training import SPECIAL, TEMPLATE, metadata, smollm, trained
 
 LLAMA_3 = Regex(gguf_tokenizer.LLAMA_3)
 PRETOKENISERS = {

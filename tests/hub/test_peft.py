@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import minillm
 from minillm import InputError
 from minillm.adapt import DoRA, FineTune, FrozenHead, InContext, LoRA, PrefixTuning, SoftPrompt
-from minillm.batches import pad_left
+from minillm.data.batches import pad_left
 from minillm.hub.peft import export_peft, import_peft
 from tests.decoders import STYLES, random_decoder
 
@@ -144,7 +144,7 @@ def test_merged_by_peft_is_merged_by_us(tmp_path):
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     with torch.no_grad():
         expected = merged(IDS).logits
-        assert (minillm.adapt.merge(method)(IDS) - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert (minillm.adapters.merge(method)(IDS) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ import torch
 
 from minillm import InputError
 from minillm.adapt import InContext
+from minillm.data.templates import Question, Shot, task_template
 from minillm.lab.asking import Asked, Manner, ask, figures
 from minillm.lab.world import Bench
-from minillm.prompting import kept
+from minillm.prompting import prompt_cache as kept
 from minillm.prompting.labelling import Preferences, neutral_questions
-from minillm.prompting.template import Question, Shot, task_template
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN
 
 BENCH = Bench(DECODER, TOKENIZER, torch.device("cpu"), "float32", 0, Path())

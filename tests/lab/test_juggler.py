@@ -6,6 +6,8 @@ from itertools import islice
 import pytest
 
 from minillm import InputError
+from minillm.data.extraction import Reading
+from minillm.data.word_problems import PRETRAINED_STEPS, Problem, problems
 from minillm.lab.juggler import (
     DIRECT,
     STEP_BY_STEP,
@@ -23,8 +25,6 @@ from minillm.lab.juggler import (
     template,
     unseen,
 )
-from minillm.prompting.extraction import Reading
-from minillm.tasks.word_problems import PRETRAINED_STEPS, Problem, problems
 
 JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 START = " Let's think step by step."

@@ -5,8 +5,8 @@ import re
 import pytest
 
 from minillm import InputError
+from minillm.data.extraction import AnswerForm
 from minillm.lab.lecture import EXAMPLES, example
-from minillm.prompting.extraction import AnswerForm
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minillm import Decoder, DecoderConfig, InputError
+from minillm.data.tasks import LabelledText, Task
 from minillm.lab.world import World
-from minillm.tasks import LabelledText, Task
-from minillm.tokenizer_training import words
+from minillm.training.tokenizers import words
 
 ROWS = [LabelledText("so", 0), LabelledText("well", 1)]
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 
 from minillm import Tokenizer
+from minillm.data.tasks import LabelledText, Task
 from minillm.decoder import Embedding
-from minillm.tasks import LabelledText, Task
 from tests.decoders import STYLES, random_decoder
-from tests.tokenizer_training import NAMES, TEMPLATE, smollm, trained
+from tests.training.tokenizer_training import NAMES, TEMPLATE, smollm, trained
 
 TRAIN = [LabelledText(f"film {index}", index % 2) for index in range(20)]
 TASK = Task("films", "Review: {text}\nSentiment:", (" negative", " positive"), TRAIN, TRAIN[:2], TRAIN[:2])

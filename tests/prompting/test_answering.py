@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from minillm import InputError, generate
+from minillm.data.extraction import NUMBER, AnswerForm
+from minillm.data.templates import Question, Shot, Template, task_template
 from minillm.prompting import answering
 from minillm.prompting.answering import Speech, complete, concluded, self_consistent, spoken
-from minillm.prompting.extraction import NUMBER, AnswerForm
-from minillm.prompting.kept import Reader
-from minillm.prompting.template import Question, Shot, Template, task_template
+from minillm.prompting.prompt_cache import Reader
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
 
 LETTERS = Speech(max_new_tokens=6, stop=())

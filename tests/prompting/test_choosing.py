@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm import InputError
+from minillm.data.tasks import LabelledText
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
-from minillm.tasks import LabelledText
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN
 
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import torch
 
+from minillm.data.templates import Question, task_template
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
-from minillm.prompting.kept import Reader
 from minillm.prompting.labelling import neutral_questions, preferences
+from minillm.prompting.prompt_cache import Reader
 from minillm.prompting.scoring import answer_scores
-from minillm.prompting.template import Question, task_template
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
 from tests.tolerances import assert_close
 

@@ -1,0 +1,89 @@
+"""What an adapter does to its base, measured: how large each dW is, and how far the logits of a probe move.
+
+The probe is a row of token ids that is the same for every adapter of a base. An adapter that leaves all its logits as
+they were, to the bit, does nothing.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.method import Adaptation, Method
+from minillm.adapt.surgery import frozen, linears
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.runtime.device import autocast
+from minillm.shapes import Int
+
+PROBE_TOKENS, LISTED = 16, 16
+
+
+def probe(decoder: Decoder, room: int) -> Int[Tensor, "1 T"]:
+    """Ids from all over the vocabulary. Raises InputError where there is room for none."""
+    if room < 1:
+        raise InputError("the adapter leaves no room in the context for a text")
+    places = torch.arange(min(PROBE_TOKENS, room), device=decoder.embed.weight.device)
+    return (places * 7919 + 1)[None] % decoder.config.vocabulary
+
+
+class Effect(NamedTuple):
+    """The largest change of a logit of the probe or, of a classifier, the largest difference of two classes' scores."""
+
+    size: float
+    classifies: bool
+
+
+@torch.no_grad()
+def effect(method: Adaptation, decoder: Decoder) -> Effect:
+    """What the adapter does to the probe. Raises InputError for one that leaves it no room in the context."""
+    prompt = method.prefix() if isinstance(method, Method) else None
+    ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
+    matrix = next(iter(linears(decoder).values())).weight
+    with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
+        adapted = method(ids).double()
+        if adapted.dim() == 2:
+            return Effect((adapted.amax(-1) - adapted.amin(-1)).max().item(), True)
+        return Effect((adapted - frozen(decoder).eval()(ids)).abs().max().item(), False)
+
+
+@torch.no_grad()
+def update_norms(method: Adaptation) -> dict[str, float]:
+    """The Frobenius norm of each dW: of a low-rank update by the path of its matrix, of a trained copy by its name."""
+    norms = {path: matrix.change().norm().item() for path, matrix in adapted_matrices(method.decoder).items()}
+    for name, tensor in method.state().items():
+        base = method.base.get(name)
+        if base is not None and base.shape == tensor.shape and name.rpartition(".")[0] not in norms:
+            wide = torch.promote_types(tensor.dtype, torch.float32)
+            norms[name] = (tensor.to(wide) - base.to(tensor.device, wide)).norm().item()
+    return norms
+
+
+def report(method: Adaptation, found: Effect) -> str:
+    """One line: the method and its options, what it holds, the size of dW and what became of the probe."""
+    told = {name: value for name, value in method.options().items() if value not in (None, False, 0, {}, [])}
+    parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in told.items())})"]
+    parts.append(f"{sum(tensor.numel() for tensor in method.state().values())} numbers")
+    if norms := update_norms(method):
+        parts.append(f"|dW| {_listed(norms)}")
+    what = "scores of the probe differ by" if found.classifies else "logits of the probe move by"
+    return "; ".join([*parts, f"{what} up to {found.size:.3g}"])
+
+
+def _listed(norms: dict[str, float]) -> str:
+    """Each norm or, of very many matrices, the smallest and the largest of every role."""
+    if len(norms) <= LISTED:
+        return ", ".join(f"{path} {norm:.3g}" for path, norm in norms.items())
+    roles: dict[str, list[float]] = {}
+    for path, norm in norms.items():
+        roles.setdefault(".".join(part for part in path.split(".") if not part.isdigit()), []).append(norm)
+    spans = {
+        role: f"{min(each):.3g}" + (f" to {max(each):.3g}" if len(each) > 1 else "") for role, each in roles.items()
+    }
+    return ", ".join(f"{role} {span}" for role, span in spans.items())
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,22 @@
+"""The task `reviews`: is this sentence from a film review negative or positive?
+
+8,530 sentences of Rotten Tomatoes (Pang & Lee 2005), in the order of the pulled file and in one fixed shuffle.
+"""
+
+from pathlib import Path
+
+from minillm.data.tables import column, read_rows
+from minillm.data.tasks import LabelledText, Task, divide
+
+PROMPT = "Review: {text}\nSentiment:"
+ANSWERS = (" negative", " positive")
+
+
+def reviews_task(path: Path, train: int, test: int) -> Task:
+    """The task from the pulled CSV file. Raises InputError where it has too few rows."""
+    rows = [
+        LabelledText(column(row, "text", path), int(column(row, "label", path)))
+        for row in read_rows(path)
+        if row.get("source") == "rotten_tomatoes"
+    ]
+    return Task("reviews", PROMPT, ANSWERS, *divide(rows, train, test))

@@ -1,0 +1,107 @@
+"""Which weights a thing belongs to: a sha256 per tensor, so that an adapter or a stored feature finds its own base.
+
+Stored features belong to the present values. An adapter belongs to the values as they were loaded, before any cast: a
+base in bfloat16 or float64, or on a GPU, takes its own adapter. What a decoder was is learnt once, from the file that
+it came from or, for one built in memory, from its first values; a tensor is then recognised, in whatever dtype, by a
+checksum of what that value is in this dtype. A changed one is not recognised, and is what it has become.
+"""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.errors import InputError
+from minillm.runtime.files import write_text
+from minillm.runtime.source import Source
+
+CASTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """sha256 of a tensor's dtype, shape and bytes, in hexadecimal."""
+    digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
+    digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def fingerprint(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, str]:
+    """The fingerprint of every tensor by its name."""
+    return {name: tensor_fingerprint(tensor) for name, tensor in tensors}
+
+
+def base_fingerprint(tensors: Mapping[str, Tensor], source: Source) -> dict[str, str]:
+    """The sha256 of each tensor's value as it was loaded, whatever dtype and device it has now.
+
+    Equal numbers have equal fingerprints: a float64 that fits into float32 counts as one.
+    """
+    if source.read is not None and not source.fingerprints:
+        _learn_from_file(source)
+    found = {}
+    for name, tensor in tensors.items():
+        checksum = _checksum(name, tensor)
+        if checksum not in source.fingerprints:
+            _learn(name, tensor, source.fingerprints)
+        found[name] = source.fingerprints[checksum]
+    return found
+
+
+def _learn(name: str, tensor: Tensor, known: dict[str, str]) -> None:
+    narrow = tensor.float()
+    fits = tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor)
+    value = tensor_fingerprint(narrow if fits else tensor)
+    for dtype in CASTS:
+        known.setdefault(_checksum(name, tensor.to(dtype)), value)
+
+
+def _checksum(name: str, tensor: Tensor) -> str:
+    """Tells one state of a tensor from another: quick, and no proof against those who would deceive themselves."""
+    return f"{name} {tensor.dtype} {zlib.crc32(_bytes(tensor)):08x}"
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _learn_from_file(source: Source) -> None:
+    """What the weights are in their file, or from the cache beside it, if that is of these very files.
+
+    A file that is gone tells nothing, and a directory that cannot be written to keeps no cache.
+    """
+    assert source.path is not None
+    assert source.read is not None
+    cache = _cache(source.path)
+    try:
+        stamp = _stamp(source.path)
+        source.fingerprints |= _cached(cache, stamp)
+        if source.fingerprints:
+            return
+        for name, tensor in source.read().items():
+            _learn(name, tensor, source.fingerprints)
+        write_text(cache, json.dumps({"files": stamp, "fingerprints": source.fingerprints}))
+    except (OSError, InputError):
+        return
+
+
+def _cache(path: Path) -> Path:
+    return path / ".fingerprints.json" if path.is_dir() else path.with_name(f".{path.name}.fingerprints.json")
+
+
+def _stamp(path: Path) -> list[list[Any]]:
+    """Names, sizes and times of the files that hold a decoder."""
+    files = sorted([*path.glob("*.safetensors"), path / "config.json"]) if path.is_dir() else [path]
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def _cached(cache: Path, stamp: list[list[Any]]) -> dict[str, str]:
+    try:
+        kept = json.loads(cache.read_text("utf-8"))
+        found = kept["fingerprints"] if kept["files"] == stamp else {}
+        return {str(checksum): str(value) for checksum, value in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}

@@ -1,0 +1,128 @@
+"""Who computes a training step: the gradient of the mean loss, and where it moves what is trained.
+
+The loop asks for the two one after the other, so that it can look at the loss before anything has moved.
+`TorchLearner` is the one for every method. `minillm.training.numpy_learner` has one that shares no arithmetic with it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from minillm.errors import InputError
+from minillm.runtime.device import autocast
+from minillm.runtime.distributed import part, size, sum_over_processes
+from minillm.training.schedule import TrainingSettings
+
+Example = TypeVar("Example")
+Read = TypeVar("Read", contravariant=True)
+
+
+@runtime_checkable
+class Learner(Protocol[Read]):
+    """What the loop needs of whoever computes."""
+
+    def backward(self, batches: Sequence[Sequence[Read]]) -> float:
+        """The mean loss over all that the batches have to foretell, in nats; its gradient is kept."""
+        ...
+
+    def move(self, rate: float) -> None:
+        """One AdamW step along the kept gradient, clipped."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """All that the steps to come depend on."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Go on from a `state`. Raises KeyError where a part of it is missing."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """What training needs of a method."""
+
+    def trainable(self) -> dict[str, nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+class TorchLearner(Generic[Example]):
+    """Autograd and torch's AdamW, for whatever a method names as trainable.
+
+    `loss(examples)` returns (the sum of their losses, how many were summed): the mean is over all that one step has
+    summed, so that accumulated batches of unequal size, or batches divided among processes, equal one big batch.
+    """
+
+    def __init__(
+        self, method: Trainable, loss: Callable[[list[Example]], tuple[Tensor, int]], settings: TrainingSettings
+    ):
+        self.loss, self.settings = loss, settings
+        self.parameters = method.trainable()
+        if not self.parameters:
+            raise InputError("this method has nothing to train")
+        self.optimizer = _adamw(list(self.parameters.values()), settings)
+        self.device = next(iter(self.parameters.values())).device
+
+    def backward(self, batches: Sequence[Sequence[Example]]) -> float:
+        total, count = 0.0, 0
+        for batch in filter(None, map(part, batches)):
+            with autocast(self.device, self.settings.precision):
+                summed, counted = self.loss(batch)
+            summed.backward()
+            total, count = total + summed.item(), count + counted
+        gradients, total, count = self._over_processes(total, count)
+        torch._foreach_div_(gradients, count)
+        return total / count
+
+    def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
+        """The gradients, the loss and its count, of this process or summed over all."""
+        if size() > 1:
+            for parameter in self.parameters.values():
+                if parameter.grad is None:  # this process had no part of the batch
+                    parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        numbers = torch.tensor([total, count], dtype=torch.float64, device=self.device)
+        sum_over_processes([*gradients, numbers])
+        return gradients, numbers[0].item(), int(numbers[1].item())
+
+    def move(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def state(self) -> dict[str, Tensor]:
+        tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
+        tensors["random.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+            self.optimizer.state[parameter] = {
+                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
+                for key in ("step", "exp_avg", "exp_avg_sq")
+            }
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+
+
+def _adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+    groups = [
+        {"params": [p for p in parameters if (p.dim() > 1) == matrices], "weight_decay": decay}
+        for matrices, decay in ((True, settings.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, settings.beta2), fused=True)

@@ -1,0 +1,43 @@
+"""A blank between prompt and answer is the answer's: a prompt that ends with one asks another question."""
+
+from dataclasses import replace
+
+import pytest
+
+from minillm import InputError
+from minillm.data.boundary import refuse_merging, refuse_trailing_blank, spelled
+from minillm.data.templates import Template
+from tests.prompting.asked import TASK, TOKENIZER
+
+
+def test_a_trailing_blank_makes_other_tokens_of_the_same_letters():
+    right = TOKENIZER.encode("is") + TOKENIZER.encode(" the")
+    wrong = TOKENIZER.encode("is ") + TOKENIZER.encode("the")
+    assert TOKENIZER.decode(right) == TOKENIZER.decode(wrong)
+    assert right == TOKENIZER.encode("is the") != wrong
+
+
+@pytest.mark.parametrize("prompt", ["Review: {text}\nSentiment: ", "{text} "])
+def test_a_prompt_that_ends_with_a_blank_is_refused_wherever_it_is_given(prompt):
+    for make in (refuse_trailing_blank, Template, lambda prompt: replace(TASK, prompt=prompt)):
+        with pytest.raises(InputError, match="ends with a blank"):
+            make(prompt)
+
+
+def test_a_blank_before_words_that_begin_the_answer_is_no_trap():
+    assert Template("{text} ", cue="I say").render("x") == "x I say"
+    with pytest.raises(InputError, match="ends with a blank"):
+        Template("{text}", cue=" I say ")
+
+
+def test_an_answer_that_grows_into_the_prompts_last_word_is_refused():
+    refuse_merging(TOKENIZER, "this is", [" the", " theme"])
+    assert len(TOKENIZER.encode("the")) == 1
+    with pytest.raises(InputError, match="share a token"):
+        refuse_merging(TOKENIZER, "this is t", ["he"])
+    with pytest.raises(InputError, match="'a text t', and the answer 'he'"):
+        Template("{text}").answers(TOKENIZER, ["12", "a text t"], ["he"])
+
+
+def test_tokens_are_shown_in_brackets_with_their_blanks_and_line_ends():
+    assert spelled(TOKENIZER, TOKENIZER.encode("the film\nis")) == "[the][ film][\\n][is]"

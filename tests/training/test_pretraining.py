@@ -1,0 +1,326 @@
+"""A decoder from nothing: what a row is, what is measured, and a run that is killed and goes on bit for bit."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
+
+import minillm
+from minillm import Decoder, DecoderConfig, InputError
+from minillm.lab.pretrain import PretrainSettings, pretrain
+from minillm.ops.linear_cross_entropy import IGNORED
+from minillm.reference import bpe
+from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
+from minillm.training.learners import TorchLearner
+from minillm.training.loop import Loop
+from minillm.training.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
+from minillm.training.schedule import TrainingSettings
+from minillm.training.tokenizers import byte_pairs, characters, token_bytes, train_tokenizer, words
+from tests.tolerances import assert_close
+
+END = 0
+documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=9)
+LICENSE = (Path(__file__).parents[1] / "LICENSE").read_text("utf-8")
+
+
+@given(documents, st.integers(1, 8))
+def test_in_a_packed_stream_every_token_but_the_first_is_foretold_once_from_the_one_before(texts, length):
+    stream = [END] + [token for text in texts for token in (*text, END)]
+    rows = [row.ids for row in pack(texts, END, length)]
+    assert all(row.labels == row.ids for row in pack(texts, END, length))
+    assert [token for row in rows for token in row[1:]] == stream[1:]
+    assert [row[0] for row in rows] == stream[:-1:length]
+    assert max(map(len, rows)) <= length + 1
+
+
+@given(documents, st.integers(7, 12), st.data())
+def test_whole_exchanges_keep_their_order_and_of_a_question_nothing_is_learned(texts, length, data):
+    cuts = [data.draw(st.integers(0, len(text))) for text in texts]
+    exchanges = [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
+    rows = pack_exchanges(exchanges, length)
+    assert max(len(row.ids) for row in rows) <= length + 1
+    left = list(exchanges)
+    for ids, labels in rows:
+        place = 0
+        while place < len(ids):
+            question, answer = left.pop(0)
+            end = place + len(question) + len(answer)
+            assert ids[place:end] == [*question, *answer]
+            assert labels[place:end] == [*[IGNORED] * len(question), *answer]
+            place = end
+    assert not left
+    with pytest.raises(InputError, match="have 14 tokens; a row has room for 13"):
+        pack_exchanges([([1] * 7, [1] * 7)], 12)
+
+
+def test_sizes_rate_and_batch_follow_from_the_depth():
+    nano, tiny, small = (Recipe.from_preset(name) for name in ("nano", "tiny", "small"))
+    config = tiny.config(61)
+    assert (config.layers, config.width, config.heads, config.feed_forward_width) == (4, 128, 4, 344)
+    assert nano.batch < tiny.batch < small.batch
+    assert nano.rate > tiny.rate > small.rate
+    assert Recipe.from_preset("tiny", steps=7).steps == 7
+    with pytest.raises(InputError, match="no preset 'large'; there are: nano, tiny, small"):
+        Recipe.from_preset("large")
+    with pytest.raises(InputError, match="0 steps are too few"):
+        Recipe.from_preset("nano", steps=0)
+
+
+def small_model(rows=None):
+    torch.manual_seed(1)
+    return FromNothing(Decoder(DecoderConfig.tiny(vocabulary=11, layers=1, context_length=16)).double())
+
+
+ROWS = [Row(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7])] + [Row([8, 9, 10], [8, IGNORED, 10])]
+
+
+def test_the_loss_is_the_cross_entropy_of_every_label_and_padding_has_none():
+    model = small_model()
+    expected = sum(
+        nn.functional.cross_entropy(
+            model.decoder(torch.tensor([row.ids[:-1]]))[0], torch.tensor(row.labels[1:]), reduction="sum"
+        )
+        for row in ROWS
+    )  # fmt: skip
+    total, count = model.loss(ROWS)
+    assert count == 6
+    assert_close(total, expected, "law")
+
+
+def test_nats_are_a_mean_over_labels_and_bits_a_sum_over_bytes():
+    model, total = small_model(), small_model().loss(ROWS)[0].item()
+    found = held_out_loss(model, ROWS, range(11), batch=2, precision="float32")
+    assert found.nats == pytest.approx(total / 6, rel=1e-12)
+    assert found.bits_per_byte == pytest.approx(total / math.log(2) / (2 + 3 + 4 + 5 + 7 + 10), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "characters", "words"])
+def test_the_tokens_of_a_text_stand_for_its_bytes(kind):
+    text = "Größe 12 of 345: naïve\n\n東京 " + LICENSE[:3000]
+    tokenizer = train_tokenizer(kind, [text], 5000)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    sizes = token_bytes(tokenizer)
+    assert sum(sizes[token] for token in ids) == len(text.encode())
+    assert sizes[tokenizer.eos] == 0
+
+
+def test_the_reference_trains_the_same_byte_pairs():
+    ours, reference = byte_pairs([LICENSE], 401), bpe.train(LICENSE, 400)
+    model = json.loads(ours.pipeline.to_str())["model"]
+    assert list(bpe.load(model["vocab"], model["merges"]).ranks) == list(reference.ranks)
+    assert ours.encode(LICENSE) == bpe.encode(reference, LICENSE)
+    assert ours.eos == 400
+
+
+def test_a_closed_vocabulary_has_the_commonest_tokens_and_calls_the_rest_unknown():
+    tokenizer = words(["so so so so well 12 12 12"], 4)
+    assert tokenizer.decode(tokenizer.encode(" so 12 well")) == " so 12<|unknown|>"
+    assert characters(["aab"], 3).decode([2]) == "a"
+    with pytest.raises(InputError, match="no tokenizer 'bytes'; there are: bpe, characters, words"):
+        train_tokenizer("bytes", ["text"], 300)
+    with pytest.raises(InputError, match="a vocabulary of 100 is too small"):
+        byte_pairs(["text"], 100)
+
+
+SETTINGS = PretrainSettings(task="word_problems", preset="nano", steps=6)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+import torch
+from minillm.lab.pretrain import PretrainSettings, pretrain
+torch.set_num_threads(1)
+settings = PretrainSettings(task="word_problems", preset="nano", steps=int(sys.argv[1]))
+pretrain(settings, Path(sys.argv[2]), device="cpu", every=2, say=lambda measured: print(measured["step"], flush=True))
+"""
+
+
+@pytest.fixture
+def one_thread():
+    """Sums are made in another order by another number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _killed(place, steps, order):
+    """A run that is killed at a random moment around the writing of a checkpoint; the step that it had reached."""
+    command = [sys.executable, "-c", PROGRAM, str(steps), str(place)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    assert process.stdout is not None
+    reached = process.stdout.readline()
+    time.sleep(order.random() * 0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return int(reached or steps)
+
+
+@pytest.mark.parametrize(
+    ("kills", "steps"), [(3, 16), pytest.param(20, 200, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
+)
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, one_thread, kills, steps):
+    settings, order = PretrainSettings(task="word_problems", preset="nano", steps=steps), random.Random(kills)
+    whole = pretrain(settings, tmp_path / "whole", device="cpu", every=2)
+    place, reached = tmp_path / "killed", []
+    for _ in range(kills):
+        reached.append(_killed(place, steps, order))
+        assert not (place / CHECKPOINT).exists() or _readable(place / CHECKPOINT)
+    assert (place / CHECKPOINT).exists()
+    last = pretrain(settings, place, device="cpu", every=2)
+    assert last.loop.history.losses == whole.loop.history.losses, f"bit for bit, killed at {reached}"
+    assert last.measured == whole.measured
+    assert all(torch.equal(*pair) for pair in zip(last.decoder.parameters(), whole.decoder.parameters(), strict=True))
+    assert not list(place.glob(".checkpoint*")), "what a killed process was writing is cleared away"
+
+
+def _readable(path):
+    with safe_open(str(path), framework="pt") as file:
+        return all(file.get_tensor(name).numel() > 0 for name in file.keys())  # noqa: SIM118
+
+
+def test_a_run_that_is_not_interrupted_leaves_a_model_that_can_be_loaded_and_a_second_one_does_nothing(tmp_path):
+    said = []
+    run = pretrain(SETTINGS, tmp_path, device="cpu", every=3, say=said.append)
+    assert [measured["step"] for measured in said] == [3, 6]
+    assert len(run.loop.history.losses) == 6
+    decoder, tokenizer = minillm.load(tmp_path)
+    ids = torch.tensor([tokenizer.encode("Question: A juggler can juggle 48 balls.")])
+    assert torch.equal(decoder(ids), run.decoder.eval()(ids))
+    again = pretrain(SETTINGS, tmp_path, device="cpu", say=said.append)
+    assert len(said) == 2
+    assert torch.equal(again.decoder(ids), decoder(ids))
+
+
+def test_a_directory_with_another_run_is_left_alone_unless_one_begins_afresh(tmp_path):
+    pretrain(SETTINGS, tmp_path, device="cpu")
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    other = PretrainSettings(task="word_problems", preset="nano", steps=6, seed=1)
+    with pytest.raises(InputError, match="holds a run with seed 0, and this one has 1"):
+        pretrain(other, tmp_path, device="cpu")
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert pretrain(other, tmp_path, device="cpu", fresh=True).settings.seed == 1
+
+
+def _loop():
+    model = small_model()
+    settings = TrainingSettings(batch=2, rate=1e-2)
+    return Loop(TorchLearner(model, model.loss, settings), ROWS, lambda row: len(row.ids), settings, steps=4)
+
+
+def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
+    loop = _loop()
+    for batches in loop.groups():
+        loop.step(batches)
+    save_checkpoint(tmp_path, loop, {"settings": {}})
+    assert restore_checkpoint(tmp_path, _loop(), {}) == {"settings": {}}
+    whole = (tmp_path / CHECKPOINT).read_bytes()
+    for length in (0, 5, len(whole) // 2, len(whole) - 1):
+        (tmp_path / CHECKPOINT).write_bytes(whole[:length])
+        with pytest.raises(InputError, match="no readable checkpoint"):
+            restore_checkpoint(tmp_path, _loop(), {})
+
+
+def test_a_write_that_fails_leaves_the_checkpoint_that_there_was(tmp_path, monkeypatch):
+    loop = _loop()
+    for batches in loop.groups():
+        loop.step(batches)
+    save_checkpoint(tmp_path, loop, {"settings": {}})
+    before = (tmp_path / CHECKPOINT).read_bytes()
+
+    def fail(tensors, path, metadata):
+        Path(path).write_bytes(b"half of")
+        raise OSError("no room left on the device")
+
+    monkeypatch.setattr("minillm.training.checkpoints.save_file", fail)
+    with pytest.raises(OSError, match="no room"):
+        save_checkpoint(tmp_path, loop, {"settings": {}})
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert os.listdir(tmp_path) == [CHECKPOINT]
+
+
+def test_an_interrupt_saves_between_two_steps_and_the_run_goes_on(tmp_path):
+    whole = pretrain(SETTINGS, tmp_path / "whole", device="cpu", every=2)
+
+    def interrupt(measured):
+        if measured["step"] == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        pretrain(SETTINGS, tmp_path / "cut", device="cpu", every=2, say=interrupt)
+    second = pretrain(SETTINGS, tmp_path / "cut", device="cpu", every=2)
+    assert second.loop.history.losses == whole.loop.history.losses
+    assert second.measured == whole.measured
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+DISTRIBUTED = """
+import json, sys
+import torch
+from minillm.runtime import distributed
+from tests.training.test_pretraining import _unequal
+with distributed.joined(torch.device("cpu")):
+    loop = _unequal()
+    for batches in loop.groups():
+        loop.step(batches)
+    if distributed.rank() == 1:
+        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
+"""
+
+
+def _unequal():
+    """Rows of unequal lengths, two passes a step, and a last batch of one row: of which one process reads nothing."""
+    model = small_model()
+    rows = [*ROWS, Row([1, 3, 5, 7], [1, 3, 5, 7]), Row([2, 4], [2, 4])]
+    settings = TrainingSettings(epochs=1, batch=2, accumulate=1, rate=1e-2, clip=0.1)
+    return Loop(TorchLearner(model, model.loss, settings), rows, lambda row: len(row.ids), settings)
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    one = _unequal()
+    for batches in one.groups():
+        one.step(batches)
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", DISTRIBUTED], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE,
+            cwd=Path(__file__).parents[1], text=True,
+        )
+        for rank in ("0", "1")
+    ]  # fmt: skip
+    (_, said) = (process.communicate(timeout=120)[0] for process in both)
+    losses, parameters = json.loads(said)
+    assert_close(torch.tensor(losses), torch.tensor(one.history.losses), "law")
+    for name, parameter in one.learner.parameters.items():
+        assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"task": None}, "give a text to learn"),
+        ({"data": "mine.txt"}, "give a text to learn"),
+        ({"task": "poems"}, "no task 'poems' to pretrain on; there are: word_problems, reviews-text"),
+        ({"preset": "huge"}, "no preset 'huge'"),
+        ({"tokenizer": "bytes"}, "no tokenizer 'bytes'"),
+        ({"seed": -1}, "the seed is -1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_in_a_sentence_and_nothing_is_written(tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        pretrain(PretrainSettings(**{"task": "word_problems", "preset": "nano", "steps": 2, **changes}), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
