@@ -11,8 +11,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from minillm import InputError, Tokenizer
-
-from .tokenizer_training import HOSTILE, NAMES, SPECIAL, TEMPLATE, metadata, smollm, trained, user
+from tests.training.tokenizer_training import HOSTILE, NAMES, SPECIAL, TEMPLATE, metadata, smollm, trained, user
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minillm.adapt import LoRA, PrefixTuning, SoftPrompt
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.lab.check_operations import BATCH, PROMPT, RANK, TOKENS, padded
