@@ -134,7 +134,7 @@ LAW_MUTATIONS = [
          "(torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1))",
          "(sum(a for a, _ in parts), sum(b for _, b in parts))"),
     _law(11, "LoRA", "scales that are not folded", "adapters/algebra.py",
-         "kept[\"b\"] * (factor * matrix.scale)", "kept[\"b\"] * factor"),
+         "state[\"b\"] * (factor * matrix.scale)", "state[\"b\"] * factor"),
     _law(11, "LoRA", "an update of full rank", "adapt/lora.py",
          "return self.scale * self.b @ self.a",
          "return self.scale * self.b @ self.a + 0.01 * self.b.new_ones(self.weight.shape).tril()"),

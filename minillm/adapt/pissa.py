@@ -65,7 +65,7 @@ class PiSSALinear(AdaptedMatrix):
 
 
 class PiSSA(LowRank):
-    """Updates that start along W's strongest directions, with the arguments of `LowRank`, in the Linears of blocks and head.
+    """Updates that start along W's strongest directions, with the arguments of `LowRank`, for all Linears and the head.
 
     Seam: LINEARS. Equal to the base at the start, to rounding. `state()` and `lora_options()` are those of a LoRA.
     """

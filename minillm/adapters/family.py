@@ -72,8 +72,8 @@ class Family(nn.Module):
                 raise InputError(f"{name!r} is a {type(member).__name__}, which is not called like a decoder")
         self.decoder, self.members = decoder, nn.ModuleDict(members)
         self.shared = frozen(decoder)
-        for path, linear in linears(self.shared).items():
-            replace(self.shared, path, RowwiseLinear(linear))
+        for path, matrix in linears(self.shared).items():
+            replace(self.shared, path, RowwiseLinear(matrix))
 
     def __getitem__(self, name: str) -> Decoder | Method:
         """The member of that name: switching is this look-up."""
