@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.key_values import KeyValues, LayerCache, Recorder, Rotation, BlockInputs
+from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation
 from minillm.ops.attention import attention
 from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
@@ -176,6 +176,11 @@ class Decoder(nn.Module):
     ) -> Float[Tensor, "B T V"]:
         """Next-token logits at every position. `mask` is true for a token, false for padding on either side."""
         return self.head(self.features(ids, prefix=prefix, mask=mask))
+
+    @property
+    def decoder(self) -> "Decoder":
+        """Itself: a decoder is a language model like a method that adapts one."""
+        return self
 
     def prefix(self) -> KeyValues | None:
         """What stands before every text of this model: nothing, as long as no method adapts it."""

@@ -4,7 +4,7 @@ The cache keeps each layer's keys and values of the tokens read so far, so that 
 not the whole text again. It is this file's alone; a prompt's `KeyValues`, which an adaptation owns, is not a cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed
-from minillm.key_values import KeyValues, LayerCache
+from minillm.key_values import KeyValues
 from minillm.ops.softmax import softmax
 from minillm.shapes import Bool, Float, Int
 
@@ -26,18 +27,9 @@ class LanguageModel(Protocol):
     def config(self) -> DecoderConfig: ...
 
     @property
-    def head(self) -> nn.Module: ...
+    def decoder(self) -> Decoder: ...
 
     def prefix(self) -> KeyValues | None: ...
-
-    def features(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        prefix: KeyValues | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        cache: Sequence[LayerCache] | None = None,
-    ) -> Float[Tensor, "B T D"]: ...
 
 
 class GrowingLayer:
@@ -111,7 +103,7 @@ def _stream(
     token = ids[:, :0]
     for _ in range(max_new_tokens):
         with torch.no_grad():
-            logits = model.head(model.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
+            logits = model.decoder.head(model.decoder.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)
             else:

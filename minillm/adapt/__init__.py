@@ -1,8 +1,8 @@
 """The methods of adapting a decoder, by their place in figure 1. Read this table first, then one file per method.
 
-A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class with the
-interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). Shared code need not be read:
-of LoRA, DoRA and PiSSA it is in `low_rank.py`, of soft prompts and prefixes in `prompt_start.py`. Loading, merging and
+A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class with
+the interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). Shared code need not be
+read: LoRA, DoRA and PiSSA share `low_rank.py`, soft prompts and prefixes `prompt_start.py`. Loading, merging and
 composing trained adapters is in `minillm.adapters`, and offered here too.
 """
 

@@ -127,7 +127,7 @@ class LowRankOptions:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def updates(self, candidates: Mapping[str, Matrix], method: str) -> dict[str, Update]:
-        """Each target's update by its path. Raises InputError for patterns that match nothing and for a rank below 1."""
+        """Each target's update by path. Raises InputError for a pattern that matches nothing and for a rank below 1."""
         if not self.targets:
             raise InputError(f"{method} has no target; all-linear would be every matrix of the blocks")
         targets = matching(candidates, self.targets, f"{method} target")
