@@ -64,7 +64,7 @@ class AdaptedMatrix(nn.Module, ABC):
 
     def state(self) -> dict[str, Tensor]:
         """What is saved of the update, by name."""
-        names = [*self.shapes(*self.weight.shape, self.rank), *(("bias",) if self.trains_bias else ())]
+        names = [*self.shapes(1, 1, self.rank), *(("bias",) if self.trains_bias else ())]
         return {name: getattr(self, name).detach() for name in names}
 
     def merged(self) -> Matrix:
@@ -237,7 +237,8 @@ class LowRank(Method):
         for path, update in updates.items():
             layer, bias = self.layer(candidates[path]), getattr(candidates[path], "bias", None)
             assert layer is not None
-            shapes = layer.shapes(*candidates[path].weight.shape, update.rank)
+            rows, width = candidates[path].weight.shape
+            shapes = layer.shapes(rows, width, update.rank)
             if update.train_bias and bias is not None:
                 shapes |= {"bias": tuple(bias.shape)}
             starts[path] = {name: _checked(state, f"{path}.{name}", shape) for name, shape in shapes.items()}
