@@ -7,7 +7,6 @@ import tyro
 
 from minillm.commands.adapt import adapt
 from minillm.commands.adapter import ADAPTER_COMMANDS
-from minillm.commands.check import check
 from minillm.commands.export import export
 from minillm.commands.generate import generate
 from minillm.commands.lab import LAB_COMMANDS
@@ -16,6 +15,7 @@ from minillm.commands.pretrain import pretrain
 from minillm.commands.prompt import prompt
 from minillm.commands.pull import pull
 from minillm.errors import InputError
+from minillm.lab.check import Check
 
 INTERRUPTED = 130
 DESCRIPTION = "Read, check and do the adaptation of language models. `minillm COMMAND --help` says more of each."
@@ -31,7 +31,7 @@ def lab() -> None:
 
 COMMANDS = {
     "pull": pull, "generate": generate, "prompt": prompt, "adapt": adapt, "adapter": adapter, "ladder": ladder,
-    "check": check, "pretrain": pretrain, "export": export, "lab": lab,
+    "check": Check, "pretrain": pretrain, "export": export, "lab": lab,
 }  # fmt: skip
 GROUPS = {"adapter": (ADAPTER_COMMANDS, adapter.__doc__), "lab": (LAB_COMMANDS, lab.__doc__)}
 """Commands that have commands of their own."""
@@ -47,7 +47,9 @@ def main() -> None:
                 commands, prog=f"minillm {words[0]}", description=described, args=words[1:]
             )
         else:
-            tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="minillm", description=DESCRIPTION)
+            command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="minillm", description=DESCRIPTION)
+            if command is not None:
+                command.run()
     except InputError as error:
         print(f"minillm: {error}", file=sys.stderr)
         sys.exit(2)

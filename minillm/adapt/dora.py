@@ -4,7 +4,7 @@
 
 The paper writes W with a column per output, ours has a row. m starts at |W|, so the adapted decoder is the base. The
 gradient goes through the length too. The paper (section 4.3) holds the length constant there, to save the memory of
-W + s B A; `updated_norms` in `ops/lora.py` computes it without forming that matrix.
+W + s B A; `ops/dora.py` computes it without forming that matrix.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.lora import initial_factors
 from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
-from minillm.ops.dropout import dropout
-from minillm.ops.lora import lora, updated_norms
+from minillm.operations import dropout, lora, updated_norms
 from minillm.shapes import Float
 
 

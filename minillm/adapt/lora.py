@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
 from minillm.adapt.surgery import trained_dtype
-from minillm.ops.dropout import dropout
-from minillm.ops.embedding import embedding
-from minillm.ops.lora import lora
+from minillm.operations import dropout, embedding, lora
 from minillm.shapes import Float, Int
 
 

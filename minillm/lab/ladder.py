@@ -90,7 +90,7 @@ def world(settings: LadderSettings, out: Path) -> World:
 def measure(rung: Rung, settings: LadderSettings, out: Path) -> dict[str, Any]:
     """Climb one rung in this process, and describe the outcome in JSON's types."""
     here = world(settings, out)
-    outcome = rung.run_blocks(here)
+    outcome = rung.climb(here)
     share = accuracy(outcome.scores, labels(here.task.test))
     seconds = outcome.train_seconds or outcome.eval_seconds
     return {

@@ -10,7 +10,7 @@ from minillm.data.boundary import spelled
 from minillm.data.templates import Question
 from minillm.lab.asking import Asked
 from minillm.lab.world import Bench
-from minillm.ops.softmax import softmax
+from minillm.operations import softmax
 from minillm.prompting.measures import MEASURES
 from minillm.prompting.scoring import answer_scores
 

@@ -35,7 +35,7 @@ def complete(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], speech: Speech, name: str = "answers"
 ) -> list[str]:
     """What follows each prompt, up to the first text to stop at, or the model's own end."""
-    device = next(model.decoder.head.parameters()).device
+    device = model.decoder.embed.weight.device
     words = [tokenizer.encode(text) for text in speech.stop]
     stop = {*tokenizer.stop, *(ids[0] for ids in words if len(ids) == 1)}
     found = [""] * len(prompts)

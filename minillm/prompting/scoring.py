@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm.data.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
-from minillm.ops.softmax import log_softmax
+from minillm.operations import log_softmax
 from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
 
