@@ -63,7 +63,7 @@ class PrefixTuning(Method):
         if hidden is None:
             self.keys, self.values = nn.Parameter(keys), nn.Parameter(values)
         else:
-            self.mlp = Reparametrisation(decoder, keys, values, hidden)
+            self.mlp = Reparametrisation(self.config.width, keys, values, hidden)
         if gated:
             self.gate = nn.Parameter(keys.new_zeros(self.config.layers, self.config.heads))
 

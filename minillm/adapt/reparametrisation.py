@@ -18,7 +18,6 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.shapes import Float
 
@@ -29,9 +28,9 @@ class Reparametrisation(nn.Module):
     Raises InputError for fewer units than positions: it could not write them all.
     """
 
-    def __init__(self, decoder: Decoder, keys: Float[Tensor, "L G P K"], values: Float[Tensor, "L G P K"], hidden: int):
+    def __init__(self, width: int, keys: Float[Tensor, "L G P K"], values: Float[Tensor, "L G P K"], hidden: int):
         super().__init__()
-        length, width = keys.shape[2], decoder.config.width
+        length = keys.shape[2]
         if hidden < length:
             raise InputError(f"an MLP of {hidden} units cannot write {length} positions: it needs {length} at least")
         self.layers, self.head_width = len(keys), keys.shape[-1]
