@@ -290,7 +290,7 @@ MUTATIONS = [
     ),
     mutation("a base forgotten by a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
     mutation("a changed weight taken for what it was", FINGERPRINT, " {zlib.crc32(_bytes(tensor)):08x}", ""),
-    mutation("the cache of other weights", FINGERPRINT, 'if kept["files"] == stamp else {}', "if stamp else {}"),
+    mutation("the cache of other weights", FINGERPRINT, 'if cached["files"] == stamp else {}', "if stamp else {}"),
     mutation("a cast taken for the weights of the file", FINGERPRINT, "if source.read is not None and", "if False and"),
     mutation(
         "layers and sides exchanged in peft's prefix",

@@ -4,7 +4,7 @@
 
 Concatenating the factors adds the updates exactly, where adding A to A and B to B would make cross terms (B₁ A₂). The
 scales are folded into B, so that ranks and alphas may differ; trained biases add as their changes do. Ranks add too:
-`extract.resize` makes them small again, at a cost that it names. What is made is a new LoRA, without dropout.
+`extract.resize` makes them small again, and returns the error. The result is a new LoRA, without dropout.
 """
 
 from collections.abc import Mapping, Sequence

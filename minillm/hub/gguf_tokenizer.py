@@ -64,7 +64,7 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that are bos, eos, pad and unk, as far as the file says."""
+    """The tokens that are bos, eos, pad and unk, as far as the file names them."""
     tokens, names = _texts(metadata, "tokens"), {}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")

@@ -34,12 +34,12 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 NAME = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+?)\.(?P<kind>(lora_|base_layer\.).+)")
 # A pattern of peft is a regular expression. A stranger's is not run: the path or its end is compared.
 PATH = re.compile(r"\^?[\w.]+\$?")
-TOLD = {
+SETTINGS = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_dropout", "use_rslora", "use_dora",
     "fan_in_fan_out", "init_lora_weights", "exclude_modules", "layers_to_transform", "layers_pattern",
     "megatron_core", "qalora_group_size", "eva_config", "corda_config", "ensure_weight_tying",
 }  # fmt: skip
-"""Settings that are read, or that tell of training and of what the tensors' names say too."""
+"""Settings that are used, or that describe training or repeat the tensors' names."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def places(config: DecoderConfig) -> list[Place]:
 
 
 def written_low_rank(method: LowRank) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors. Raises InputError for what peft's format cannot say."""
+    """Settings and tensors. Raises InputError for what peft's format cannot express."""
     if method.low_rank.train_bias:
         raise InputError("trained biases go into peft's file as the base's own; save without train_bias for peft")
     adapted, tensors, pieces = adapted_matrices(method.decoder), {}, {}
@@ -216,9 +216,9 @@ def _parts(place: Place, factors: Mapping[str, Tensor], decoder: Decoder) -> dic
     rows = [len(decoder.get_parameter(f"{path}.weight")) for path in place.ours]
     parts = {}
     for path, b in zip(place.ours, factors["b"].split(rows), strict=True):
-        kept = b.ne(0).any(0)
-        if kept.any():
-            parts[path] = {"a": factors["a"][kept], "b": b[:, kept].contiguous()}
+        used = b.ne(0).any(0)
+        if used.any():
+            parts[path] = {"a": factors["a"][used], "b": b[:, used].contiguous()}
     return parts
 
 
