@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm import InputError, adapt, generate
+from minillm import InputError, adapt, backend, generate
 from minillm.adapt import METHODS, DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt
 from minillm.data.batches import pad_left, pad_right
 from minillm.operations import attention
@@ -394,6 +394,13 @@ def test_the_law_holds(number, name, style, tmp_path):
         holds(name, style, tmp_path / "adapter")
     else:
         holds(name, style)
+
+
+@pytest.mark.parametrize("style", EVERYWHERE)
+@pytest.mark.parametrize(("number", "name"), CELLS)
+def test_the_law_holds_for_the_formulas(number, name, style, tmp_path):
+    with backend("plain"):
+        test_the_law_holds(number, name, style, tmp_path)
 
 
 def test_every_method_is_under_the_laws_and_every_exemption_has_a_method_and_a_reason():
