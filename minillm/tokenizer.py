@@ -1,8 +1,7 @@
 """Text to token ids and back, and conversations to token ids.
 
 Byte pair encoding itself is the `tokenizers` library's. What is decided here: text never turns into special tokens
-(only a chat template writes those), a template is a stranger's program and runs in jinja2's sandbox, and a GGUF
-file's pre-tokeniser is built as llama.cpp builds it or not at all.
+(only a chat template writes those), and a template is a stranger's program and runs in jinja2's sandbox.
 """
 
 import hashlib
@@ -29,8 +28,8 @@ ROLES = ("bos", "eos", "pad", "unk")
 class Tokenizer:
     """A `tokenizers` pipeline with the names of its special tokens and its chat template.
 
-    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds nothing; whoever
-    prompts a model for which `starts_with_bos` is true puts `bos` in front.
+    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds nothing: the
+    caller puts `bos` before the prompt of a model for which `starts_with_bos` is true.
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None):
@@ -49,17 +48,6 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """The tokenizer that a GGUF file's metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template`).
-
-        Raises InputError for another model than byte-level BPE, and for a pre-tokeniser that is not known here.
-        """
-        from minillm.hub.gguf_tokenizer import pipeline, special_names
-
-        template = _chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
-        return cls(pipeline(metadata), special_names(metadata), template)
-
-    @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
         files, path = Path(directory), Path(directory) / "tokenizer_config.json"
@@ -72,7 +60,7 @@ class Tokenizer:
         except Exception as problem:  # the library raises bare Exceptions
             raise InputError(f"{files} has damaged tokenizer files: {' '.join(str(problem).split())}") from None
         names = {role: _token(path, token) for role, token in stored.items()}
-        return cls(pipeline, {role: name for role, name in names.items() if name}, _chosen_template(path, chosen))
+        return cls(pipeline, {role: name for role, name in names.items() if name}, chosen_template(path, chosen))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_directory` and transformers read."""
@@ -111,26 +99,26 @@ class Tokenizer:
         (A template that writes a token around a field, as `'<|' + role + '|>'`, means it: roles are the program's.)
         Raises InputError where there is no template, or where it fails or runs away.
         """
-        mark = _unused_character(messages, self.chat_template)
-        rendered = self._rendered(messages, add_generation_prompt, mark)
-        if mark not in rendered:
+        sentinel = _unused_character(messages, self.chat_template)
+        rendered = self._rendered(messages, add_generation_prompt, sentinel)
+        if sentinel not in rendered:
             return self._recognising.encode(rendered, add_special_tokens=False).ids
         ids: list[int] = []
-        for piece in re.split(f"((?:{self._pattern})(?!{mark}{mark}))", rendered):
-            ids += [self.special[piece]] if piece in self.special else self.encode(piece.replace(mark, ""))
+        for piece in re.split(f"((?:{self._pattern})(?!{sentinel}{sentinel}))", rendered):
+            ids += [self.special[piece]] if piece in self.special else self.encode(piece.replace(sentinel, ""))
         return ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the chat template writes it, for people to look at: `chat` makes the ids."""
-        mark = _unused_character(messages, self.chat_template)
-        return self._rendered(messages, add_generation_prompt, mark).replace(mark, "")
+        sentinel = _unused_character(messages, self.chat_template)
+        return self._rendered(messages, add_generation_prompt, sentinel).replace(sentinel, "")
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, mark: str) -> str:
-        """The template's text, with a mark in whatever the messages have of special tokens, or at their edges."""
+    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, sentinel: str) -> str:
+        """The text of the template, with sentinels that break up the special tokens in messages and at their edges."""
         if self.chat_template is None:
             raise InputError("this tokenizer has no chat template; encode the text itself instead")
         given = {f"{role}_token": token for role, token in self.names.items()}
-        given |= {"messages": _marked(messages, self.special, self._pattern, mark)}
+        given |= {"messages": _marked(messages, self.special, self._pattern, sentinel)}
         return _render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
 
     @property
@@ -188,8 +176,8 @@ def _token(path: Path, stored: Any) -> str | None:
     return name
 
 
-def _chosen_template(where: str | Path, templates: Any) -> str | None:
-    """The chat template; where there is a list of named ones, that named default."""
+def chosen_template(where: str | Path, templates: Any) -> str | None:
+    """The chat template; of a list of named ones, that named default. Raises InputError for one that is no text."""
     if isinstance(templates, list):
         named = [entry for entry in templates if isinstance(entry, dict) and entry.get("name") == "default"]
         templates = named[0].get("template") if named else None
@@ -199,7 +187,7 @@ def _chosen_template(where: str | Path, templates: Any) -> str | None:
 
 
 def _unused_character(messages: Any, template: str | None) -> str:
-    """A private character that occurs nowhere, to mark places with."""
+    """A sentinel: a private character that occurs nowhere."""
     try:
         used = set(json.dumps(messages, ensure_ascii=False)) | set(template or "")
     except (TypeError, ValueError):
@@ -210,24 +198,24 @@ def _unused_character(messages: Any, template: str | None) -> str:
     raise InputError("the messages use every private character of Unicode")
 
 
-def _marked(value: Any, special: Mapping[str, int], pattern: str, mark: str) -> Any:
-    """The messages with two marks in every special token, and one at an edge that could complete one with a neighbour.
+def _marked(value: Any, special: Mapping[str, int], pattern: str, sentinel: str) -> Any:
+    """The messages with two sentinels in every special token, and one at an edge that could complete one.
 
     Capitals count as small letters, for a template may change them. (A token of a single character cannot be broken
-    up: the two marks after it tell it from a template's.)
+    up: the two sentinels after it distinguish it from a template's.)
     """
     if isinstance(value, Mapping):
-        items = ((key, _marked(item, special, pattern, mark)) for key, item in value.items())
-        return {_marked(key, special, pattern, mark): item for key, item in items}
+        items = ((key, _marked(item, special, pattern, sentinel)) for key, item in value.items())
+        return {_marked(key, special, pattern, sentinel): item for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_marked(item, special, pattern, mark) for item in value]
+        return [_marked(item, special, pattern, sentinel) for item in value]
     if not isinstance(value, str):
         return value
     small = value.lower()
     edges = [(token[cut:].lower(), token[:cut].lower()) for token in special for cut in range(1, len(token))]
-    before = mark if any(small.startswith(rest) for rest, _ in edges) else ""
-    after = mark if any(small.endswith(start) for _, start in edges) else ""
-    broken = re.sub(f"(?={pattern})(.)", lambda found: found[1] + mark + mark, value, flags=re.I | re.S)
+    before = sentinel if any(small.startswith(rest) for rest, _ in edges) else ""
+    after = sentinel if any(small.endswith(start) for _, start in edges) else ""
+    broken = re.sub(f"(?={pattern})(.)", lambda found: found[1] + sentinel + sentinel, value, flags=re.I | re.S)
     return before + broken + after
 
 

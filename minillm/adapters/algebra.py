@@ -4,7 +4,7 @@
 
 Concatenating the factors adds the updates exactly, where adding A to A and B to B would make cross terms (B₁ A₂). The
 scales are folded into B, so that ranks and alphas may differ; trained biases add as their changes do. Ranks add too:
-`extract.resize` makes them small again, at a cost that it names. What is made is a new LoRA, without dropout.
+`extract.resize` makes them small again, and returns the error. The result is a new LoRA, without dropout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices, unadapted
 from minillm.adapt.lora import LoRA
+from minillm.adapt.low_rank import adapted_matrices, unadapted
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 
@@ -56,10 +56,10 @@ def combine(terms: Sequence[tuple[LoRA, int | float]]) -> LoRA:
     biases: dict[str, Tensor] = {}
     for lora, factor in terms:
         for path, matrix in adapted_matrices(lora.decoder).items():
-            kept = matrix.kept()
-            factors.setdefault(path, []).append((kept["a"], kept["b"] * (factor * matrix.scale)))
+            state = matrix.state()
+            factors.setdefault(path, []).append((state["a"], state["b"] * (factor * matrix.scale)))
             if matrix.trains_bias:
-                change = factor * (kept["bias"] - matrix.frozen_bias)
+                change = factor * (state["bias"] - matrix.frozen_bias)
                 biases[path] = biases.get(path, matrix.frozen_bias) + change
     together = {
         path: (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)) for path, parts in factors.items()

@@ -1,4 +1,4 @@
-"""What an adapter does to its base, measured: how large each dW is, and how far the logits of a probe move.
+"""The effect of an adapter on its base, measured: how large each dW is, and how far the logits of a probe move.
 
 The probe is a row of token ids that is the same for every adapter of a base. An adapter that leaves all its logits as
 they were, to the bit, does nothing.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears
 from minillm.decoder import Decoder
@@ -37,7 +37,7 @@ class Effect(NamedTuple):
 
 @torch.no_grad()
 def effect(method: Adaptation, decoder: Decoder) -> Effect:
-    """What the adapter does to the probe. Raises InputError for one that leaves it no room in the context."""
+    """The adapter's effect on the probe. Raises InputError for one that leaves it no room in the context."""
     prompt = method.prefix() if isinstance(method, Method) else None
     ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
     matrix = next(iter(linears(decoder).values())).weight
@@ -61,9 +61,9 @@ def update_norms(method: Adaptation) -> dict[str, float]:
 
 
 def report(method: Adaptation, found: Effect) -> str:
-    """One line: the method and its options, what it holds, the size of dW and what became of the probe."""
-    told = {name: value for name, value in method.options().items() if value not in (None, False, 0, {}, [])}
-    parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in told.items())})"]
+    """One line: the method and its options, its size, the size of dW and the effect on the probe."""
+    options = {name: value for name, value in method.options().items() if value not in (None, False, 0, {}, [])}
+    parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in options.items())})"]
     parts.append(f"{sum(tensor.numel() for tensor in method.state().values())} numbers")
     if norms := update_norms(method):
         parts.append(f"|dW| {_listed(norms)}")

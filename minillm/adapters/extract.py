@@ -1,7 +1,7 @@
-"""A LoRA out of what was not one: the best dW of rank r for a full fine-tune, or for a LoRA of a higher rank.
+"""Extracting a LoRA: the best dW of rank r for a full fine-tune, or for a LoRA of a higher rank.
 
-By Eckart and Young (1936) no matrix of rank r is nearer to dW than its first r singular triples. What is left out is
-the error, and comes with the result. A LoRA is made smaller without ever forming dW (O I numbers): with B = Q₁ R₁ and
+By Eckart and Young (1936) no matrix of rank r is nearer to dW than its first r singular triples. The rest is the error,
+which is returned with the result. A LoRA is made smaller without ever forming dW (O I numbers): with B = Q₁ R₁ and
 Aᵀ = Q₂ R₂ the singular values of B A are those of R₁ R₂ᵀ, which is r by r.
 """
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices, unadapted
 from minillm.adapt.lora import LoRA
+from minillm.adapt.low_rank import adapted_matrices, unadapted
 from minillm.adapt.method import Adaptation
 from minillm.adapt.surgery import ALL_LINEAR, matching, matrices
 from minillm.adapters.algebra import Factors, from_factors
@@ -23,7 +23,7 @@ from minillm.shapes import Float
 
 
 class Extracted(NamedTuple):
-    """A LoRA, and what of the change it does not have.
+    """A LoRA, and the part of the change that it lacks.
 
     `errors` is |dW - B A| / |dW| (Frobenius) by the matrix's path. `left_out` names the parameters that changed and
     are in none of the LoRA's matrices.
@@ -73,17 +73,17 @@ def extract(
 def resize(lora: LoRA, *, r: int | None = None, energy: int | float | None = None) -> Extracted:
     """The same LoRA at another rank, or at the least ranks that keep a share of each |dW|².
 
-    A rank that is larger than a matrix's update has only keeps it as it is. Trained biases stay.
+    A rank that is larger than that of a matrix's update leaves it as it is. Trained biases stay.
     """
     factors, errors, biases = {}, {}, {}
     for path, matrix in adapted_matrices(lora.decoder).items():
-        kept = matrix.kept()
-        outer, upper = torch.linalg.qr(matrix.scale * kept["b"])
-        inner, lower = torch.linalg.qr(kept["a"].T)
+        state = matrix.state()
+        outer, upper = torch.linalg.qr(matrix.scale * state["b"])
+        inner, lower = torch.linalg.qr(state["a"].T)
         left, strengths, right = torch.linalg.svd(upper @ lower.T, full_matrices=False)
         factors[path], errors[path] = _truncated(outer @ left, strengths, right @ inner.T, r, energy)
         if matrix.trains_bias:
-            biases[path] = kept["bias"]
+            biases[path] = state["bias"]
     return Extracted(from_factors(unadapted(lora.decoder), factors, biases), errors)
 
 

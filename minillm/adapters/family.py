@@ -1,9 +1,9 @@
 """A family of adapters on one base: many tasks, one set of weights, and a batch whose rows use different adapters.
 
-Choosing another member is looking it up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
+Switching to another member is a look-up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
 through the frozen matrices together, W x once for all, and each row adds its own s B A x (Chen et al. 2023; Sheng et
-al. 2023; `ops/lora.py`). Members that change the pass otherwise (a prefix, weights of their own) run on their rows
-apart. Everything stays differentiable, so that several members can be trained in one batch.
+al. 2023; `ops/lora_by_row.py`). Other members (with a prefix, or weights of their own) run on their rows separately.
+Everything is differentiable, so several members can be trained in one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import adapted_matrices
 from minillm.adapt.lora import LoRA, LoRALinear
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
@@ -33,7 +33,7 @@ class RowwiseLinear(nn.Module):
         self.factors: tuple[Tensor, Tensor, Tensor] | None = None
 
     def use(self, updates: Sequence[LoRALinear | None]) -> None:
-        """Stack A and scale · B of the updates to come, once each, and note which of them each row adds."""
+        """Stack A and scale · B of the updates, once each, with the index of each row's own."""
         there = list({id(update): update for update in updates if update is not None}.values())
         if not there:
             self.factors = None
@@ -71,7 +71,8 @@ class Family(nn.Module):
                 raise InputError(f"{name!r} is a {type(member).__name__}, which is not called like a decoder")
         self.decoder, self.members = decoder, nn.ModuleDict(members)
         self.shared = frozen(decoder)
-        replace(self.shared, list(linears(self.shared)), RowwiseLinear)
+        for path, matrix in linears(self.shared).items():
+            replace(self.shared, path, RowwiseLinear(matrix))
 
     def __getitem__(self, name: str) -> Decoder | Method:
         """The member of that name: switching is this look-up."""
@@ -109,7 +110,7 @@ class Family(nn.Module):
         return torch.cat(logits)[order.argsort()]
 
     def _use(self, members: Sequence[Decoder | Method]) -> None:
-        """Tell every shared matrix which update each row of the next pass adds."""
+        """Set the update that each row of the next pass adds, in every shared matrix."""
         updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
         for path, matrix in self.shared.named_modules():
             if isinstance(matrix, RowwiseLinear):

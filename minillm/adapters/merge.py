@@ -1,7 +1,7 @@
-"""Merging: what a method made of the weights, as a decoder of its own. W' = W + dW is formed in a new matrix.
+"""Merging: a method's weights as a decoder of its own. W' = W + dW is formed in a new matrix.
 
-The base and the method stay as they are, so that dropping a merge is exact. What merging costs is rounding: W' is held
-in W's dtype, and a small dW beside a large W loses its last digits. `merge_rounding` says how much of the logits.
+The base and the method stay as they are, so dropping a merge is exact. Merging costs rounding: W' is held in W's dtype,
+and a small dW added to a large W loses its last digits. `merge_rounding` measures the effect on the logits.
 """
 
 import copy
@@ -11,7 +11,7 @@ from dataclasses import replace as with_changes
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import replace
 from minillm.decoder import Decoder
@@ -26,8 +26,8 @@ ROUNDINGS = (torch.float32, torch.bfloat16)
 def merge(method: Adaptation) -> Decoder:
     """A new decoder that computes what the method does, and shares nothing with its base.
 
-    A tied head of which one side was adapted comes out untied. Raises InputError for a method whose work is not in
-    the weights: one with something before the text, or with a classifier in the head's place.
+    A tied head of which one side was adapted comes out untied. Raises InputError for a method that is not in the
+    weights: one with a prefix, or with a classifier instead of the LM head.
     """
     name = type(method).__name__
     if not isinstance(method, Method):
@@ -36,7 +36,7 @@ def merge(method: Adaptation) -> Decoder:
         raise InputError(f"{name} stands before the text in every layer; it cannot be merged into weights, only saved")
     decoder = copy.deepcopy(method.decoder)
     for path, matrix in adapted_matrices(decoder).items():
-        replace(decoder, [path], lambda _, matrix=matrix: matrix.merged())
+        replace(decoder, path, matrix.merged())
     tied = decoder.head.weight is decoder.embed.weight
     decoder.config = with_changes(decoder.config, tie_embeddings=tied)
     decoder.source = Source()
@@ -56,7 +56,7 @@ def merge_rounding(
     """The largest change of a logit on some probe ids that merging makes, for weights held in each dtype.
 
     Both sides start from the base's weights rounded to the dtype, and compute in float32 (float64 for such a method):
-    what differs is that W' is rounded to the dtype again where the method keeps dW apart.
+    the difference is that W' is rounded to the dtype again, where the method has dW separately.
     """
     changes = {}
     for dtype in dtypes:
@@ -72,6 +72,6 @@ def merge_rounding(
 
 
 def _round(parameter: Tensor, dtype: torch.dtype) -> None:
-    """To what a dtype can hold, and in a dtype that the CPU computes exactly enough in."""
+    """To the values of a dtype, in one in which the CPU computes exactly enough."""
     wide = torch.promote_types(parameter.dtype, torch.float32)
     parameter.data = parameter.data.to(dtype).to(wide)

@@ -24,8 +24,7 @@ def inspect(adapter: Place) -> None:
     """
     from safetensors import safe_open
 
-    from minillm.adapt.description import describe
-    from minillm.adapters.load import TENSORS
+    from minillm.adapt.description import TENSORS, describe
 
     description = describe(adapter)
     size = sum(path.stat().st_size for path in adapter.iterdir())

@@ -1,6 +1,6 @@
 """A decoder as a GGUF file in float32: what `gguf.py` reads back with equal logits, and llama.cpp reads too.
 
-The table of names is the reader's; what is said of sizes and of the tokenizer is said in llama.cpp's words.
+The table of names is that of `gguf.py`; sizes and the tokenizer are described in llama.cpp's terms.
 """
 
 import json

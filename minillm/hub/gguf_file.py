@@ -101,7 +101,7 @@ class GGUFFile:
 
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.kind)
-        # The package works on 16 rows at a time; rows of 64 blocks are twice as quick as a matrix's own short ones.
+        # The package works on 16 rows at a time; rows of 64 blocks are twice as fast as a matrix's own short ones.
         block = GGML_QUANT_SIZES[kind][1]
         rows = self._data[tensor.start : tensor.start + tensor.size]
         rows = rows.reshape(-1, block * gcd(64, tensor.size // block))

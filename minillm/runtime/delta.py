@@ -33,7 +33,7 @@ def decode(stored: Tensor, base: Tensor) -> Tensor:
     size = base.numel() * base.element_size()
     unpacker = zlib.decompressobj()
     try:
-        # One byte more than it may be: a whole difference ends before it.
+        # One byte more than is allowed: a whole difference ends before it.
         unpacked = unpacker.decompress(stored.numpy().data, size + 1)
     except zlib.error as problem:
         raise InputError(f"a difference to the base cannot be unpacked ({problem})") from None

@@ -1,9 +1,9 @@
-"""Which weights a thing belongs to: a sha256 per tensor, so that an adapter or a stored feature finds its own base.
+"""Fingerprints of named tensors, a sha256 each: an adapter, or a stored feature, belongs to one set of weights.
 
 Stored features belong to the present values. An adapter belongs to the values as they were loaded, before any cast: a
-base in bfloat16 or float64, or on a GPU, takes its own adapter. What a decoder was is learnt once, from the file that
-it came from or, for one built in memory, from its first values; a tensor is then recognised, in whatever dtype, by a
-checksum of what that value is in this dtype. A changed one is not recognised, and is what it has become.
+base in bfloat16 or float64, or on a GPU, takes its own adapter. The loaded values are fingerprinted once, from the file
+of the weights or, for a decoder built in memory, from its first values; a tensor is then recognised, in any dtype, by a
+checksum of its value in that dtype. A changed tensor is not recognised, and has a fingerprint of its own.
 """
 
 import hashlib
@@ -41,17 +41,17 @@ def base_fingerprint(tensors: Mapping[str, Tensor], source: Source) -> dict[str,
     Equal numbers have equal fingerprints: a float64 that fits into float32 counts as one.
     """
     if source.read is not None and not source.fingerprints:
-        _learn_from_file(source)
+        _read_from_file(source)
     found = {}
     for name, tensor in tensors.items():
         checksum = _checksum(name, tensor)
         if checksum not in source.fingerprints:
-            _learn(name, tensor, source.fingerprints)
+            _record(name, tensor, source.fingerprints)
         found[name] = source.fingerprints[checksum]
     return found
 
 
-def _learn(name: str, tensor: Tensor, known: dict[str, str]) -> None:
+def _record(name: str, tensor: Tensor, known: dict[str, str]) -> None:
     narrow = tensor.float()
     fits = tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor)
     value = tensor_fingerprint(narrow if fits else tensor)
@@ -60,7 +60,7 @@ def _learn(name: str, tensor: Tensor, known: dict[str, str]) -> None:
 
 
 def _checksum(name: str, tensor: Tensor) -> str:
-    """Tells one state of a tensor from another: quick, and no proof against those who would deceive themselves."""
+    """Distinguishes the states of a tensor: fast, and no proof against a deliberate collision."""
     return f"{name} {tensor.dtype} {zlib.crc32(_bytes(tensor)):08x}"
 
 
@@ -68,10 +68,10 @@ def _bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _learn_from_file(source: Source) -> None:
-    """What the weights are in their file, or from the cache beside it, if that is of these very files.
+def _read_from_file(source: Source) -> None:
+    """Record the values in the weights' file, or read the cache next to it, if that is of these very files.
 
-    A file that is gone tells nothing, and a directory that cannot be written to keeps no cache.
+    Without the file nothing is recorded, and in a directory that cannot be written to there is no cache.
     """
     assert source.path is not None
     assert source.read is not None
@@ -82,7 +82,7 @@ def _learn_from_file(source: Source) -> None:
         if source.fingerprints:
             return
         for name, tensor in source.read().items():
-            _learn(name, tensor, source.fingerprints)
+            _record(name, tensor, source.fingerprints)
         write_text(cache, json.dumps({"files": stamp, "fingerprints": source.fingerprints}))
     except (OSError, InputError):
         return
@@ -100,8 +100,8 @@ def _stamp(path: Path) -> list[list[Any]]:
 
 def _cached(cache: Path, stamp: list[list[Any]]) -> dict[str, str]:
     try:
-        kept = json.loads(cache.read_text("utf-8"))
-        found = kept["fingerprints"] if kept["files"] == stamp else {}
+        cached = json.loads(cache.read_text("utf-8"))
+        found = cached["fingerprints"] if cached["files"] == stamp else {}
         return {str(checksum): str(value) for checksum, value in found.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -1,11 +1,10 @@
-"""A soft prompt that climbs the decoder once is the soft prompt that stands before every row."""
+"""A soft prompt that runs through the decoder once is the soft prompt that stands before every row."""
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillm import Decoder, DecoderConfig, InputError
-from minillm.adapt import InContext
 from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.adapt.surgery import frozen
 from minillm.key_values import BlockInputs
@@ -17,7 +16,7 @@ STARTS = ["random", "vocabulary", [3, 1, 12]]
 
 
 def prepended(decoder, vectors, ids):
-    """The vectors before the embeddings of every row, all of it climbing the decoder's blocks: no prefix anywhere."""
+    """The vectors before the embeddings of every row, all of it through the blocks: no prefix anywhere."""
     rows = torch.cat((vectors.expand(len(ids), -1, -1), decoder.embed(ids)), 1)
     hidden, rotation = decoder.encode_positions(rows, torch.arange(rows.shape[1]))
     for block in decoder.blocks:
@@ -37,20 +36,6 @@ def test_it_is_the_vectors_before_every_row_and_its_gradient_is_theirs(style, le
     logits.backward(dout)
     expected.backward(dout)
     assert_close(method.prompt.grad, vectors.grad, "law", "the gradient")
-
-
-def test_padding_on_the_left_moves_nothing():
-    method = SoftPrompt(random_decoder(STYLES["Llama"]), 3)
-    padded = torch.cat((torch.zeros(3, 2, dtype=torch.long), ROWS), 1)
-    mask = torch.tensor([False] * 2 + [True] * 5).expand(3, -1)
-    assert_close(method(padded, mask=mask)[:, 2:], method(ROWS), "law")
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_made_of_token_embeddings_it_is_the_hard_prompt(style):
-    decoder = random_decoder(STYLES[style])
-    hard = InContext(decoder, torch.tensor([[3, 1, 12]]))
-    assert_close(SoftPrompt(decoder, 3, init=[3, 1, 12])(ROWS), hard(ROWS), "law")
 
 
 def test_tokens_are_repeated_and_cut_to_the_length():
