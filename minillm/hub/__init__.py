@@ -4,6 +4,7 @@
 unpickled, and what cannot be computed faithfully is refused by a sentence.
 """
 
+import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -17,12 +18,16 @@ from minillm.tokenizer import Tokenizer
 
 __all__ = ["load", "save"]
 
+TINY = Path(__file__).parent / "tiny"
+"""The base that comes with the package: 0.8 million weights in bfloat16, pretrained on word problems."""
+TINY_SHA256 = "1140a28531094f4135b0e8d24703fe465758c4938984be35be281457bb832c25"
+
 
 def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
     """A decoder, in evaluation mode and on the CPU, and its tokenizer (None where the files have none).
 
-    `source` is a name that `minillm pull` knows (pulled now if it is not there yet), a directory with config.json
-    and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known name goes
+    `source` is `tiny`, a name that `minillm pull` knows (pulled now if it is not there yet), a directory with
+    config.json and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known name goes
     before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files that are
     damaged, incomplete, or ask for a computation that minillm does not have.
     """
@@ -30,7 +35,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
         raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
     path = locate(source)
     decoder, tokenizer = _read(path, dtype)
-    decoder.source = Source(path.absolute(), partial(_weights, path.absolute()))
+    # Next to an installed package no cache is written.
+    decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.vocabulary} ids, and the decoder has embeddings for "
@@ -69,6 +75,8 @@ def locate(source: str | Path) -> Path:
     """The file or directory that a source stands for, pulled if need be. Raises InputError for one that is unknown."""
     from minillm.hub.pull import PINNED, pull
 
+    if source == TINY.name:
+        return _packaged()
     loadable = [name for name, pinned in PINNED.items() if pinned.kind == "weights"]
     if source in loadable:
         return pull(str(source))
@@ -80,6 +88,14 @@ def locate(source: str | Path) -> Path:
     if path.is_dir() or path.is_file():
         return path
     raise InputError(
-        f"there is no model {str(source)!r}; known names are {', '.join(loadable)}, and a directory with config.json "
+        f"there is no model {str(source)!r}; known names are {', '.join([TINY.name, *loadable])}, and a directory with config.json "
         "and safetensors, a .gguf file or hf:NAME would do too"
     )
+
+
+def _packaged() -> Path:
+    """The directory of `tiny`. Raises InputError where its weights are not the pinned ones."""
+    weights = TINY / "model.safetensors"
+    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != TINY_SHA256:
+        raise InputError(f"{weights} is missing or damaged (its sha256 differs): install minillm again")
+    return TINY

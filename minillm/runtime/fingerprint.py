@@ -73,17 +73,16 @@ def _read_from_file(source: Source) -> None:
 
     Without the file nothing is recorded, and in a directory that cannot be written to there is no cache.
     """
-    assert source.path is not None
-    assert source.read is not None
-    cache = _cache(source.path)
     try:
-        stamp = _stamp(source.path)
-        source.fingerprints |= _cached(cache, stamp)
-        if source.fingerprints:
+        stamp = None if source.path is None else _stamp(source.path)
+        if source.path is not None:
+            source.fingerprints |= _cached(_cache(source.path), stamp)
+        if source.fingerprints or source.read is None:
             return
         for name, tensor in source.read().items():
             _record(name, tensor, source.fingerprints)
-        write_text(cache, json.dumps({"files": stamp, "fingerprints": source.fingerprints}))
+        if source.path is not None:
+            write_text(_cache(source.path), json.dumps({"files": stamp, "fingerprints": source.fingerprints}))
     except (OSError, InputError):
         return
 
@@ -98,7 +97,7 @@ def _stamp(path: Path) -> list[list[Any]]:
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
 
 
-def _cached(cache: Path, stamp: list[list[Any]]) -> dict[str, str]:
+def _cached(cache: Path, stamp: list[list[Any]] | None) -> dict[str, str]:
     try:
         cached = json.loads(cache.read_text("utf-8"))
         found = cached["fingerprints"] if cached["files"] == stamp else {}

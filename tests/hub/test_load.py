@@ -90,3 +90,20 @@ def test_loading_needs_neither_transformers_nor_a_pickle(tmp_path):
         f"minillm.load({str(tmp_path / 'd')!r}); print([m for m in ('transformers', 'peft') if m in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
+
+
+def test_the_base_tiny_comes_with_the_package_and_is_the_pinned_one(monkeypatch, tmp_path):
+    decoder, tokenizer = load("tiny")
+    assert sum(parameter.numel() for parameter in decoder.parameters()) == 826_880
+    assert sum(path.stat().st_size for path in hub.TINY.iterdir()) < 2_000_000
+    assert tokenizer is not None
+    assert tokenizer.decode(tokenizer.encode("Half of 12 are golf: 6.")) == "Half of 12 are golf: 6."
+    assert not (hub.TINY / ".fingerprints.json").exists()
+    copy = tmp_path / "tiny"
+    shutil.copytree(hub.TINY, copy)
+    monkeypatch.setattr(hub, "TINY", copy)
+    data = bytearray((copy / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(data)
+    with pytest.raises(InputError, match="missing or damaged"):
+        load("tiny")
