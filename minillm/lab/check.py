@@ -6,6 +6,8 @@ ladder of trust (`trust.py`), with the config's choices and heads in sizes that 
 """
 
 import json
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +22,7 @@ from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
 from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
-from minillm.lab.ladder import versions
+from minillm.lab.experiment import versions
 from minillm.lab.trust import Case, Measured, by_kernel, differences, here, twins, worst
 from minillm.ops import KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
@@ -31,7 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
 """The most of each that is checked: two layers meet as many do, and twice the width costs four times as much."""
 
-KERNEL = "kernel"
+KERNEL, FAILED = "kernel", 1
 COLUMNS = ("what", "rung", "furthest off", "error", "limit", "verdict")
 Rung = Callable[[Case, np.random.Generator], Measured | None]
 
@@ -187,3 +189,40 @@ def _checked(described: dict[str, Any]) -> str:
         for name in ("layers", "width", "heads", "kv_heads", "feed_forward_width", "vocabulary", "context_length")
     )
     return f"{described['config']}: {choices}, {small['feed_forward']}; {sizes}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
+
+    Exit code 1 if something is further off than rounding explains.
+    """
+
+    config: str = "smollm2-135m"
+    """tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load."""
+    dtype: str = "float32"
+    """What torch computes in: float32, bfloat16 or float64."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    seed: int = 0
+    """The seed of the numbers."""
+    threads: int | None = None
+    """CPU threads (default: one a core)."""
+    kernels: bool = False
+    """Check our GPU kernels too; where there is no GPU, they are interpreted."""
+    out: Path | None = None
+    """The directory for check.json (default: nothing is written)."""
+
+    def run(self) -> None:
+        if self.kernels and pick_device(self.device).type != "cuda":
+            os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
+        threads = use_threads(self.threads)
+        settings = CheckSettings(self.config, self.dtype, self.device, self.seed, threads, self.kernels)
+        described = check(settings, self.out)
+        print(table(described))
+        if self.out is not None:
+            print(f"\nwritten: {self.out / 'check.json'}")
+        wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(described)]
+        if wrong:
+            print(f"minillm: computed wrong: {', '.join(wrong)}", file=sys.stderr)
+            sys.exit(FAILED)
