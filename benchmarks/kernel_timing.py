@@ -38,7 +38,7 @@ class Timed:
     missing: dict[str, str] = field(default_factory=dict)
 
     @property
-    def times_as_quick(self) -> float:
+    def speedup(self) -> float:
         """Our kernel beside torch."""
         ratios = zip(self.comparison.rounds, self.comparison.ratios(), strict=True)
         return next(ratio.of_medians for rounds, ratio in ratios if rounds.side == OURS)

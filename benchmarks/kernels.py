@@ -115,9 +115,9 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
     least: dict[tuple, float] = {}
     for timed in found:
         key = timed.work.operation, str(timed.work.dtype).removeprefix("torch."), timed.sizes
-        least[key] = min(timed.times_as_quick, least.get(key, float("inf")))
+        least[key] = min(timed.speedup, least.get(key, float("inf")))
     return [
-        {"gpu": gpu, "operation": operation, "dtype": dtype, "sizes": list(sizes), "times_as_quick": round(times, 3)}
+        {"gpu": gpu, "operation": operation, "dtype": dtype, "sizes": list(sizes), "speedup": round(times, 3)}
         for (operation, dtype, sizes), times in least.items()
     ]
 

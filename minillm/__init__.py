@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from minillm.generation import generate, stream
     from minillm.hub import load, save
     from minillm.key_values import KeyValues
+    from minillm.operations import backend
     from minillm.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -24,13 +25,16 @@ _HOMES = {
     "InputError": "errors",
     "KeyValues": "key_values",
     "Tokenizer": "tokenizer",
+    "backend": "operations",
     "generate": "generation",
     "load": "hub",
     "save": "hub",
     "stream": "generation",
 }
 
-__all__ = ["Decoder", "DecoderConfig", "InputError", "KeyValues", "Tokenizer", "generate", "load", "save", "stream"]
+__all__ = [
+    "Decoder", "DecoderConfig", "InputError", "KeyValues", "Tokenizer", "backend", "generate", "load", "save", "stream",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -6,6 +6,7 @@ that is called is imported.
 
 import os
 import sys
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -74,7 +75,8 @@ def _run(words: list[str]) -> None:
             module, _, name = found.partition(":")
             import tyro
 
-            tyro.cli(getattr(import_module(f"minillm.{module}"), name), prog=program, args=words).run()
+            # A partial: tyro would report a class's own InputErrors as errors of the command line.
+            tyro.cli(partial(getattr(import_module(f"minillm.{module}"), name)), prog=program, args=words).run()
             return
         commands = found
     if words[:1] in (["-h"], ["--help"]):

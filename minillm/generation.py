@@ -1,10 +1,10 @@
 """From the decoder's logits to text: decoding with a cache, greedily or by sampling.
 
-The cache keeps each layer's keys and values of the tokens read so far, so that every new token costs one position and
-not the whole text again. It is this file's alone; a prompt's `KeyValues`, which an adaptation owns, is not a cache.
+The cache holds each layer's keys and values of the tokens so far, so that every new token costs one position and not
+the whole text again. It is this file's alone; a prompt's `KeyValues`, which an adaptation owns, is not a cache.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -12,32 +12,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed
-from minillm.key_values import KeyValues, LayerCache
-from minillm.ops.softmax import softmax
+from minillm.key_values import KeyValues
+from minillm.operations import softmax
 from minillm.shapes import Bool, Float, Int
 
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What generation and scoring need: a Decoder, or a method that adapts one."""
+    """What text is generated from and scored by: a Decoder, or a method that adapts one."""
 
     @property
-    def config(self) -> DecoderConfig: ...
-
-    @property
-    def head(self) -> nn.Module: ...
+    def decoder(self) -> Decoder: ...
 
     def prefix(self) -> KeyValues | None: ...
-
-    def features(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        prefix: KeyValues | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        cache: Sequence[LayerCache] | None = None,
-    ) -> Float[Tensor, "B T D"]: ...
 
 
 class GrowingLayer:
@@ -61,16 +50,16 @@ class GrowingLayer:
 def next_token_distribution(
     logits: Float[Tensor, "B V"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Float[Tensor, "B V"]:
-    """softmax(logits / temperature), kept to the `top_k` likeliest tokens and to the fewest that hold `top_p`."""
+    """softmax(logits / temperature), cut to the `top_k` most likely tokens and to the fewest that hold `top_p`."""
     logits = logits / temperature
     if top_k is not None:
-        likeliest = logits.topk(min(top_k, logits.shape[-1]))
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, likeliest.indices, likeliest.values)
+        most_likely = logits.topk(min(top_k, logits.shape[-1]))
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, most_likely.indices, most_likely.values)
     probabilities = softmax(logits)
     if top_p is None:
         return probabilities
     ordered, places = probabilities.sort(descending=True, stable=True)
-    # A token stays if those likelier than it hold less than top_p: the one that crosses the line stays too.
+    # A token stays if the more likely ones hold less than top_p: the one that crosses the line stays too.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
     kept = torch.zeros_like(probabilities).scatter(-1, places, ordered)
     return kept / kept.sum(-1, keepdim=True)
@@ -90,11 +79,11 @@ def stream(
 ) -> Iterator[Int[Tensor, "B"]]:
     """Each row's next token, one at a time, until all rows have met a stop token or `max_new_tokens` are out.
 
-    A temperature of 0 takes the likeliest token. Rows of unequal length are padded on the left (`pad_left`) and
+    A temperature of 0 takes the most likely token. Rows of unequal length are padded on the left (`pad_left`) and
     come with their mask. A row that has ended goes on yielding its stop token. Raises InputError at once, before the
     first token is asked for.
     """
-    _check(model.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
+    _check(model.decoder.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
     return _stream(model, ids, max_new_tokens, temperature, top_k, top_p, seed, stop, mask)
 
 
@@ -103,15 +92,15 @@ def _stream(
     top_p: float | None, seed: int | None, stop: Iterable[int], mask: Bool[Tensor, "B S"] | None,
 ) -> Iterator[Int[Tensor, "B"]]:  # fmt: skip
     generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
-    stops = torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
+    decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
     ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(model.config.layers)]
+    cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(decoder.config.layers)]
     with torch.no_grad():
         prefix = model.prefix()
     token = ids[:, :0]
     for _ in range(max_new_tokens):
         with torch.no_grad():
-            logits = model.head(model.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
+            logits = decoder.head(decoder.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)
             else:
@@ -161,7 +150,7 @@ def _check(
             f"a prompt of {ids.shape[1]} tokens and {new} new ones exceed the context of {config.context_length}"
         )
     if temperature < 0:
-        raise InputError(f"the temperature is {temperature}; it must be 0 (the likeliest token) or above")
+        raise InputError(f"the temperature is {temperature}; it must be 0 (the most likely token) or above")
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k is {top_k}; it must be at least 1")
     if top_p is not None and not 0 < top_p <= 1:

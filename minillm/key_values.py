@@ -1,4 +1,4 @@
-"""What a block's attention sees beside the hidden states: rotation, mask, prompt, and what was decoded before.
+"""The inputs of a block besides the hidden states: rotation, mask, prefix, and the cache of decoded tokens.
 
 A hard prompt, a soft prompt and a tuned prefix are one thing here: `KeyValues`.
 """
@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from minillm.ops.attention import Prefix
+from minillm.operations import Prefix
 from minillm.shapes import Bool, Float
 
 Rotation = tuple[Tensor, Tensor]
@@ -16,9 +16,9 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class KeyValues:
-    """What P prompt positions leave behind in every layer: a hard prompt, a soft prompt, a tuned prefix.
+    """The keys and values of P prompt positions in every layer: of a hard prompt, a soft prompt or a tuned prefix.
 
-    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention reads them: after the rotation. The
+    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention uses them: after the rotation. The
     text's positions count on from P, or from 0 where the prompt takes up none.
     """
 
@@ -36,7 +36,7 @@ class KeyValues:
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """One layer of a decoding cache (which `generation` owns): it is shown new keys, and answers with all."""
+    """One layer of a decoding cache (which `generation` owns): it takes the new keys and values and returns all."""
 
     length: int
 
@@ -46,7 +46,7 @@ class LayerCache(Protocol):
 
 
 class BlockInputs(NamedTuple):
-    """What a block's attention sees beside the hidden states."""
+    """What a block's attention needs besides the hidden states."""
 
     rotation: Rotation | None = None
     mask: Bool[Tensor, "B S"] | None = None
@@ -55,7 +55,7 @@ class BlockInputs(NamedTuple):
 
 
 class Recorder:
-    """A layer's keys and values, kept as they pass by."""
+    """A cache layer that saves the keys and values passing through it, and adds none."""
 
     length = 0
 

@@ -200,7 +200,7 @@ def test_a_work_is_held_to_what_bounds_it():
 def test_the_kernel_is_chosen_where_it_was_quicker_in_both_passes(tmp_path, monkeypatch):
     """Written by the benchmark, read back by `ops`."""
     path = tmp_path / "measured.json"
-    other = {"gpu": "other", "operation": "rms_norm", "dtype": "bfloat16", "sizes": [1, 1], "times_as_quick": 2.0}
+    other = {"gpu": "other", "operation": "rms_norm", "dtype": "bfloat16", "sizes": [1, 1], "speedup": 2.0}
     path.write_text(json.dumps([other, other | {"gpu": "this"}]))
     narrow, wide = norm_work("rms_norm", 64, 128), norm_work("rms_norm", 64, 4096)
     found = [

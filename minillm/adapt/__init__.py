@@ -1,8 +1,8 @@
 """The ways to adapt a decoder, by where in figure 1 they enter. Read this table first, then one file a method.
 
 A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class over a
-frozen body that shares the base's weights (`surgery.py`), and offers what `method.py` says. What one does with a trained
-adapter is in `minillm.adapters`, and is offered here too.
+frozen body that shares the base's weights (`surgery.py`), and offers what `method.py` says. Loading, merging and adding
+trained adapters is in `minillm.adapters`, and is offered here too.
 """
 
 from dataclasses import dataclass

@@ -83,10 +83,12 @@ class FineTune(Method):
     def forward(
         self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"] | Float[Tensor, "B C"]:
-        hidden = self.features(ids, mask=mask)
+        hidden = self.decoder.features(ids, mask=mask)
         if self.classes is None:
-            return self.head(hidden)
-        return self.head(pooled(hidden, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, "last"))
+            return self.decoder.head(hidden)
+        return self.decoder.head(
+            pooled(hidden, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, "last")
+        )
 
     def options(self) -> dict[str, Any]:
         return {"layers": self.layers, "classes": self.classes}

@@ -1,7 +1,7 @@
 """What every way of adapting a decoder offers, so that training, generation and the laws know only this."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.key_values import KeyValues, LayerCache
+from minillm.key_values import KeyValues
 from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer
 
@@ -78,20 +78,5 @@ class Method(Adaptation):
     def prefix(self) -> KeyValues | None:
         """What stands before every row, in every layer; None if nothing does."""
 
-    @property
-    def head(self) -> nn.Module:
-        return self.decoder.head
-
-    def features(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        prefix: KeyValues | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        cache: Sequence[LayerCache] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """What the head reads, as `Decoder.features`. Who calls this often hands in a `prefix()` made once."""
-        return self.decoder.features(ids, prefix=self.prefix() if prefix is None else prefix, mask=mask, cache=cache)
-
     def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
-        return self.head(self.features(ids, mask=mask))
+        return self.decoder(ids, prefix=self.prefix(), mask=mask)

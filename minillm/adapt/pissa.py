@@ -18,8 +18,7 @@ from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update
 from minillm.adapt.low_rank import LowRank
 from minillm.adapt.surgery import matrices
 from minillm.decoder import Decoder
-from minillm.ops.dropout import dropout
-from minillm.ops.lora import lora
+from minillm.operations import dropout, lora
 from minillm.shapes import Float
 
 

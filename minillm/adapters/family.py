@@ -18,8 +18,7 @@ from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.ops.linear import linear
-from minillm.ops.lora import lora_by_row
+from minillm.operations import linear, lora_by_row
 from minillm.shapes import Bool, Float, Int
 
 BASE = "base"

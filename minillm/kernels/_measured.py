@@ -1,4 +1,4 @@
-"""Where a kernel was measured to be quicker than torch: the rule by which `ops` chooses, on one kind of GPU each.
+"""Where a kernel was measured to be faster than torch: the rule by which `operations` chooses, on one kind of GPU each.
 
 `measured.json` is written by the benchmark of the kernels. Sizes between those that were measured go with the nearest,
 by the product of the ratios. A GPU on which nothing was measured computes by torch, and so does one without triton.
@@ -16,7 +16,7 @@ Sizes = tuple[int, ...]
 Measured = dict[tuple[str, str, torch.dtype], list[tuple[Sizes, float]]]
 
 
-def quicker(device: torch.device, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
+def faster(device: torch.device, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
     """Whether the kernel won, on a GPU like this one and in this dtype, at the measured sizes nearest to these.
 
     While torch.compile traces, sizes may be symbols: what is remembered by size is of no use then, and the comparisons
@@ -27,11 +27,11 @@ def quicker(device: torch.device, operation: str, dtype: torch.dtype, sizes: Siz
 
 
 def _won(gpu: str, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
-    nearest, times_as_quick = math.inf, 0.0
+    nearest, speedup = math.inf, 0.0
     for measured, times in MEASURED.get((gpu, operation, dtype), ()):
         if len(measured) == len(sizes) and (distance := _distance(measured, sizes)) < nearest:
-            nearest, times_as_quick = distance, times
-    return times_as_quick > 1
+            nearest, speedup = distance, times
+    return speedup > 1
 
 
 _remembered = lru_cache(maxsize=4096)(_won)
@@ -48,7 +48,7 @@ def _read() -> Measured:
     found: Measured = {}
     for row in json.loads(files("minillm.kernels").joinpath("measured.json").read_text("utf-8")):
         key = row["gpu"], row["operation"], getattr(torch, row["dtype"])
-        found.setdefault(key, []).append((tuple(row["sizes"]), row["times_as_quick"]))
+        found.setdefault(key, []).append((tuple(row["sizes"]), row["speedup"]))
     return found
 
 

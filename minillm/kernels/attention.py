@@ -22,7 +22,7 @@ Nothing of it has been timed yet: `python -m benchmarks.kernels` will, and `ops`
 """
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import triton
@@ -30,12 +30,11 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import driver
 
+from minillm.fast.attention import gated
 from minillm.kernels._attention_backward import keys_kernel, queries_kernel
 from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
 from minillm.kernels._interpreter import INTERPRETED
-
-if TYPE_CHECKING:
-    from minillm.ops.attention import Prefix
+from minillm.ops.attention import Prefix
 
 PROGRAMS = 512
 """How many sum the slope of a prefix, about: a few for each of a GPU's 100 or so processors."""
@@ -260,8 +259,10 @@ _attention.register_autograd(_differentiate, setup_context=_save)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, prefix: "Prefix | None" = None
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, prefix: Prefix | None = None
 ) -> Tensor:
-    """Without dropout, and without a gate: `ops` adds what a gated prefix gives."""
+    """Without dropout. A gated prefix is torch's."""
+    if prefix is not None and prefix.gate is not None:
+        return attention(query, key, value, mask=mask) + gated(prefix, query)
     key_side, value_side = (None, None) if prefix is None else (prefix.key, prefix.value)
     return _attention(query, key, value, mask, key_side, value_side)[0]

@@ -289,7 +289,3 @@ def lora(
     rows, read = (None if side is None else side.reshape(1, -1, x.shape[-1]) for side in (x, dropped))
     out, _ = _lora(rows, weight, bias, a[None], b[None], None, float(scale), read)
     return out.view(*x.shape[:-1], weight.shape[0])
-
-
-def lora_by_row(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
-    return _lora(x, weight, bias, a, b, adapter.contiguous(), 1.0, None)[0]

@@ -1,11 +1,10 @@
-"""The norm of add & norm, layer or rms, with the residual's sum before it: out = x̂ weight + bias, x = hidden + update.
+"""The norm of add & norm, layer or rms: out = x̂ weight + bias.
 
 A norm does next to nothing with each number that it reads: bytes are its price. For N rows of D bfloat16 numbers, rms:
 
     version                                            bytes a number    launches    FLOPs a number
     naive: torch, an operation at a time               36 (forward)      7           4
     fused: a row stays in registers                     4 (forward)      1           4
-    with the sum fused, too                             8, for 6 + 4     1           5
     backward: dx from x̂, made again; naive             60               12          9
     backward, fused; the weight's slope in stripes      6                2           9
 
@@ -28,20 +27,14 @@ STRIPES = 256
 
 @triton.jit
 def _forward_kernel(
-    hidden, update, weight, bias, total, out, mean, inverse, rows, width, eps,
-    LAYER: tl.constexpr, ADDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    hidden, weight, bias, out, mean, inverse, rows, width, eps,
+    LAYER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_D)
     there = (row < rows)[:, None] & (column < width)[None, :]
     place = row.to(tl.int64)[:, None] * width + column[None, :]
     x = tl.load(hidden + place, mask=there, other=0.0).to(tl.float32)
-    if ADDS:
-        x += tl.load(update + place, mask=there, other=0.0).to(tl.float32)
-        # The norm is that of the sum as it is kept, rounded.
-        x = x.to(total.dtype.element_ty)
-        tl.store(total + place, x, mask=there)
-        x = x.to(tl.float32)
     if LAYER:
         middle = tl.sum(x, 1) / width
         tl.store(mean + row, middle, mask=row < rows)
@@ -56,8 +49,8 @@ def _forward_kernel(
 
 @triton.jit
 def _backward_kernel(
-    dout, dtotal, total, weight, mean, inverse, dhidden, weight_sums, bias_sums, rows, width, stripe,
-    LAYER: tl.constexpr, ADDS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    dout, hidden, weight, mean, inverse, dhidden, weight_sums, bias_sums, rows, width, stripe,
+    LAYER: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     program, column = tl.program_id(0), tl.arange(0, BLOCK_D)
     gain = tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
@@ -69,7 +62,7 @@ def _backward_kernel(
         there = real[:, None] & (column < width)[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
         slope = tl.load(dout + place, mask=there, other=0.0).to(tl.float32)
-        x = tl.load(total + place, mask=there, other=0.0).to(tl.float32)
+        x = tl.load(hidden + place, mask=there, other=0.0).to(tl.float32)
         scale = tl.load(inverse + row, mask=real, other=0.0)[:, None]
         if LAYER:
             x = tl.where(there, x - tl.load(mean + row, mask=real, other=0.0)[:, None], 0.0)
@@ -80,8 +73,6 @@ def _backward_kernel(
             bias_sum += slope
             dx -= (tl.sum(through, 1) / width)[:, None]
         dx *= scale
-        if ADDS:
-            dx += tl.load(dtotal + place, mask=there, other=0.0).to(tl.float32)
         tl.store(dhidden + place, dx.to(dhidden.dtype.element_ty), mask=there)
     tl.store(weight_sums + program * width + column, tl.sum(weight_sum, 0), mask=column < width)
     if LAYER:
@@ -95,31 +86,25 @@ def _blocks(width: int) -> dict[str, int]:
 
 
 @torch.library.custom_op("minillm::norm", mutates_args=())
-def _norm(
-    hidden: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(x, out, mean, 1 / deviation); what a kind of norm has no use for is empty. Rows are the leading axes."""
+def _norm(hidden: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, mean, 1 / deviation); an rms norm's mean is empty. Rows are the leading axes."""
     hidden, width = hidden.contiguous(), weight.shape[0]
     rows = hidden.numel() // width
-    total, out, mean, inverse = _norm_fake(hidden, update, weight, bias, eps)
+    out, mean, inverse = _norm_fake(hidden, weight, bias, eps)
     blocks = _blocks(width)
     if rows:
         _forward_kernel[(triton.cdiv(rows, blocks["BLOCK_N"]),)](
-            hidden, update if update is None else update.contiguous(), weight, bias, total, out, mean, inverse,
-            rows, width, eps, LAYER=bias is not None, ADDS=update is not None, **blocks,
-        )  # fmt: skip
-    return total, out, mean, inverse
+            hidden, weight, bias, out, mean, inverse, rows, width, eps, LAYER=bias is not None, **blocks
+        )
+    return out, mean, inverse
 
 
 @_norm.register_fake
-def _norm_fake(
-    hidden: Tensor, update: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _norm_fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     rows = hidden.shape[:-1].numel()
-    total = hidden.new_empty(0 if update is None else hidden.shape)
     out = hidden.new_empty(hidden.shape, dtype=_out_dtype(hidden, weight, bias))
     mean = hidden.new_empty(0 if bias is None else rows, dtype=torch.float32)
-    return total, out, mean, hidden.new_empty(rows, dtype=torch.float32)
+    return out, mean, hidden.new_empty(rows, dtype=torch.float32)
 
 
 def _out_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
@@ -129,63 +114,48 @@ def _out_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dty
 
 @torch.library.custom_op("minillm::norm_backward", mutates_args=())
 def _norm_backward(
-    dout: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, layer: bool
+    dout: Tensor, hidden: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias (empty for an rms norm)."""
-    dout, total = dout.contiguous(), total.contiguous()
+    """The gradients of hidden, weight and bias (empty for an rms norm)."""
+    dout, hidden = dout.contiguous(), hidden.contiguous()
     rows, width = len(inverse), len(weight)
     blocks = _blocks(width)
     stripe = triton.cdiv(max(rows, 1), min(STRIPES, triton.cdiv(max(rows, 1), blocks["BLOCK_N"])))
     programs = triton.cdiv(rows, stripe)
-    dhidden = torch.empty_like(total)
+    dhidden = torch.empty_like(hidden)
     sums = [weight.new_empty((programs, width), dtype=torch.float32) for _ in range(1 + layer)]
     if rows:
         _backward_kernel[(programs,)](
-            dout, dtotal if dtotal is None else dtotal.contiguous(), total, weight, mean, inverse, dhidden,
-            sums[0], sums[-1], rows, width, stripe, LAYER=layer, ADDS=dtotal is not None, **blocks,
-        )  # fmt: skip
+            dout, hidden, weight, mean, inverse, dhidden, sums[0], sums[-1], rows, width, stripe, LAYER=layer, **blocks
+        )
     dweight = sums[0].sum(0).to(weight.dtype)
     return dhidden, dweight, sums[1].sum(0).to(weight.dtype) if layer else weight.new_empty(0)
 
 
 @_norm_backward.register_fake
 def _(
-    dout: Tensor, dtotal: Tensor | None, total: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, layer: bool
+    dout: Tensor, hidden: Tensor, weight: Tensor, mean: Tensor, inverse: Tensor, layer: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(total), torch.empty_like(weight), weight.new_empty(len(weight) if layer else 0)
+    return torch.empty_like(hidden), torch.empty_like(weight), weight.new_empty(len(weight) if layer else 0)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
-    hidden, update, weight, bias, _ = inputs
-    total, _, mean, inverse = output
-    ctx.save_for_backward(hidden if update is None else total, weight, mean, inverse)
-    ctx.adds, ctx.layer = update is not None, bias is not None
-    ctx.set_materialize_grads(False)
+    hidden, weight, bias, _ = inputs
+    ctx.save_for_backward(hidden, weight, *output[1:])
+    ctx.layer = bias is not None
 
 
-def _differentiate(ctx: Any, dtotal: Tensor | None, dout: Tensor | None, *_: Any):
-    total, weight, mean, inverse = ctx.saved_tensors
-    if dout is None:  # the sum was used, and its norm was not
-        return dtotal, dtotal if ctx.adds else None, None, None, None
-    dsum = dtotal if ctx.adds else None
-    dhidden, dweight, dbias = _norm_backward(dout, dsum, total, weight, mean, inverse, ctx.layer)
-    return dhidden, dhidden if ctx.adds else None, dweight, dbias if ctx.layer else None, None
+def _differentiate(ctx: Any, dout: Tensor, *_: Any):
+    dhidden, dweight, dbias = _norm_backward(dout, *ctx.saved_tensors, ctx.layer)
+    return dhidden, dweight, dbias if ctx.layer else None, None
 
 
 _norm.register_autograd(_differentiate, setup_context=_save)
 
 
 def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return _norm(hidden, None, weight, bias, eps)[1]
+    return _norm(hidden, weight, bias, eps)[0]
 
 
 def rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _norm(hidden, None, weight, None, eps)[1]
-
-
-def add_layer_norm(hidden: Tensor, update: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _norm(hidden, update, weight, bias, eps)[:2]
-
-
-def add_rms_norm(hidden: Tensor, update: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    return _norm(hidden, update, weight, None, eps)[:2]
+    return _norm(hidden, weight, None, eps)[0]

@@ -16,7 +16,7 @@ from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.methods import MethodOptions
 from minillm.lab.report import standard_error
 from minillm.prompting.scoring import accuracy
-from minillm.runtime.device import keep_freed_memory
+from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, write_text
 
 MEASURED = "adapt.json"
@@ -71,7 +71,7 @@ def adapt(options: Adapt) -> dict[str, Any]:
     if options.method not in METHODS:
         raise InputError(f"there is no method {options.method!r}; there are: {', '.join(METHODS)}")
     check_directory(options.out)
-    options.check()
+    use_threads(options.threads)
     if options.free:
         if options.method == "features":
             raise InputError(f"a classifier has no free answers; of the methods these have: {', '.join(METHODS[1:])}")

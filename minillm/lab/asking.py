@@ -36,8 +36,7 @@ class AnswerOptions:
     seed: int = 0
     """The seed of everything random."""
 
-    def check(self) -> None:
-        """Raises InputError for what cannot be generated."""
+    def __post_init__(self):
         if self.samples < 1 or self.max_new_tokens < 1:
             raise InputError(f"samples is {self.samples} and max_new_tokens {self.max_new_tokens}; both are 1 at least")
         if self.samples > 1 and self.temperature <= 0:

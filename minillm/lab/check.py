@@ -1,8 +1,8 @@
 """`minillm check`: is every number still computed right, in this config, in this dtype, on this device?
 
-For who changed an operation, or bought a new GPU. Every operation and the whole decoder, adapted and not, climb the
-ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`). With
-`--kernels` our GPU kernels are its last rung, wherever one takes part: on the GPU, or in triton's interpreter.
+For anyone who changed an operation, or has a new GPU. Every operation and the whole decoder, adapted and not, is taken
+up the ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`).
+With `--kernels` our GPU kernels are its last rung: on the GPU, or in triton's interpreter.
 """
 
 import json
@@ -22,9 +22,9 @@ from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
 from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
-from minillm.lab.experiment import versions
-from minillm.lab.trust import Case, Measured, by_kernel, differences, here, twins, worst
-from minillm.ops import KERNEL_DTYPES, TRITON, backend
+from minillm.lab.ladder import versions
+from minillm.lab.trust import Case, Measured, against_numpy, by_kernel, differences, here, worst
+from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
 from minillm.runtime.files import write_text
 from minillm.runtime.progress import progress
@@ -33,30 +33,58 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
 """The most of each that is checked: two layers meet as many do, and twice the width costs four times as much."""
 
-KERNEL, FAILED = "kernel", 1
-COLUMNS = ("what", "rung", "furthest off", "error", "limit", "verdict")
+FAILED = 1
+KERNEL = "kernel"
+COLUMNS = ("what", "rung", "largest error", "error", "limit", "verdict")
 Rung = Callable[[Case, np.random.Generator], Measured | None]
 
 
 @dataclass(frozen=True)
-class CheckSettings:
-    """What is checked, and where. Raises InputError for what cannot be."""
+class Check:
+    """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
+
+    Exit code 1 if an error is larger than rounding explains.
+
+    Args:
+        config: tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load.
+        dtype: What torch computes in: float32, bfloat16 or float64.
+        device: auto, cpu, cuda or mps.
+        seed: The seed of the numbers.
+        threads: CPU threads (default: one a core).
+        kernels: Check our GPU kernels too; where there is no GPU, they are interpreted.
+        out: The directory for check.json (default: nothing is written).
+    """
 
     config: str = "smollm2-135m"
     dtype: str = "float32"
     device: str = "auto"
     seed: int = 0
-    threads: int = 1
+    threads: int | None = None
     kernels: bool = False
+    out: Path | None = None
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise InputError(f"the dtype is {self.dtype!r}; it can be {', '.join(DTYPES)}")
-        if self.threads < 1:
+        if self.threads is not None and self.threads < 1:
             raise InputError(f"threads is {self.threads}; it must be at least 1")
         check_seed(self.seed)
         if self.kernels and DTYPES[self.dtype] not in KERNEL_DTYPES:
             raise InputError(f"kernels do not compute in {self.dtype}, which is left to torch; check them in another")
+
+    def run(self) -> None:
+        """The command: print a table of all rungs, and exit with 1 if one of them failed."""
+        if self.kernels and pick_device(self.device).type != "cuda":
+            os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
+        found = check(self)
+        print(table(found))
+        if self.out is not None:
+            write_text(self.out / "check.json", json.dumps(found, indent=2) + "\n")
+            print(f"\nwritten: {self.out / 'check.json'}")
+        wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(found)]
+        if wrong:
+            print(f"minillm: computed wrong: {', '.join(wrong)}", file=sys.stderr)
+            sys.exit(FAILED)
 
 
 def presets() -> dict[str, Callable[[], DecoderConfig]]:
@@ -96,47 +124,45 @@ def shrunk(config: DecoderConfig) -> DecoderConfig:
     )
 
 
-def rungs(settings: CheckSettings) -> dict[str, Rung]:
-    """The rungs by what their rows say; that of the kernels stands on the others, if they are to be checked."""
+def rungs(settings: Check) -> dict[str, Rung]:
+    """The rungs by the name that their rows have; that of the kernels only if they are to be checked."""
     dtype, device = DTYPES[settings.dtype], pick_device(settings.device)
     if device.type == "mps" and dtype == torch.float64:
         raise InputError("mps has no float64; float32 and bfloat16 can be checked there")
-    climbed: dict[str, Rung] = {
+    found: dict[str, Rung] = {
         "differences": differences,
-        "numpy": twins,
+        "numpy": against_numpy,
+        FAST: lambda case, random: against_numpy(case, random, FAST),
         f"{settings.dtype} on {device}": lambda case, random: here(case, random, dtype, device),
     }
     if settings.kernels:
         with backend(TRITON):  # raises here, once, where it cannot be had
-            climbed[KERNEL] = lambda case, random: by_kernel(case, random, dtype, device)
-    return climbed
+            found[KERNEL] = lambda case, random: by_kernel(case, random, dtype, device)
+    return found
 
 
-def check(settings: CheckSettings, out: Path | None = None) -> dict[str, Any]:
-    """Climb the ladder with everything; with `out`, write what is returned to `check.json` there."""
-    start, climbed = time.perf_counter(), rungs(settings)
-    use_threads(settings.threads)
+def check(settings: Check) -> dict[str, Any]:
+    """Every rung of every case; the result in JSON's types."""
+    start, all_rungs, threads = time.perf_counter(), rungs(settings), use_threads(settings.threads)
     config = find_config(settings.config)
     small = shrunk(config)
     measured: dict[tuple[str, str], list[Measured]] = {}
     # Each rung of each case draws for itself: what one of them draws moves no other.
     seeds = np.random.SeedSequence(settings.seed)
     cases = [*operation_cases(small, _random(seeds)), *decoder_cases(small, _random(seeds))]
-    with progress(total=len(cases) * len(climbed), desc="checking", unit="rung") as bar:
+    with progress(total=len(cases) * len(all_rungs), desc="checking", unit="rung") as bar:
         for case in cases:
-            for name, rung in climbed.items():
+            for name, rung in all_rungs.items():
                 bar.set_postfix_str(f"{case.what}, {name}", refresh=False)
                 found = _measured(rung, case, _random(seeds))
                 if found is not None:
                     measured.setdefault((case.what, name), []).append(found)
                 bar.update()
-    described = {
-        **asdict(settings), "threads": settings.threads, "versions": versions(), "checked": asdict(small),
-        "of": asdict(config), "rows": list(_rows(measured)), "seconds": time.perf_counter() - start,
+    return {
+        **{name: value for name, value in asdict(settings).items() if name != "out"}, "threads": threads,
+        "versions": versions(), "checked": asdict(small), "of": asdict(config), "rows": list(_rows(measured)),
+        "seconds": time.perf_counter() - start,
     }  # fmt: skip
-    if out is not None:
-        write_text(out / "check.json", json.dumps(described, indent=2) + "\n")
-    return described
 
 
 def _measured(rung: Rung, case: Case, random: np.random.Generator) -> Measured | None:
@@ -189,40 +215,3 @@ def _checked(described: dict[str, Any]) -> str:
         for name in ("layers", "width", "heads", "kv_heads", "feed_forward_width", "vocabulary", "context_length")
     )
     return f"{described['config']}: {choices}, {small['feed_forward']}; {sizes}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
-
-    Exit code 1 if something is further off than rounding explains.
-    """
-
-    config: str = "smollm2-135m"
-    """tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load."""
-    dtype: str = "float32"
-    """What torch computes in: float32, bfloat16 or float64."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    seed: int = 0
-    """The seed of the numbers."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
-    kernels: bool = False
-    """Check our GPU kernels too; where there is no GPU, they are interpreted."""
-    out: Path | None = None
-    """The directory for check.json (default: nothing is written)."""
-
-    def run(self) -> None:
-        if self.kernels and pick_device(self.device).type != "cuda":
-            os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
-        threads = use_threads(self.threads)
-        settings = CheckSettings(self.config, self.dtype, self.device, self.seed, threads, self.kernels)
-        described = check(settings, self.out)
-        print(table(described))
-        if self.out is not None:
-            print(f"\nwritten: {self.out / 'check.json'}")
-        wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(described)]
-        if wrong:
-            print(f"minillm: computed wrong: {', '.join(wrong)}", file=sys.stderr)
-            sys.exit(FAILED)

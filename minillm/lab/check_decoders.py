@@ -1,11 +1,15 @@
-"""Whole decoders for `minillm check`: plain, and adapted at every seam that gradients pass, in torch and in numpy.
+"""Whole decoders for `minillm check`: plain, adapted at every seam that gradients pass, merged, saved, and cached.
 
 Weights are drawn so that they hide nothing: no bias is 0, no norm is 1, and no softmax saturates.
 """
 
+import copy
+import io
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -14,22 +18,25 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minillm.adapt import LoRA, PrefixTuning, SoftPrompt
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapters.load import load
+from minillm.adapters.merge import merge, updates
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
+from minillm.generation import GrowingLayer
 from minillm.lab.check_operations import BATCH, PROMPT, RANK, TOKENS, padded
 from minillm.lab.trust import Arrays, Case
 from minillm.reference.decoder import decoder_backward, decoder_forward, keys_values_backward, keys_values_forward
 from minillm.reference.tower import KeyValues
 
-Twin = tuple[Callable[[Arrays], tuple[np.ndarray, Any]], Callable[[np.ndarray, Any], Arrays]]
+Reference = tuple[Callable[[Arrays], tuple[np.ndarray, Any]], Callable[[np.ndarray, Any], Arrays]]
+Logits = Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
 def decoder_cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
     """The decoder of this config, plain and adapted; a second time with a smooth gelu if it has relu's kinks.
 
-    Of so many units some are always within a step of relu's kink, where a difference is no slope. Relu itself is
-    differentiated apart, by its own case.
+    Of so many units some are always within a step of relu's kink, where a difference is no gradient. Relu itself is
+    differentiated in a case of its own.
     """
     yield from _cases(config, random)
     if config.feed_forward == "relu":
@@ -37,24 +44,25 @@ def decoder_cases(config: DecoderConfig, random: np.random.Generator) -> Iterato
 
 
 def _cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
-    """The decoder and, on padded rows, the decoder under LoRA, a prefix, a gated prefix and a soft prompt."""
+    """The decoder and, on padded rows, the decoder under each method; then what is made of a trained adapter."""
     torch.manual_seed(int(random.integers(2**31)))
     decoder = Decoder(config).double().eval()
     _draw(decoder)
-    methods: dict[str, nn.Module] = {
-        "decoder with LoRA": LoRA(decoder, r=RANK, alpha=0.3 * RANK, targets="all-linear"),
-        "decoder with a prefix": PrefixTuning(decoder, PROMPT),
-        "decoder with a gated prefix": PrefixTuning(decoder, PROMPT, gated=True),
-        "decoder with a soft prompt": SoftPrompt(decoder, PROMPT),
-    }
+    lora = LoRA(decoder, r=RANK, alpha=0.3 * RANK, targets="all-linear")
+    prefix, gated = PrefixTuning(decoder, PROMPT), PrefixTuning(decoder, PROMPT, gated=True)
+    methods = {"LoRA": lora, "a prefix": prefix, "a gated prefix": gated, "a soft prompt": SoftPrompt(decoder, PROMPT)}
     for method in methods.values():
-        _draw(method)
-    text = {"ids": random.integers(0, config.vocabulary, (BATCH, TOKENS))}
+        _draw(method.eval())
+    text: Arrays = {"ids": random.integers(0, config.vocabulary, (BATCH, TOKENS))}
     yield _case("decoder", decoder, text)
+    yield _case("cached generation", prefix, text, _token_by_token)
     text["mask"] = padded(BATCH, TOKENS)
     yield _case("decoder", decoder, text)
-    for what, method in methods.items():
-        yield _case(what, method.eval(), text)
+    for name, method in methods.items():
+        yield _case(f"decoder with {name}", method, text)
+    yield _case("merged LoRA", lora, text, lambda method, ids, mask: merge(method)(ids, mask=mask))
+    for name, method in methods.items():
+        yield _case(f"saved {name.removeprefix('a ')}", method, text, _saved)
 
 
 @torch.no_grad()
@@ -67,18 +75,21 @@ def _draw(model: nn.Module) -> None:
             parameter.copy_(around + spread * torch.randn_like(parameter))
 
 
-def _case(what: str, model: Any, text: Arrays) -> Case:
+def _case(what: str, model: Any, text: Arrays, logits: Logits | None = None) -> Case:
+    """The model's logits and gradients, or the logits that are computed from the model in another way."""
     parameters = {name.removeprefix("decoder."): parameter for name, parameter in model.named_parameters()}
     arrays = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    forward, backward = _twin(model)
+    forward, backward = _reference(model)
 
     def gradients(dout: np.ndarray, cache: Any) -> Arrays:
-        slopes = backward(dout, cache)
-        return {name: slopes[name] for name in trained}
+        found = backward(dout, cache)
+        return {name: found[name] for name in trained}
 
-    has_kinks = model.config.feed_forward == "relu"
-    return Case(what, {**arrays, **text}, forward, gradients, partial(_run, model), kinks=has_kinks)
+    inputs, has_kinks = {**arrays, **text}, model.config.feed_forward == "relu"
+    if logits is None:
+        return Case(what, inputs, forward, gradients, partial(_run, model), kinks=has_kinks)
+    return Case(what, inputs, forward, None, partial(_run_copy, model, logits))
 
 
 def _run(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -87,18 +98,47 @@ def _run(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, device
     return functional_call(model, parameters, (inputs["ids"],), {"mask": inputs.get("mask")})
 
 
-def _twin(model: Any) -> Twin:
+@torch.no_grad()
+def _run_copy(
+    model: nn.Module, logits: Logits, inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """By a copy of the model whose weights are these, for what a functional call does not reach."""
+    own = copy.deepcopy(model).to(device, dtype)
+    for name, parameter in own.named_parameters():
+        parameter.copy_(inputs[name.removeprefix("decoder.")])
+    return logits(own, inputs["ids"], inputs.get("mask"))
+
+
+def _token_by_token(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """All logits, decoded with a cache, one token at a time after the first two."""
+    decoder, prefix = model.decoder, model.prefix()
+    cache = [GrowingLayer(ids.shape[1]) for _ in range(decoder.config.layers)]
+    parts = [ids[:, :2], *ids[:, 2:].split(1, 1)]
+    return torch.cat([decoder.head(decoder.features(part, prefix=prefix, cache=cache)) for part in parts], 1)
+
+
+def _saved(method: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
+    """By the method as it is loaded from its files, onto a base without it."""
+    base = Decoder(method.config).to(ids.device, method.decoder.embed.weight.dtype).eval()
+    base.load_state_dict({name: method.base[name] for name in base.state_dict()})
+    base.source, method.base = method.decoder.source, dict(base.named_parameters(remove_duplicate=False))
+    with TemporaryDirectory() as directory, redirect_stderr(io.StringIO()):
+        method.save(directory)
+        return load(base, directory)(ids, mask=mask)
+
+
+def _reference(model: Any) -> Reference:
     """What numpy computes for this model: forward, and the gradients by parameter."""
     if isinstance(model, PrefixTuning):
         return partial(_prefix_forward, model.config, model.shift_positions), _prefix_backward
     if isinstance(model, SoftPrompt):
         return partial(_prompt_forward, model.config), _prompt_backward
-    scales = (
-        {f"{path}.scale": matrix.scale for path, matrix in adapted_matrices(model.decoder).items()}
-        if isinstance(model, LoRA)
-        else {}
-    )
+    scales = _scales(model) if isinstance(model, LoRA) else {}
     return partial(_plain_forward, model.config, scales), _plain_backward
+
+
+def _scales(lora: LoRA) -> dict[str, float]:
+    return {f"{path}.scale": lora.decoder.get_submodule(path).scale for path in updates(lora)}
 
 
 def _weights(inputs: Arrays) -> Arrays:
@@ -119,18 +159,18 @@ def _prefix_forward(config: DecoderConfig, shifts: bool, inputs: Arrays) -> tupl
 
 
 def _prefix_backward(dout: np.ndarray, cache: Any) -> Arrays:
-    slopes = decoder_backward(dout, cache)["prefix"]
-    return {"keys": slopes.keys[:, 0], "values": slopes.values[:, 0], "gate": slopes.gate}
+    gradients = decoder_backward(dout, cache)["prefix"]
+    return {"keys": gradients.keys[:, 0], "values": gradients.values[:, 0], "gate": gradients.gate}
 
 
 def _prompt_forward(config: DecoderConfig, inputs: Arrays) -> tuple[np.ndarray, Any]:
     weights = _weights(inputs)
-    prefix, left_behind = keys_values_forward(weights, config, inputs["prompt"][None])
+    prefix, prompt = keys_values_forward(weights, config, inputs["prompt"][None])
     out, cache = decoder_forward(weights, config, inputs["ids"], mask=inputs.get("mask"), prefix=prefix)
-    return out, (left_behind, cache)
+    return out, (prompt, cache)
 
 
 def _prompt_backward(dout: np.ndarray, cache: Any) -> Arrays:
-    left_behind, through = cache
-    slopes = decoder_backward(dout, through)["prefix"]
-    return {"prompt": keys_values_backward(slopes, left_behind)["embeddings"][0]}
+    prompt, text = cache
+    gradients = decoder_backward(dout, text)["prefix"]
+    return {"prompt": keys_values_backward(gradients, prompt)["embeddings"][0]}

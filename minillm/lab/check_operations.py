@@ -1,6 +1,6 @@
-"""Numbers for every operation of `ops`, in the sizes of a config, and its twin by name: what `minillm check` computes.
+"""Arguments for every operation in the sizes of a config, and its numpy reference by name, for `minillm check`.
 
-A line of `operation_cases` is an operation and arguments for it. Where they are found twice, the worse one is reported.
+A line of `operation_cases` is an operation and arguments for it. Of several cases of one operation the worst counts.
 """
 
 import importlib
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minillm import operations
 from minillm.config import DecoderConfig
 from minillm.lab.trust import Arrays, Case
-from minillm.ops.attention import Prefix
-from minillm.ops.linear_cross_entropy import IGNORED
+from minillm.operations import IGNORED, Prefix
 from minillm.reference.attention import Prefix as NumpyPrefix
 
 BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
-# Two torch programs for one formula have one twin, and the weights are the second of what this one returns.
-ONE_TWIN = {"explicit_attention": "attention"}
 WIDE = {"sinusoidal", "rotary_tables"}
+FROZEN = {"lora", "lora_by_row", "updated_norms"}
+"""Operations whose weight is a constant."""
 
 
 def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
@@ -39,18 +39,15 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
     even = head + head % 2
     yield operation_case("positions", "rotary_tables", positions=positions, head_width=even, theta=config.rope_theta)
     angles = normal(size=(*lead, (head + 1) // 2))
-    turned = normal(size=(BATCH, config.heads, TOKENS, even))
-    yield operation_case("positions", "rotary", vectors=turned, cos=np.cos(angles), sin=np.sin(angles))
+    vectors = normal(size=(BATCH, config.heads, TOKENS, even))
+    yield operation_case("positions", "rotary", vectors=vectors, cos=np.cos(angles), sin=np.sin(angles))
     hidden, gain = normal(size=(*lead, width)), 1 + 0.3 * normal(size=width)
     yield operation_case("linear", "linear", x=hidden, weight=normal(size=(inner, width)), bias=normal(size=inner))
     yield operation_case("norm", "layer_norm", hidden=hidden, weight=gain, bias=normal(size=width), eps=config.norm_eps)
     yield operation_case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
-    added = partial(operation_case, "norm", hidden=hidden, update=normal(size=hidden.shape), weight=gain)
-    yield added("add_layer_norm", bias=normal(size=width), eps=config.norm_eps)
-    yield added("add_rms_norm", eps=config.norm_eps)
     yield from _attention_cases(config, random, mask)
     up = normal(size=(*lead, inner))
-    # Away from 0, where relu has no slope.
+    # Away from 0, where relu has no gradient.
     yield operation_case("feed_forward", "relu", up=np.sign(up) * (np.abs(up) + 0.01))
     yield operation_case("feed_forward", "gelu", up=up)
     yield operation_case("feed_forward", "swiglu", gate=normal(size=up.shape), up=up)
@@ -66,7 +63,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
 
 
 def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: np.ndarray) -> Iterator[Case]:
-    """Plain, padded, with cached keys, behind a shared prefix, and beside a gated one."""
+    """Plain, padded, with cached keys, behind a shared prefix, and with a gated one."""
     shared = (BATCH, config.kv_heads, TOKENS, config.head_width)
     query = random.normal(size=(BATCH, config.heads, TOKENS, config.head_width))
     key, value = random.normal(size=(2, *shared))
@@ -75,13 +72,12 @@ def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: n
         for side in ("prefix.key", "prefix.value")
     }
     gated = prompt | {"prefix.gate": random.normal(size=config.heads)}
-    for name in ("attention", "explicit_attention"):
-        case = partial(operation_case, "attention", name, key=key, value=value)
-        yield case(query=query)
-        yield case(query=query, mask=mask)
-        yield case(query=query[:, :, CACHED:])
-        yield case(query=query, mask=mask, **prompt)
-        yield case(query=query, **gated)
+    case = partial(operation_case, "attention", "attention", key=key, value=value)
+    yield case(query=query)
+    yield case(query=query, mask=mask)
+    yield case(query=query[:, :, CACHED:])
+    yield case(query=query, mask=mask, **prompt)
+    yield case(query=query, **gated)
     yield operation_case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
 
 
@@ -93,71 +89,62 @@ def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: 
     yield operation_case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
     yield operation_case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
     stacked = {side: random.normal(size=(ADAPTERS, *factors[side].shape)) / 2 for side in ("a", "b")}
-    adapter = np.array([ADAPTERS - 1, -1])
-    yield operation_case(
-        "lora", "lora_by_row", x=hidden, weight=factors["weight"], bias=bias, adapter=adapter, **stacked
-    )
-    yield operation_case("lora", "updated_norms", scale=0.7, **factors)
+    adapter, weight = np.array([ADAPTERS - 1, -1]), factors["weight"]
+    yield operation_case("lora_by_row", "lora_by_row", x=hidden, weight=weight, bias=bias, adapter=adapter, **stacked)
+    yield operation_case("dora", "updated_norms", scale=0.7, **factors)
 
 
 def padded(batch: int, tokens: int) -> np.ndarray:
-    """Real tokens, with padding on the left of the first row and on the right of the last."""
+    """A mask with padding on the left of the first row and on the right of the last."""
     mask = np.ones((batch, tokens), bool)
     mask[0, :2] = mask[-1, -1:] = False
     return mask
 
 
 def operation_case(file: str, name: str, **arguments: Any) -> Case:
-    """Arrays are inputs; whatever else there is stays as it is. `prefix.key` is the key of the argument `prefix`."""
+    """Arrays are inputs; other arguments stay as they are. `prefix.key` is the key of the argument `prefix`."""
     inputs = {argument: value for argument, value in arguments.items() if isinstance(value, np.ndarray)}
     rest = {argument: value for argument, value in arguments.items() if argument not in inputs}
-    reference, twin = importlib.import_module(f"minillm.reference.{file}"), ONE_TWIN.get(name, name)
-    forward, backward = (getattr(reference, f"{twin}_{way}", None) for way in ("forward", "backward"))
+    reference = importlib.import_module(f"minillm.reference.{file}")
+    forward, backward = (getattr(reference, f"{name}_{way}", None) for way in ("forward", "backward"))
     return Case(
         what=name,
         inputs=inputs,
-        forward=partial(_forward, forward or getattr(reference, twin), forward is not None, rest),
+        forward=partial(_forward, forward or getattr(reference, name), forward is not None, rest),
         backward=None if backward is None else partial(_backward, backward, name),
-        run=partial(_run, file, name, rest),
+        run=partial(_run, name, rest),
         wide=name in WIDE,
     )
 
 
-def _forward(twin: Callable, has_cache: bool, rest: dict[str, Any], inputs: Arrays) -> tuple[np.ndarray, Any]:
-    result = twin(**_with_prefix(inputs, NumpyPrefix), **rest)
+def _forward(reference: Callable, has_cache: bool, rest: dict[str, Any], inputs: Arrays) -> tuple[np.ndarray, Any]:
+    result = reference(**_with_prefix(inputs, NumpyPrefix), **rest)
     out, cache = result if has_cache else (result, None)
-    return np.asarray(_one(out), np.float64), cache
+    return np.asarray(np.stack(out) if isinstance(out, tuple) else out, np.float64), cache
 
 
-def _backward(twin: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays:
-    gradients = twin(dout, cache)
+def _backward(reference: Callable, name: str, dout: np.ndarray, cache: Any) -> Arrays:
+    gradients = reference(dout, cache)
     prefix = gradients.pop("prefix", None)
     if prefix is not None:
         sides = zip(prefix._fields, prefix, strict=True)
-        gradients |= {f"prefix.{side}": slope for side, slope in sides if slope is not None}
-    if name in ("lora", "lora_by_row", "updated_norms"):
-        del gradients["weight"]  # a constant in torch: it stays frozen
+        gradients |= {f"prefix.{side}": gradient for side, gradient in sides if gradient is not None}
+    if name in FROZEN:
+        del gradients["weight"]
     return gradients
 
 
 def _run(
-    file: str, name: str, rest: dict[str, Any], inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
+    name: str, rest: dict[str, Any], inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    # Looked up when it is run, so that what stands there now is what is checked.
-    operation = getattr(importlib.import_module(f"minillm.ops.{file}"), name)
+    # Looked up when it is run, so that the operation as it is now is checked.
+    operation = getattr(operations, name)
     places = {"dtype": dtype, "device": device}
     wanted = {place: value for place, value in places.items() if place in inspect.signature(operation).parameters}
     if "positions" in inputs:
         inputs = {**inputs, "positions": inputs["positions"].long()}
     result = operation(**_with_prefix(inputs, Prefix), **rest, **wanted)
-    return result[0] if name == "explicit_attention" else _one(result)
-
-
-def _one(result: Any) -> Any:
-    """Two arrays, cosines and sines, or a sum and its norm, as one."""
-    if not isinstance(result, tuple):
-        return result
-    return torch.stack(result) if isinstance(result[0], Tensor) else np.stack(result)
+    return torch.stack(result) if isinstance(result, tuple) else result
 
 
 def _with_prefix(inputs: dict[str, Any], kind: type) -> dict[str, Any]:

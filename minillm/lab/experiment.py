@@ -103,6 +103,11 @@ class ExperimentOptions:
     labels: Names | None = None
     """The answers for the label column's values in sorted order, comma-separated (default: the values)."""
 
+    def __post_init__(self):
+        check_seed(self.seed)
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads is {self.threads}; it must be at least 1")
+
     @property
     def question(self) -> str:
         """The prompt around the user's own text."""
@@ -114,12 +119,6 @@ class ExperimentOptions:
         threads = torch.get_num_threads() if self.threads is None else self.threads
         data = None if self.data is None else str(self.data)
         return found | {"threads": threads, "data": data, "prompt": self.question}
-
-    def check(self) -> None:
-        """Use the threads. Raises InputError for threads, a seed or a device that cannot be."""
-        use_threads(self.threads)
-        check_seed(self.seed)
-        pick_device(self.device)
 
     def load_task(self) -> Task:
         """The user's own data if there are any, else the task of that name. Raises InputError for an unknown one."""
@@ -138,7 +137,7 @@ class ExperimentOptions:
 
     def load(self, task: Task | None, out: Path = Path()) -> Experiment:
         """Load the base. Raises InputError for one without a tokenizer."""
-        self.check()
+        use_threads(self.threads)
         device = pick_device(self.device)
         decoder, tokenizer = hub.load(base_path(self.base))
         if tokenizer is None:

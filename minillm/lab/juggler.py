@@ -76,6 +76,14 @@ class Juggler:
     fresh: bool = False
     """Train again, whatever is in that directory."""
 
+    def __post_init__(self):
+        if self.problems < 2 or self.samples < 1 or self.shots < 1:
+            raise InputError(
+                f"problems ({self.problems}) must be 2 at least, samples ({self.samples}) and shots ({self.shots}) 1"
+            )
+        if self.temperature <= 0:
+            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
+
     def run(self) -> None:
         keep_freed_memory()
         use_threads(self.threads)
@@ -88,15 +96,6 @@ class Juggler:
         """What determines the results."""
         how = ("device", "threads", "out", "fresh")
         return {name: value for name, value in asdict(self).items() if name not in how}
-
-    def check(self) -> None:
-        """Raises InputError for what cannot be asked."""
-        if self.problems < 2 or self.samples < 1 or self.shots < 1:
-            raise InputError(
-                f"problems ({self.problems}) must be 2 at least, samples ({self.samples}) and shots ({self.shots}) 1"
-            )
-        if self.temperature <= 0:
-            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
 
 
 class Strategy(NamedTuple):
@@ -220,7 +219,6 @@ def juggle(
     options: Juggler, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None
 ) -> dict[str, Any]:  # fmt: skip
     """Train (or resume training), ask, and write `juggler.json`. Raises what `pretrain` raises."""
-    options.check()
     start = time.perf_counter()
     pretraining = Pretrain(
         task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,

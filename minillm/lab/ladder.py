@@ -9,6 +9,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -19,8 +20,9 @@ from minillm.lab import methods
 from minillm.lab.embedded import base_path
 from minillm.lab.experiment import ExperimentOptions, labels, versions
 from minillm.lab.report import draw, picture, standard_error, table
+from minillm.operations import backend, current_backend
 from minillm.prompting.scoring import accuracy
-from minillm.runtime.device import keep_freed_memory, peak_memory, use_threads
+from minillm.runtime.device import keep_freed_memory, peak_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.options import Names
 
@@ -88,7 +90,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     Raises InputError before anything is run where the options cannot work.
     """
     chosen = options.chosen()
-    options.check()
+    pick_device(options.device)
     options = replace(options, threads=use_threads(options.threads))
     options.load_task()
     base_path(options.base)
@@ -121,7 +123,7 @@ def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
     """`measure` in a process of its own. Raises InputError with the child's sentence, or where it died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, name, options))
+    child = context.Process(target=_child, args=(sender, name, options, current_backend()))
     child.start()
     sender.close()
     try:
@@ -140,10 +142,11 @@ def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
     return result
 
 
-def _child(connection: Connection, name: str, options: Ladder) -> None:
+def _child(connection: Connection, name: str, options: Ladder, forced: str | None) -> None:
     keep_freed_memory()
     try:
-        connection.send((measure(name, options), None))
+        with backend(forced) if forced is not None else nullcontext():
+            connection.send((measure(name, options), None))
     except InputError as error:
         connection.send((None, str(error)))
     except KeyboardInterrupt:

@@ -86,6 +86,21 @@ class Pretrain:
     fresh: bool = False
     """Start over, whatever is in that directory."""
 
+    def __post_init__(self):
+        if (self.data is None) == (self.task is None):
+            raise InputError(f"give a text to learn, --data FILE.txt, or a task: {', '.join(TASKS)}")
+        if self.task is not None and self.task not in TASKS:
+            raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
+        check_seed(self.seed)
+        if self.every < 1:
+            raise InputError(f"every is {self.every} steps; it must be at least 1")
+        if self.backend not in BACKENDS:
+            raise InputError(f"there is no backend {self.backend!r}; there are: {', '.join(BACKENDS)}")
+        if self.backend == "numpy" and self.device not in ("auto", "cpu"):
+            raise InputError(f"numpy computes on the CPU, not on {self.device}")
+        if self.backend == "numpy" and distributed.started() > 1:
+            raise InputError("numpy trains in one process; start it without torchrun")
+
     def run(self) -> None:
         keep_freed_memory()
         use_threads(self.threads)
@@ -100,22 +115,6 @@ class Pretrain:
         found = {name: getattr(self, name) for name in names}
         problems = {"forms": word_problems.PRETRAINED_FORMS, "problem_steps": word_problems.PRETRAINED_STEPS}
         return found | {"data": None if self.data is None else str(self.data), **problems}
-
-    def check(self) -> None:
-        """Raises InputError for what cannot be trained."""
-        if (self.data is None) == (self.task is None):
-            raise InputError(f"give a text to learn, --data FILE.txt, or a task: {', '.join(TASKS)}")
-        if self.task is not None and self.task not in TASKS:
-            raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
-        check_seed(self.seed)
-        if self.every < 1:
-            raise InputError(f"every is {self.every} steps; it must be at least 1")
-        if self.backend not in BACKENDS:
-            raise InputError(f"there is no backend {self.backend!r}; there are: {', '.join(BACKENDS)}")
-        if self.backend == "numpy" and self.device not in ("auto", "cpu"):
-            raise InputError(f"numpy computes on the CPU, not on {self.device}")
-        if self.backend == "numpy" and distributed.started() > 1:
-            raise InputError("numpy trains in one process; start it without torchrun")
 
 
 @dataclass(frozen=True)
@@ -254,7 +253,6 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     InputError for options that cannot work, for a loss that is not finite and for a checkpoint of another run;
     KeyboardInterrupt once the checkpoint is written.
     """
-    options.check()
     check_directory(options.out)
     device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)
     device = distributed.local_device(device)

@@ -51,25 +51,9 @@ class Prompt(AnswerOptions, ExperimentOptions):
     out: Path | None = None
     """The directory for prompt.json (default: nothing is written)."""
 
-    def run(self) -> None:
-        keep_freed_memory()
-        self.check()
-        if self.example is not None:
-            written = self.over_example(self.example)
-        elif self.text is not None:
-            written = self.over_text(self.text)
-        else:
-            written = self.over_task()
-        if self.out is not None:
-            path = self.out / "prompt.json"
-            described = {**self.described_prompt(), "versions": versions(), **written}
-            write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-            print(f"\nwritten: {path}")
-
-    def check(self) -> None:
-        """Raises InputError for what cannot be asked."""
-        ExperimentOptions.check(self)
-        AnswerOptions.check(self)
+    def __post_init__(self):
+        ExperimentOptions.__post_init__(self)
+        AnswerOptions.__post_init__(self)
         own = (self.text, self.prompt, self.labels, self.data, self.instruction, self.shots, self.chain, self.free)
         if self.example is not None and (any(own) or self.samples > 1 or self.orders > 1):
             raise InputError("an example has its own text and templates; only --base and --chat change it")
@@ -81,6 +65,20 @@ class Prompt(AnswerOptions, ExperimentOptions):
             raise InputError(f"shots is {self.shots} and orders {self.orders}; they are 0 and 1 at least")
         if self.orders > 1 and (self.shots < 2 or self.choose == "nearest"):
             raise InputError("only two examples or more, the same for all texts, have several orders")
+
+    def run(self) -> None:
+        keep_freed_memory()
+        if self.example is not None:
+            written = self.over_example(self.example)
+        elif self.text is not None:
+            written = self.over_text(self.text)
+        else:
+            written = self.over_task()
+        if self.out is not None:
+            path = self.out / "prompt.json"
+            described = {**self.described_prompt(), "versions": versions(), **written}
+            write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
+            print(f"\nwritten: {path}")
 
     def described_prompt(self) -> dict[str, Any]:
         """The options, as prompt.json holds them."""

@@ -10,7 +10,7 @@ from minillm.data.templates import Question
 from minillm.lab.asking import Answers
 from minillm.lab.experiment import Experiment
 from minillm.lab.report import aligned
-from minillm.ops.softmax import softmax
+from minillm.operations import softmax
 from minillm.prompting.measures import MEASURES
 from minillm.prompting.scoring import answer_scores
 

@@ -1,15 +1,15 @@
-"""The ladder of trust for one thing that is computed twice: differences, numpy, torch in float64, torch as it is used.
+"""The ladder of trust for one thing that is computed twice, in numpy and in torch: the engine of all checks.
 
     differences    (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h along a random direction, against numpy's gradient
-    numpy          numpy against torch, in float64 on the CPU: the output and every gradient
+    numpy          numpy against torch's formula, in float64 on the CPU: the output and every gradient
+    fast           the fast implementation, in float64 on the CPU, against numpy with the same limit
     here           torch in the user's dtype, on the user's device, against numpy in float64 on the same rounded inputs
-
-Each rung says which part (the output, a gradient) was furthest off, by which share of its size, and how far off it may
-be. For the last one rounding sets the limit: 8 ulp of the dtype, and 8 times what the exact result itself moves by when
-every number that goes in is off by one of them. Where an operation has a kernel, its rung stands after these:
-
     kernel         the kernel in the user's dtype against numpy in float64, from the same rounded inputs: its error may
                    be twice that of torch in this dtype, and 4 ulp
+
+Each rung names the part (the output, a gradient) with the largest error for its limit; both are shares of the part's
+size. For `here` rounding sets the limit: 8 ulp of the dtype, and 8 times the change of the exact result when every
+input is off by one of them. `minillm check` runs these rungs on the user's machine, the tests run them on drawn sizes.
 """
 
 import math
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minillm.ops import TORCH, TRITON, backend
+from minillm.operations import FAST, PLAIN, TRITON, backend
 
 Arrays = dict[str, np.ndarray]
-DIFFERENCE, TWIN = 1e-6, 1e-9
+DIFFERENCE, EXACT = 1e-6, 1e-9
 STEP, FACTOR = 1e-5, 8
 # A result that is 0 by mathematics is 1e-17 by arithmetic: below this size, errors are measured absolutely.
 SMALLEST = 1e-3
@@ -39,7 +39,7 @@ class Case:
 
     `forward` and `backward` are numpy's: from inputs by name to (out, cache), and from dout to gradients by name, or
     None where nothing has one. `run` is torch's, from the same inputs as tensors. `wide` says that it computes in
-    float32 at least, whatever it returns; `kinks`, that a step may cross a kink, where a difference is no slope.
+    float32 at least, whatever it returns; `kinks`, that a step may cross a kink, where a difference is no gradient.
     """
 
     what: str
@@ -69,7 +69,7 @@ class Measured(NamedTuple):
 
 
 def differences(case: Case, random: np.random.Generator) -> Measured | None:
-    """Numpy's gradients against slopes, one direction for each input; None where there is no gradient, or a kink."""
+    """Numpy's gradients against differences, one direction for each input; None without a gradient, or at a kink."""
     if case.backward is None or case.kinks:
         return None
     out, cache = case.forward(case.inputs)
@@ -78,14 +78,14 @@ def differences(case: Case, random: np.random.Generator) -> Measured | None:
     found = []
     for name, gradient in gradients.items():
         direction = random.normal(size=gradient.shape)
-        expected = _slope(case, name, direction, dout)
+        expected = _derivative(case, name, direction, dout)
         size = math.sqrt(max((other**2).sum() for other in _siblings(name, gradients)))
         error = abs((gradient * direction).sum() - expected) / max(size, SMALLEST)
         found.append(Measured(_gradient_of(name), float(error), DIFFERENCE))
     return worst(found)
 
 
-def _slope(case: Case, name: str, direction: np.ndarray, dout: np.ndarray) -> float:
+def _derivative(case: Case, name: str, direction: np.ndarray, dout: np.ndarray) -> float:
     def moved(steps: int) -> float:
         inputs = {**case.inputs, name: case.inputs[name] + steps * STEP * direction}
         return (case.forward(inputs)[0] * dout).sum()
@@ -93,12 +93,13 @@ def _slope(case: Case, name: str, direction: np.ndarray, dout: np.ndarray) -> fl
     return (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * STEP)
 
 
-def twins(case: Case, random: np.random.Generator) -> Measured:
-    """Numpy against torch, both in float64 and on the CPU."""
+def against_numpy(case: Case, random: np.random.Generator, name: str = PLAIN) -> Measured:
+    """The formula, or the fast implementation, against numpy: both in float64 and on the CPU."""
     dout = random.normal(size=np.shape(case.forward(case.inputs)[0]))
     expected = _by_numpy(case, case.inputs, dout)
-    actual = _by_torch(case, case.inputs, dout, expected, torch.float64, torch.device("cpu"))
-    return worst([Measured(part, error, TWIN) for part, error in _errors(actual, expected).items()])
+    with backend(name):
+        actual = _by_torch(case, case.inputs, dout, expected, torch.float64, torch.device("cpu"))
+    return worst([Measured(part, error, EXACT) for part, error in _errors(actual, expected).items()])
 
 
 def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured:
@@ -116,14 +117,14 @@ def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: to
 
 
 def by_kernel(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured | None:
-    """The kernel, and torch beside it, against numpy in float64; None where no kernel of ours took part.
+    """The kernel, and torch next to it, against numpy in float64; None where no kernel of ours took part.
 
-    What the kernel gets to write into is filled with NaN before, so that a place it leaves out is seen.
+    The kernel's outputs are filled with NaN before, so that a place it leaves out is found.
     """
     inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
     dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
     expected = _by_numpy(case, inputs, dout)
-    with backend(TORCH):
+    with backend(FAST):
         plain = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
     with backend(TRITON), _poisoned_memory(), OurKernels() as kernels:
         errors = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
@@ -134,7 +135,7 @@ def by_kernel(case: Case, random: np.random.Generator, dtype: torch.dtype, devic
 
 
 class OurKernels(TorchDispatchMode):
-    """Notes which operations of ours torch dispatches within it; torch's own go through unnoted."""
+    """Records which operations of ours torch dispatches within it."""
 
     def __init__(self):
         super().__init__()
@@ -179,13 +180,13 @@ def _by_torch(
     for tensor in trained.values():
         tensor.requires_grad_()
     out = case.run(tensors, dtype, device)
-    slopes = dict.fromkeys(trained)
+    gradients = dict.fromkeys(trained)
     if out.requires_grad and tuple(out.shape) == np.shape(dout):
         given = _tensor(dout, out.dtype, device)
-        slopes = dict(
+        gradients = dict(
             zip(trained, torch.autograd.grad(out, [*trained.values()], given, allow_unused=True), strict=True)
         )
-    return {part: _array(found) for part, found in {OUTPUT: out, **slopes}.items()}
+    return {part: _array(found) for part, found in {OUTPUT: out, **gradients}.items()}
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -1,56 +1,13 @@
-"""A Linear: x Wᵀ + b, the matrix between any two layers of figure 1, by the quickest exact product that this CPU has.
+"""The linear layer: the matrix between any two layers of figure 1, and the one at its top."""
 
-PyTorch multiplies float32 matrices on a CPU by MKL, which leaves half of an AMD processor's AVX-512 unused: it takes
-0.88 ms on one core for 768 x 128 by 128 x 512, and oneDNN, which PyTorch brings along, 0.40 ms. The arithmetic is
-float32 on either side; only the order of the sums differs.
-"""
-
-from typing import Any
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.shapes import Float
-
-# A rule, not a race at run time: the same machine must make the same sums whenever a run is resumed.
-ONEDNN = (
-    torch.backends.mkldnn.is_available()
-    and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-
-
-class _Linear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # A frozen matrix asks nothing of x, and a decoder full of them would hold every layer's.
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        ctx.shape = x.shape
-        return _product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor):
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        gradient = gradients[0].reshape(-1, weight.shape[0])
-        return (
-            _product(gradient, weight.T).view(ctx.shape) if for_x else None,
-            _product(gradient.T, x.reshape(-1, x.shape[-1]).T) if for_weight else None,
-            gradient.sum(0) if for_bias else None,
-        )
 
 
 def linear(
     x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
 ) -> Float[Tensor, "*N O"]:
     """x Wᵀ + b, over the last axis."""
-    operands = (x, weight) if bias is None else (x, weight, bias)
-    alike = all(side.dtype == torch.float32 and side.device.type == "cpu" for side in operands)
-    if ONEDNN and alike and x.numel() and not torch.is_autocast_enabled("cpu"):
-        return _Linear.apply(x, weight, bias)
     return F.linear(x, weight, bias)

@@ -5,13 +5,12 @@ every layer. (Learned positions are an embedding.) Positions count a row's real 
 import torch
 from torch import Tensor
 
-from minillm.ops import by_kernel
 from minillm.shapes import Bool, Float, Int
 
 
 def token_positions(mask: Bool[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]:
-    """Positions of real tokens: start, start + 1, ... wherever padding puts them (padding gets `start` or a
-    neighbour's, which no one reads)."""
+    """Positions of real tokens: start, start + 1, ... wherever the padding is (which gets `start` or a
+    neighbour's, and is never used)."""
     return start + (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
@@ -47,11 +46,6 @@ def rotary(
     paper and GGUF files pair neighbours, which is the same up to the order of a head's numbers. Tables wider
     than the vectors (autocast) turn them in their own precision.
     """
-    # The kernel has no gradient for tables, which are made of whole numbers and want none.
-    if by_kernel("rotary", vectors, vectors.numel()) and not (cos.requires_grad or sin.requires_grad):
-        from minillm.kernels import positions as kernels
-
-        return kernels.rotary(vectors, cos, sin)
     cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)
     first, second = vectors.chunk(2, -1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), -1).to(vectors.dtype)

@@ -36,7 +36,7 @@ def complete(
     name: str = "answers",
 ) -> list[str]:  # fmt: skip
     """The text generated after each prompt, up to the first stop text or the model's own end."""
-    device = next(model.head.parameters()).device
+    device = model.decoder.embed.weight.device
     words = [tokenizer.encode(text) for text in settings.stop]
     stop = {*tokenizer.stop, *(ids[0] for ids in words if len(ids) == 1)}
     found = [""] * len(prompts)

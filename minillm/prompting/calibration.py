@@ -11,7 +11,7 @@ is the softmax of log p - log p_cf: then a prompt without a preference is left a
 
 from torch import Tensor
 
-from minillm.ops.softmax import log_softmax
+from minillm.operations import log_softmax
 from minillm.shapes import Float
 
 CONTENT_FREE = ("N/A", "", "[MASK]")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm.data.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
-from minillm.ops.softmax import log_softmax
+from minillm.operations import log_softmax
 from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
 from minillm.training.activation_cache import TrunkStore
@@ -78,7 +78,7 @@ def _log_probabilities_at(
     hidden = _hidden(model, rows)
     owners = torch.tensor([row for row, some in enumerate(places) for _ in some], device=hidden.device)
     flat = torch.tensor([place for some in places for place in some], device=hidden.device)
-    logits = model.head(hidden[owners, flat])
+    logits = model.decoder.head(hidden[owners, flat])
     return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
@@ -86,8 +86,8 @@ def _hidden(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor
     """What the head reads of each row, padded on the right; a store knows the rows that it has read before."""
     if isinstance(model, TrunkStore):
         return model.read(rows)
-    device = next(parameter for parameter in model.head.parameters()).device
-    return model.features(pad_right(rows)[0].to(device))
+    decoder = model.decoder
+    return decoder.features(pad_right(rows)[0].to(decoder.embed.weight.device), prefix=model.prefix())
 
 
 def score_all(

@@ -13,9 +13,6 @@ of x - μ, and the slope of centring is centring: that takes out the mean of dx�
     dx_j = (dx̂_j - mean dx̂ - x̂_j mean(dx̂ x̂)) / σ
 
 Weight and bias collect over all positions: dw = Σ dy x̂, db = Σ dy.
-
-Add & norm is a sum, x = hidden + update, and its norm. Both go on, x as the residual stream, so that two gradients come
-back to x: the stream's own, and the norm's. Hidden and update have x's.
 """
 
 import numpy as np
@@ -49,31 +46,6 @@ def rms_norm_backward(dout, cache):
     along_N1 = (dnormed_ND * normed_ND).mean(-1, keepdims=True)
     dhidden_ND = (dnormed_ND - normed_ND * along_N1) / rms_N1
     return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND)}
-
-
-def add_layer_norm_forward(hidden, update, weight, bias, eps):
-    total = hidden + update
-    out, cache = layer_norm_forward(total, weight, bias, eps)
-    return (total, out), cache
-
-
-def add_layer_norm_backward(dout, cache):
-    return _added(dout[0], layer_norm_backward(dout[1], cache))
-
-
-def add_rms_norm_forward(hidden, update, weight, eps):
-    total = hidden + update
-    out, cache = rms_norm_forward(total, weight, eps)
-    return (total, out), cache
-
-
-def add_rms_norm_backward(dout, cache):
-    return _added(dout[0], rms_norm_backward(dout[1], cache))
-
-
-def _added(dtotal_ND, gradients):
-    dhidden_ND = dtotal_ND + gradients["hidden"]
-    return gradients | {"hidden": dhidden_ND, "update": dhidden_ND}
 
 
 def _over_positions(slopes_ND):

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minillm.adapt.method import Method
-from minillm.config import DecoderConfig
 from minillm.data.batches import pad_right
 from minillm.errors import InputError
-from minillm.key_values import KeyValues, LayerCache
-from minillm.shapes import Bool, Float, Int
+from minillm.key_values import KeyValues
+from minillm.shapes import Float
 
 CHUNK_BYTES = 1 << 26
 
@@ -73,33 +72,18 @@ class TrunkStore:
             warnings.warn(f"the trunk's states are not stored: {self.obstacle}", stacklevel=2)
 
     @property
-    def config(self) -> DecoderConfig:
-        return self.method.config
-
-    @property
-    def head(self) -> nn.Module:
-        return self.method.head
+    def decoder(self):
+        return self.method.decoder
 
     def prefix(self) -> KeyValues | None:
         return self.method.prefix()
-
-    def features(
-        self,
-        ids: Int[Tensor, "B T"],
-        *,
-        prefix: KeyValues | None = None,
-        mask: Bool[Tensor, "B S"] | None = None,
-        cache: Sequence[LayerCache] | None = None,
-    ) -> Float[Tensor, "B T D"]:
-        """The method's own, for tokens whose rows are not known, as while generating: nothing is stored."""
-        return self.method.features(ids, prefix=prefix, mask=mask, cache=cache)
 
     def read(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
         """What the head reads of each row, padded on the right: `method.features`, and its gradients."""
         body = self.method.decoder
         device = body.embed.weight.device
         if self.obstacle is not None:
-            return self.method.features(pad_right(rows)[0].to(device))
+            return body.features(pad_right(rows)[0].to(device), prefix=self.method.prefix())
         self._check()
         missing = [row for row in dict.fromkeys(map(tuple, rows)) if row not in self._rows]
         if missing:

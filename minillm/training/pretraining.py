@@ -17,7 +17,7 @@ from minillm.config import DEPTHS, WIDTH_PER_LAYER, DecoderConfig
 from minillm.data.batches import pad_right
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from minillm.operations import IGNORED, linear_cross_entropy
 from minillm.runtime.device import autocast
 from minillm.training.schedule import TrainingSettings
 

@@ -84,7 +84,7 @@ KERNEL_MUTATIONS = [
         "max(one, 1) / max(other, 1)",
         CHOICE,
     ),
-    Mutation("a draw that is won", "kernels/_measured.py", "times_as_quick > 1", "times_as_quick >= 1", CHOICE),
+    Mutation("a draw that is won", "kernels/_measured.py", "speedup > 1", "speedup >= 1", CHOICE),
     Mutation(
         "sizes that are remembered while a program is traced",
         "kernels/_measured.py",

@@ -1,0 +1,36 @@
+"""GELU by torch's fused kernel, and SwiGLU that keeps nothing but its inputs for the gradient.
+
+gate σ(gate) is computed again in the backward pass: saved, it would be a fifth of all that a Llama of frozen matrices
+saves.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.shapes import Float
+
+
+def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+    """x Φ(x) by its tanh approximation."""
+    return F.gelu(up, approximate="tanh")
+
+
+def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+    """gate σ(gate) · up."""
+    return _SwiGLU.apply(gate, up)  # pyright: ignore[reportReturnType]
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor):
+        gate, up = ctx.saved_tensors
+        for_gate = torch.ops.aten.silu_backward(gradients[0] * up, gate) if ctx.needs_input_grad[0] else None
+        return for_gate, gradients[0] * F.silu(gate) if ctx.needs_input_grad[1] else None

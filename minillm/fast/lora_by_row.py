@@ -1,0 +1,21 @@
+"""LoRA by row with the updates added into the frozen product (`baddbmm`): one array of the output's size less."""
+
+import torch
+from torch import Tensor
+
+from minillm.fast.linear import linear
+from minillm.ops.lora_by_row import stacked_with_none
+from minillm.shapes import Float, Int
+
+
+def lora_by_row(
+    x: Float[Tensor, "B T I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "M R I"],
+    b: Float[Tensor, "M O R"],
+    adapter: Int[Tensor, "B"],
+) -> Float[Tensor, "B T O"]:
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i, and without an update where that is -1."""
+    a, b = (stacked_with_none(side)[adapter] for side in (a, b))
+    return torch.baddbmm(linear(x, weight, bias), x @ a.mT, b.mT)

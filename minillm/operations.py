@@ -1,0 +1,272 @@
+"""The operations of figure 1 as the decoder and the methods call them: who computes, and in which dtype.
+
+Each operation has up to four implementations in files of one name: `reference/norm.py` is the mathematics in numpy,
+`ops/norm.py` the formula in torch, `fast/norm.py` as fast as a CPU allows, `kernels/norm.py` for a GPU. The one that is
+forced is used (`with minillm.backend("plain")`), else the kernel where it was measured to be faster on this GPU, else
+the fast one. The choice belongs to a thread; `bound` carries it into work that runs later.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minillm.errors import InputError
+from minillm.fast import attention as fast_attention
+from minillm.fast import feed_forward as fast_feed_forward
+from minillm.fast import linear as fast_linear
+from minillm.fast import linear_cross_entropy as fast_linear_cross_entropy
+from minillm.fast import lora as fast_lora
+from minillm.fast import lora_by_row as fast_lora_by_row
+from minillm.fast import norm as fast_norm
+from minillm.ops import attention as plain_attention
+from minillm.ops import dora as plain_dora
+from minillm.ops import feed_forward as plain_feed_forward
+from minillm.ops import linear as plain_linear
+from minillm.ops import linear_cross_entropy as plain_linear_cross_entropy
+from minillm.ops import lora as plain_lora
+from minillm.ops import lora_by_row as plain_lora_by_row
+from minillm.ops import norm as plain_norm
+from minillm.ops import positions as plain_positions
+from minillm.ops.attention import Prefix, attention_weights, visible_keys
+from minillm.ops.dropout import dropout
+from minillm.ops.embedding import embedding
+from minillm.ops.feed_forward import relu
+from minillm.ops.linear_cross_entropy import IGNORED
+from minillm.ops.positions import rotary_tables, sinusoidal, token_positions
+from minillm.ops.softmax import log_softmax, softmax
+from minillm.shapes import Bool, Float, Int
+
+__all__ = [
+    "BACKENDS", "IGNORED", "Prefix", "attention", "attention_weights", "backend", "bound", "current_backend", "dropout",
+    "embedding", "gelu", "layer_norm", "linear", "linear_cross_entropy", "log_softmax", "lora", "lora_by_row", "relu",
+    "rms_norm", "rotary", "rotary_tables", "sinusoidal", "softmax", "swiglu", "token_positions", "updated_norms",
+    "visible_keys",
+]  # fmt: skip
+
+BACKENDS = PLAIN, FAST, TRITON = "plain", "fast", "triton"
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+"""Kernels sum in float32: float64 is left to torch."""
+KERNEL_RANK = 64
+"""A kernel holds x Aᵀ of its rows in registers: higher ranks are left to torch."""
+
+
+class _Choice(threading.local):
+    """The backend that this thread has forced. (torch.compile guards on an attribute, and not on a ContextVar.)"""
+
+    def __init__(self):
+        self.name: str | None = None
+
+
+_choice = _Choice()
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Within it this thread computes every operation by its formula ("plain"), its fast form or its kernel ("triton").
+
+    An operation without such a form uses the next simpler one. Kernels run on a GPU, or on a CPU in triton's
+    interpreter if TRITON_INTERPRET=1 was set before triton was imported. Raises InputError for another name, and where
+    triton is not installed.
+    """
+    if name not in BACKENDS:
+        raise InputError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+    if name == TRITON and find_spec("triton") is None:
+        raise InputError("triton is not installed, and the kernels need it: pip install 'minillm[kernels]' (Linux)")
+    before, _choice.name = _choice.name, name
+    try:
+        yield
+    finally:
+        _choice.name = before
+
+
+def current_backend() -> str | None:
+    """The backend that is forced in this thread, if one is."""
+    return _choice.name
+
+
+def bound(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under the backend of this moment, whichever thread calls it and whenever: a checkpointed block."""
+    name = _choice.name
+    if name is None:
+        return function
+
+    def under_backend(*arguments: Any) -> Any:
+        with backend(name):
+            return function(*arguments)
+
+    return under_backend
+
+
+def by_kernel(operation: str, tensor: Tensor, *sizes: int) -> bool:
+    """Whether a kernel is forced for this, or was measured to be faster on this GPU at these sizes."""
+    name = _choice.name
+    if name is None and not tensor.is_cuda:
+        return False
+    if name in (PLAIN, FAST) or tensor.dtype not in KERNEL_DTYPES:
+        return False
+    if name == TRITON:
+        return True
+    from minillm.kernels._measured import faster
+
+    return faster(tensor.device, operation, tensor.dtype, sizes)
+
+
+def _torch(plain: ModuleType, fast: ModuleType) -> Any:
+    return plain if _choice.name == PLAIN else fast
+
+
+def _kernels(file: str) -> Any:
+    """Imported when they are needed: triton is not on every machine, and takes its time."""
+    return import_module(f"minillm.kernels.{file}")
+
+
+def linear(
+    x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
+) -> Float[Tensor, "*N O"]:
+    """x Wᵀ + b, over the last axis."""
+    return _torch(plain_linear, fast_linear).linear(x, weight, bias)
+
+
+def layer_norm(
+    hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], bias: Float[Tensor, "D"], eps: float
+) -> Float[Tensor, "*N D"]:
+    """(x - mean x) / sqrt(var x + eps) · weight + bias, over the last axis."""
+    if by_kernel("layer_norm", hidden, hidden.shape[:-1].numel(), hidden.shape[-1]):
+        return _kernels("norm").layer_norm(hidden, weight, bias, eps)
+    return _torch(plain_norm, fast_norm).layer_norm(hidden, weight, bias, eps)
+
+
+def rms_norm(hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*N D"]:
+    """x / sqrt(mean x² + eps) · weight, over the last axis."""
+    if by_kernel("rms_norm", hidden, hidden.shape[:-1].numel(), hidden.shape[-1]):
+        return _kernels("norm").rms_norm(hidden, weight, eps)
+    return plain_norm.rms_norm(hidden, weight, eps)
+
+
+def rotary(
+    vectors: Float[Tensor, "B H T K"], cos: Float[Tensor, "*B T K//2"], sin: Float[Tensor, "*B T K//2"]
+) -> Float[Tensor, "B H T K"]:
+    """Turn the pair (x[i], x[i + K/2]) by its position's angle."""
+    # The kernel has no gradient for tables, which are made of whole numbers and need none.
+    if by_kernel("rotary", vectors, vectors.numel()) and not (cos.requires_grad or sin.requires_grad):
+        return _kernels("positions").rotary(vectors, cos, sin)
+    return plain_positions.rotary(vectors, cos, sin)
+
+
+def attention(
+    query: Float[Tensor, "B H T K"],
+    key: Float[Tensor, "B G S K"],
+    value: Float[Tensor, "B G S K"],
+    *,
+    mask: Bool[Tensor, "B S"] | None = None,
+    prefix: Prefix | None = None,
+    dropout_probability: float = 0.0,
+) -> Float[Tensor, "B H T K"]:
+    """Causal attention to the prefix and to the real tokens (`mask`) among the keys."""
+    if dropout_probability == 0 and by_kernel("attention", query, *_attention_sizes(query, key, mask, prefix)):
+        return _kernels("attention").attention(query, key, value, mask=mask, prefix=prefix)
+    return _torch(plain_attention, fast_attention).attention(
+        query, key, value, mask=mask, prefix=prefix, dropout_probability=dropout_probability
+    )
+
+
+def _attention_sizes(query: Tensor, key: Tensor, mask: Tensor | None, prefix: Prefix | None) -> tuple[int, ...]:
+    """How many heads of how many queries and keys, their width, the prefix and the mask."""
+    heads, prompt = query.shape[:2].numel(), 0 if prefix is None or prefix.gate is not None else prefix.key.shape[2]
+    return heads, query.shape[2], key.shape[2], query.shape[3], prompt, 0 if mask is None else mask.numel()
+
+
+def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+    """x Φ(x) by its tanh approximation."""
+    if by_kernel("gelu", up, up.numel()):
+        return _kernels("feed_forward").gelu(up)
+    return _torch(plain_feed_forward, fast_feed_forward).gelu(up)
+
+
+def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
+    """gate σ(gate) · up."""
+    if by_kernel("swiglu", gate, gate.numel()):
+        return _kernels("feed_forward").swiglu(gate, up)
+    return _torch(plain_feed_forward, fast_feed_forward).swiglu(gate, up)
+
+
+def linear_cross_entropy(
+    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], labels: Int[Tensor, "N"]
+) -> Float[Tensor, ""]:
+    """-Σ log softmax(hidden Wᵀ)[label], in nats, summed over the labelled rows."""
+    if by_kernel("linear_cross_entropy", hidden, *hidden.shape, len(weight)):
+        return _kernels("linear_cross_entropy").linear_cross_entropy(hidden, weight, labels)
+    return _torch(plain_linear_cross_entropy, fast_linear_cross_entropy).linear_cross_entropy(hidden, weight, labels)
+
+
+def lora(
+    x: Float[Tensor, "*N I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "R I"],
+    b: Float[Tensor, "O R"],
+    scale: int | float,
+    dropped: Float[Tensor, "*N I"] | None = None,
+) -> Float[Tensor, "*N O"]:
+    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ, where A multiplies `dropped`, x after dropout, if it is given.
+
+    W is a constant; the bias gets a gradient if it needs one. Computed in the dtype of W, or in autocast's where W is
+    float32; A, B and the bias may be held in a wider one.
+    """
+    dtype = _computed_in(weight)
+    x, weight, dropped = x.to(dtype), _constant(weight, dtype), None if dropped is None else dropped.to(dtype)
+    if len(a) <= KERNEL_RANK and by_kernel("lora", x, x.shape[:-1].numel(), *weight.shape, len(a)):
+        return _kernels("lora").lora(x, weight, bias, a, b, scale, dropped)
+    bias, a, b = None if bias is None else bias.to(dtype), a.to(dtype), b.to(dtype)
+    return _torch(plain_lora, fast_lora).lora(x, weight, bias, a, b, scale, dropped)
+
+
+def lora_by_row(
+    x: Float[Tensor, "B T I"],
+    weight: Float[Tensor, "O I"],
+    bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "M R I"],
+    b: Float[Tensor, "M O R"],
+    adapter: Int[Tensor, "B"],
+) -> Float[Tensor, "B T O"]:
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i, and without an update where that is -1.
+
+    Constants and dtypes are as in `lora`.
+    """
+    dtype = _computed_in(weight)
+    x, weight = x.to(dtype), _constant(weight, dtype)
+    if a.shape[1] <= KERNEL_RANK and by_kernel("lora_by_row", x, *x.shape[:-1], *weight.shape, a.shape[1]):
+        return _kernels("lora_by_row").lora_by_row(x, weight, bias, a, b, adapter)
+    bias, a, b = None if bias is None else bias.to(dtype), a.to(dtype), b.to(dtype)
+    return _torch(plain_lora_by_row, fast_lora_by_row).lora_by_row(x, weight, bias, a, b, adapter)
+
+
+def updated_norms(
+    weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scale: int | float
+) -> Float[Tensor, "O"]:
+    """The length of each row of W + scale B A; W is a constant.
+
+    Computed in the dtype of A and B, autocast or not: a norm of bfloat16 sums would be noise.
+    """
+    kind = weight.device.type
+    with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+        return plain_dora.updated_norms(_constant(weight, a.dtype), a, b, scale)
+
+
+def _constant(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    return (weight.detach() if weight.requires_grad else weight).to(dtype)
+
+
+def _computed_in(weight: Tensor) -> torch.dtype:
+    """The dtype of W, or autocast's where W is float32."""
+    dtype, kind = weight.dtype, weight.device.type
+    if dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return dtype
