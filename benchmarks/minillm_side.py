@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from benchmarks.reviews import BASE, Work
 from minillm import load
 from minillm.adapt import FrozenHead, LoRA, Method, PrefixTuning, SoftPrompt
+from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.data.batches import pad_right
-from minillm.generation import LanguageModel
 from minillm.lab.world import Bench
 from minillm.prompting.prompt_cache import Reader
+from minillm.prompting.scoring import Features as RowFeatures
 from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import autocast, keep_freed_memory
-from minillm.training.activation_cache import TrunkStore, boundary
-from minillm.training.feature_cache import Recipe, compute_features
+from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
+from minillm.training.feature_cache import compute_features
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.schedule import TrainingSettings
@@ -44,9 +45,9 @@ def bench(precision: str) -> Bench:
     return Bench(decoder, tokenizer, CPU, precision, seed=0, out=Path())
 
 
-def reader(method: Method) -> LanguageModel:
-    """The method, over stored states of the trunk below it if there is one; nothing is stored yet."""
-    return TrunkStore(method) if boundary(method) else method
+def cache(method: Method) -> RowFeatures | None:
+    """An activation cache of the frozen layers below the trained ones, if there are any; nothing is cached yet."""
+    return ActivationCache(method).features if lowest_trained_stage(method) else None
 
 
 class Training:
@@ -56,14 +57,14 @@ class Training:
         self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
         torch.manual_seed(0)
         self.method = METHODS[method](bench(precision)).train()
-        self.model = reader(self.method)
+        self.cached = cache(self.method)
         settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch, precision=precision)
         learner = TorchLearner(self.method, self.loss, settings)
         self.loop = Loop(learner, range(len(work.prompts)), lambda row: len(work.prompts[row]), settings)
 
     def loss(self, batch: list[int]) -> tuple[torch.Tensor, int]:
         answers = [[answer] for answer in self.work.answers]
-        scores = answer_scores(self.model, [self.work.prompts[row] for row in batch], answers)
+        scores = answer_scores(self.method, [self.work.prompts[row] for row in batch], answers, self.cached)
         return F.cross_entropy(scores, self.labels[batch], reduction="sum"), len(batch)
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -73,13 +74,15 @@ class Training:
     def start_from(self, values: dict[str, np.ndarray]) -> None:
         for name, parameter in self.method.trainable().items():
             parameter.copy_(torch.from_numpy(values[name]))
-        self.model = reader(self.method)
+        self.cached = cache(self.method)
 
     def probe(self, batch: list[int]) -> dict:
         """The logits after each prompt, the loss and its gradients: what is compared before anything is timed."""
         ids, last = pad_right([self.work.prompts[row] for row in batch])
         with torch.no_grad(), autocast(CPU, self.precision):
-            logits = self.method.head(self.method.features(ids)[torch.arange(len(batch)), last])
+            decoder = self.method.decoder
+            hidden = decoder.features(ids, prefix=self.method.prefix())
+            logits = decoder.head(hidden[torch.arange(len(batch)), last])
         with autocast(CPU, self.precision):
             summed, count = self.loss(batch)
         (summed / count).backward()
@@ -100,7 +103,7 @@ class Features:
     """Stored features, and the classifier on them. `c` is scikit-learn's, of a single weight vector."""
 
     def __init__(self, work: Work, precision: str, c: float):
-        self.work, self.labels, self.recipe = work, torch.tensor(work.labels), Recipe(precision=precision)
+        self.work, self.labels, self.recipe = work, torch.tensor(work.labels), FeatureRecipe(precision=precision)
         # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
         self.head = FrozenHead(bench(precision).working_body(), classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)

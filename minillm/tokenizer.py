@@ -1,8 +1,7 @@
 """Text to token ids and back, and conversations to token ids.
 
 Byte pair encoding itself is the `tokenizers` library's. What is decided here: text never turns into special tokens
-(only a chat template writes those), a template is a stranger's program and runs in jinja2's sandbox, and a GGUF
-file's pre-tokeniser is built as llama.cpp builds it or not at all.
+(only a chat template writes those), and a template is a stranger's program and runs in jinja2's sandbox.
 """
 
 import hashlib
@@ -29,8 +28,8 @@ ROLES = ("bos", "eos", "pad", "unk")
 class Tokenizer:
     """A `tokenizers` pipeline with the names of its special tokens and its chat template.
 
-    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds nothing; whoever
-    prompts a model for which `starts_with_bos` is true puts `bos` in front.
+    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds nothing: the
+    caller puts `bos` before the prompt of a model for which `starts_with_bos` is true.
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None):
@@ -49,17 +48,6 @@ class Tokenizer:
         )
 
     @classmethod
-    def from_gguf(cls, metadata: Mapping[str, Any]) -> "Tokenizer":
-        """The tokenizer that a GGUF file's metadata describes (`tokenizer.ggml.*`, `tokenizer.chat_template`).
-
-        Raises InputError for another model than byte-level BPE, and for a pre-tokeniser that is not known here.
-        """
-        from minillm.hub.gguf_tokenizer import pipeline, special_names
-
-        template = _chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
-        return cls(pipeline(metadata), special_names(metadata), template)
-
-    @classmethod
     def from_directory(cls, directory: str | Path) -> "Tokenizer":
         """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
         files, path = Path(directory), Path(directory) / "tokenizer_config.json"
@@ -72,7 +60,7 @@ class Tokenizer:
         except Exception as problem:  # the library raises bare Exceptions
             raise InputError(f"{files} has damaged tokenizer files: {' '.join(str(problem).split())}") from None
         names = {role: _token(path, token) for role, token in stored.items()}
-        return cls(pipeline, {role: name for role, name in names.items() if name}, _chosen_template(path, chosen))
+        return cls(pipeline, {role: name for role, name in names.items() if name}, chosen_template(path, chosen))
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json, which `from_directory` and transformers read."""
@@ -188,8 +176,8 @@ def _token(path: Path, stored: Any) -> str | None:
     return name
 
 
-def _chosen_template(where: str | Path, templates: Any) -> str | None:
-    """The chat template; where there is a list of named ones, that named default."""
+def chosen_template(where: str | Path, templates: Any) -> str | None:
+    """The chat template; of a list of named ones, that named default. Raises InputError for one that is no text."""
     if isinstance(templates, list):
         named = [entry for entry in templates if isinstance(entry, dict) and entry.get("name") == "default"]
         templates = named[0].get("template") if named else None

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from minillm import InputError, adapt, generate
 from minillm.adapt import METHODS, DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt
 from minillm.data.batches import pad_left, pad_right
-from minillm.ops.attention import attention, explicit_attention
+from minillm.operations import attention
+from minillm.ops.attention import attention_weights, prepend, visible_keys
 from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
 from tests.decoders import STYLES, random_decoder
@@ -338,7 +339,8 @@ def law_12_a_prefix_takes_its_share_of_the_attention_or_adds_to_it_by_its_gate(n
     if prefix.gate is not None:
         expected = text + prefix.gate.tanh()[:, None, None] * alone
     else:
-        _, weights = explicit_attention(query, key, value, prefix=prefix)
+        keys = prepend(prefix, key, value, None)[0]
+        weights = attention_weights(query, keys, visible_keys(query.shape[2], keys.shape[2], None, query.device))
         mass = weights[..., : prefix.key.shape[2]].sum(-1, keepdim=True)
         expected = (1 - mass) * text + mass * alone
     assert_close(with_prefix, expected, "law")

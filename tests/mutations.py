@@ -24,8 +24,11 @@ LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
 DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
 FILES = ("adapters/load.py", "adapters/test_load.py")
+SAVED = ("adapt/method.py", "adapters/test_load.py")
+DESCRIBED = ("adapt/description.py", "adapters/test_load.py")
 FINGERPRINT = ("runtime/fingerprint.py", "runtime/test_fingerprint.py")
-TRUNK = ("training/activation_cache.py", "training/test_activation_cache.py")
+ACTIVATIONS = ("training/activation_cache.py", "training/test_activation_cache.py")
+POOLING = ("adapt/frozen_head.py", "training/test_feature_cache.py")
 STORE = ("training/feature_cache.py", "training/test_feature_cache.py")
 HEADS = ("adapt/heads.py", "adapt/test_heads.py")
 FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
@@ -240,9 +243,9 @@ MUTATIONS = [
         "different = [name for name in {**here, **there} if here.get(name) != there.get(name)]",
         "different = [name for name in {**here, **there} if name not in here or name not in there]",
     ),
-    mutation("a base with another rope_theta taken for its own", FILES, '"rope_theta", "norm_eps")', '"norm_eps")'),
+    mutation("a base with another rope_theta taken for its own", DESCRIBED, '"rope_theta", "norm_eps")', '"norm_eps")'),
     mutation("flipped bits in an adapter", FILES, "if tensor_fingerprint(stored) != expected:", "if expected is None:"),
-    mutation("numbers that are not finite saved", FILES, '_check_finite(state, "the method")', "pass"),
+    mutation("numbers that are not finite saved", SAVED, 'check_finite(state, "the method")', "pass"),
     mutation("an adapter that does nothing", FILES, "if found.size == 0 and not allow_noop:", "if False:"),
     mutation("another tokenizer", FILES, "not in (None, tokenizer.fingerprint)", "is False"),
     mutation(
@@ -288,7 +291,7 @@ MUTATIONS = [
     mutation("a base forgotten by a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
     mutation("a changed weight taken for what it was", FINGERPRINT, " {zlib.crc32(_bytes(tensor)):08x}", ""),
     mutation("the cache of other weights", FINGERPRINT, 'if kept["files"] == stamp else {}', "if stamp else {}"),
-    mutation("a cast taken for the weights of the file", FINGERPRINT, "if origin.read is not None and", "if False and"),
+    mutation("a cast taken for the weights of the file", FINGERPRINT, "if source.read is not None and", "if False and"),
     mutation(
         "layers and sides exchanged in peft's prefix",
         PEFT,
@@ -319,22 +322,22 @@ MUTATIONS = [
     mutation(
         "a block of c_attn in another's rows", PEFT_LORA, "torch.block_diag(*rows)", "torch.block_diag(*reversed(rows))"
     ),
-    mutation("a trunk that forgets the last token", TRUNK, "kept = states[: end + 1]", "kept = states[:end]"),
-    mutation("a boundary above the norm", TRUNK, '{"decoder.norm": layers,', '{"decoder.norm": layers + 1,'),
-    mutation("a trunk that is run every epoch", TRUNK, " if row not in self._rows]", "]"),
-    mutation("a block between trunk and top", TRUNK, "start=self.boundary)", "start=self.boundary + 1)"),
-    mutation("a trunk written to unseen", TRUNK, "tensor.dtype, tensor._version)", "tensor.dtype)"),
-    mutation("a trunk in another precision", TRUNK, "now = [half, *", "now = [*"),
-    mutation("states that overlap in their file", TRUNK, "self.chunk[needed:]", "self.chunk[needed // 2 :]"),
+    mutation("a cache without the last token", ACTIVATIONS, "real = states[: end + 1]", "real = states[:end]"),
+    mutation("a stage above the norm", ACTIVATIONS, '{"decoder.norm": layers,', '{"decoder.norm": layers + 1,'),
+    mutation("frozen layers that run every epoch", ACTIVATIONS, " if row not in self._rows]", "]"),
+    mutation("a trained block that is left out", ACTIVATIONS, "start=self.start)", "start=self.start + 1)"),
+    mutation("frozen layers written to unseen", ACTIVATIONS, "tensor.dtype, tensor._version)", "tensor.dtype)"),
+    mutation("frozen layers in another precision", ACTIVATIONS, "now = [half, *", "now = [*"),
+    mutation("states that overlap in their file", ACTIVATIONS, "self.chunk[needed:]", "self.chunk[needed // 2 :]"),
     mutation(
         "a mean over padding",
-        STORE,
+        POOLING,
         "mask.to(hidden.dtype) / mask.sum(",
         "torch.ones_like(mask).to(hidden.dtype) / mask.sum(",
     ),
-    mutation("the block below", STORE, "return self.layer + 1", "return self.layer"),
+    mutation("the block below", POOLING, "return self.layer + 1", "return self.layer"),
     mutation("a flipped bit", STORE, 'if stored.get("sha256") != tensor_fingerprint(features):', "if False:"),
-    mutation("another tokenizer's store", STORE, '"tokenizer": tokenizer,', ""),
+    mutation("another tokenizer's store", STORE, '"tokenizer": tokenizer_fingerprint,', ""),
     mutation("features with dropout", STORE, "    decoder.eval()\n", ""),
     mutation("a ridge without class weights", HEADS, "(weight[:, None] * centred)", "centred"),
     mutation("a ridge without a bias", HEADS, "centred = rows - rows_mean", "centred = rows"),

@@ -11,8 +11,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer
 
 from minillm import InputError, Tokenizer
-
-from .tokenizer_training import HOSTILE, NAMES, SPECIAL, TEMPLATE, metadata, smollm, trained, user
+from minillm.hub.gguf_tokenizer import read_tokenizer
+from tests.training.tokenizer_training import HOSTILE, NAMES, SPECIAL, TEMPLATE, metadata, smollm, trained, user
 
 
 @pytest.fixture(scope="module")
@@ -154,4 +154,4 @@ def test_a_token_with_a_role_is_special_even_where_its_file_does_not_say_so():
     pipeline.add_tokens(["<s>"])
     assert Tokenizer(pipeline, {"bos": "<s>"}).special == {"<s>": 0}
     described = {**metadata(trained(smollm())), "tokenizer.ggml.token_type": None}
-    assert Tokenizer.from_gguf(described).special == dict(zip(SPECIAL, range(3), strict=True))
+    assert read_tokenizer(described).special == dict(zip(SPECIAL, range(3), strict=True))

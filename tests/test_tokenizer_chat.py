@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from minillm import InputError, Tokenizer
-
-from .tokenizer_training import HOSTILE, NAMES, TEMPLATE, smollm, trained, user
+from tests.training.tokenizer_training import HOSTILE, NAMES, TEMPLATE, smollm, trained, user
 
 
 @pytest.fixture(scope="module")

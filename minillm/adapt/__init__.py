@@ -1,8 +1,9 @@
-"""The ways to adapt a decoder, by where in figure 1 they enter. Read this table first, then one file a method.
+"""The methods of adapting a decoder, by their place in figure 1. Read this table first, then one file per method.
 
-A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class over a
-frozen body that shares the base's weights (`surgery.py`), and offers what `method.py` says. Loading, merging and adding
-trained adapters is in `minillm.adapters`, and is offered here too.
+A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class with
+the interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). Shared code need not be
+read: LoRA, DoRA and PiSSA share `low_rank.py`, soft prompts and prefixes `prompt_start.py`. Loading, merging and
+composing trained adapters is in `minillm.adapters`, and offered here too.
 """
 
 from dataclasses import dataclass

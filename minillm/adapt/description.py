@@ -1,38 +1,44 @@
-"""adapter.json: what an adapter is and whose, in JSON that is read as strictly as it is written.
+"""The format of an adapter: a directory with adapter.safetensors, its tensors, and adapter.json, their description.
 
-It ends with the sha256 of all the rest, so that a flipped bit in an option is seen too. Whoever edits it by hand has
-made another description, and `load` says so.
+adapter.json names the adapter's base by the sha256 of each of its weights, and each of the adapter's own tensors too. A
+tensor that is a trained copy of one of the base's weights is stored as their exact difference (`runtime/delta.py`).
+adapter.json ends with the sha256 of all the rest, so that a flipped bit or an edit of an option is detected too.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from minillm.config import DecoderConfig
 from minillm.errors import InputError
 
-DESCRIPTION = "adapter.json"
+DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
 FORMAT = 1
 LICENSE = "only the difference to its base is in this directory; with the base, the base's license holds"
 LONGEST = 32 * 2**20
+# What a decoder computes with its weights. Its sizes show in them; dropout and the context's length may differ.
+COMPUTES = ("norm", "norm_first", "positions", "feed_forward", "heads", "kv_heads", "rope_theta", "norm_eps")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64)
 }
-"""What an adapter's tensors can be: numbers, and the integers that labels are."""
+"""The dtypes of an adapter's tensors: numbers, and the integers of labels."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """What adapter.json says.
+    """The content of adapter.json.
 
-    `base` and `tensors` map the names of the base's weights and of the adapter's tensors to their sha256, `computes`
-    the base's choices beside its weights. `differences` names the tensors that are stored as a difference to the
-    base's weight, and the dtypes of that weight and of the tensor.
+    `base` and `tensors` map the names of the base's weights and of the adapter's tensors to their sha256; `computes`
+    holds the base's choices besides its weights. `differences` maps the tensors that are stored as a difference to the
+    base's weight to the dtypes of that weight and of the tensor.
     """
 
     method: str
@@ -54,8 +60,20 @@ class Description:
         return json.dumps({**asdict(self), "sha256": self.seal()}, indent=1) + "\n"
 
 
+def computes(config: DecoderConfig) -> dict[str, Any]:
+    """A base's choices besides its weights."""
+    return {name: getattr(config, name) for name in COMPUTES}
+
+
+def check_finite(state: Mapping[str, Tensor], whose: str) -> None:
+    """Raises InputError for NaN and infinite numbers, naming the tensor."""
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{whose} has numbers in {name} that are not finite: nothing was learnt"[:500])
+
+
 def describe(directory: str | Path) -> Description:
-    """What a directory's adapter.json says, without the base.
+    """The description in a directory's adapter.json, which needs no base.
 
     Raises InputError where it is missing, damaged, edited, of another format, or no strict JSON of modest size.
     """

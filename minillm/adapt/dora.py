@@ -1,20 +1,18 @@
-"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA turns W's rows, and their lengths are trained apart.
+"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA turns W's rows, their lengths are trained separately.
 
-    W' = m (W + s B A) / |W + s B A|,    |.| the length of each row: one number m for every output
+    W' = m (W + s B A) / |W + s B A|,    |.| the length of each row: one number m per output
 
-The paper writes W with a column for every output, ours has a row. m starts at |W|, so that the adapted decoder is the
-base. The gradient goes through the length too. The paper (section 4.3) holds the length constant there, to spare the
-memory of W + s B A; `ops/lora.py` measures it without forming that.
+The paper writes W with a column per output, ours has a row. m starts at |W|, so the adapted decoder is the base. The
+gradient goes through the length too. The paper (section 4.3) holds the length constant there, to save the memory of
+W + s B A; `ops/dora.py` computes it without forming that matrix.
 """
 
 from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update
-from minillm.adapt.low_rank import LowRank
-from minillm.adapt.surgery import matrices
-from minillm.decoder import Decoder
+from minillm.adapt.lora import initial_factors
+from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
 from minillm.operations import dropout, lora, updated_norms
 from minillm.shapes import Float
 
@@ -24,13 +22,13 @@ class DoRALinear(AdaptedMatrix):
 
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None = None):
         super().__init__(matrix, update, start)
-        factors = self.fresh_factors(update.rank) if start is None else start
+        factors = initial_factors(self.weight, update.rank) if start is None else start
         self.a, self.b = self.trained(factors["a"]), self.trained(factors["b"])
         self.magnitude = self.trained(self._norms() if start is None else start["magnitude"])
 
-    @staticmethod
-    def shapes(rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
-        return {"a": (rank, width), "b": (rows, rank), "magnitude": (rows,)}
+    @classmethod
+    def shapes(cls, rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
+        return super().shapes(rows, width, rank) | {"magnitude": (rows,)}
 
     def _norms(self) -> Float[Tensor, "O"]:
         return updated_norms(self.weight, self.a, self.b, self.scale)
@@ -48,15 +46,11 @@ class DoRALinear(AdaptedMatrix):
 
 
 class DoRA(LowRank):
-    """Updates of direction and magnitude, as `LowRank` takes them, of the Linears of the blocks and the head.
+    """Updates of direction and magnitude, with the arguments of `LowRank`, of the Linears of the blocks and the head.
 
     Seam: LINEARS. Equal to the base at the start, to rounding.
     """
 
     @staticmethod
-    def candidates(body: Decoder) -> Mapping[str, Matrix]:
-        return {path: matrix for path, matrix in matrices(body).items() if isinstance(matrix, nn.Linear)}
-
-    @staticmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix]:
-        return DoRALinear
+    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
+        return DoRALinear if isinstance(matrix, nn.Linear) else None

@@ -1,8 +1,8 @@
 """Fine-tuning (places 4 and 3 of figure 1): the decoder's own weights are trained, the output layer or all of them.
 
-The base keeps its weights: what is trained is a copy of the parameters that are named, and the rest is shared. The
-more is trained, the better the fit, and the more is forgotten and has to be published. Gradients stop at the lowest
-trained layer; what the frozen ones below it say of a text can be stored (`trunk.py`).
+The base keeps its weights: copies of the named parameters are trained, and the rest is shared. The more is trained, the
+better the fit, and the more is forgotten and has to be published. Gradients stop at the lowest trained layer; hidden
+states that enter it can be cached (`training/activation_cache.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minillm.adapt.frozen_head import pooled
 from minillm.adapt.method import Method, restore
 from minillm.adapt.surgery import frozen, matching, train_copies
 from minillm.decoder import Decoder, Linear
 from minillm.errors import InputError
 from minillm.shapes import Bool, Float, Int
-from minillm.training.feature_cache import pooled
 
 OUTPUT = "output"
 
@@ -25,10 +25,10 @@ class FineTune(Method):
     """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start, unless it classifies.
 
     `layers` is `"all"`, `"output"` (the head alone), a number k (the last k blocks and the final norm) or patterns of
-    parameter names (`blocks.3.*`, `head.weight`). `classes` puts a classifier of the last token, which is trained too,
-    in the LM head's place: a number of classes (it starts at zero), or token ids, whose rows of the LM head it starts
-    from; called with ids the method then returns "B C". Raises InputError for a pattern that matches nothing, and for
-    a k, classes or tokens that cannot be.
+    parameter names (`blocks.3.*`, `head.weight`). `classes` replaces the LM head by a classifier of the last token,
+    which is trained too: a number of classes (it starts at zero), or token ids (it starts as their rows of the LM
+    head); called with ids the method then returns "B C". Raises InputError for a pattern that matches nothing, and for
+    a k, classes or tokens that are not possible.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class FineTune(Method):
         self.layers = layers if isinstance(layers, int | str) else list(layers)
         self.classes = classes if classes is None or isinstance(classes, int) else list(classes)
         if self.classes is not None:
-            # It is new, and so trained whatever `layers` names.
+            # It is new, and so it is trained whatever `layers` names.
             self.decoder.head = self._classifier(self.classes)
         names = [name for name, _ in self.decoder.named_parameters(remove_duplicate=False)]
         train_copies(self.decoder, set(matching(names, self._patterns(), "layer")).__contains__)
@@ -84,11 +84,7 @@ class FineTune(Method):
         self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"] | Float[Tensor, "B C"]:
         hidden = self.decoder.features(ids, mask=mask)
-        if self.classes is None:
-            return self.decoder.head(hidden)
-        return self.decoder.head(
-            pooled(hidden, torch.ones_like(ids, dtype=torch.bool) if mask is None else mask, "last")
-        )
+        return self.decoder.head(hidden if self.classes is None else pooled(hidden, mask, "last"))
 
     def options(self) -> dict[str, Any]:
         return {"layers": self.layers, "classes": self.classes}

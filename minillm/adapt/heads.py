@@ -1,8 +1,8 @@
-"""Heads: how classes are told apart by features alone (place 4 of figure 1, on top of the output).
+"""Heads: classifiers of features (place 4 of figure 1, on top of the output).
 
-Each is fitted to the features h_i and labels y_i of N texts in float64, whatever it is held in, and answers features
-with a score for each class, of which the largest is its choice. Features come as a tensor or as `StoredFeatures`, and
-are read in pieces, so that all but the neighbours need no more memory than one piece.
+Each is fitted to the features h_i and labels y_i of N texts in float64, whatever dtype it is held in, and returns a
+score for each class, of which the largest is its choice. Features are processed in pieces, so that for those of a
+memory-mapped file all but the neighbours need no more memory than one piece.
 
     logistic     p(c | h) = softmax(W h + b)                        min ½ |W|² + C Σ wᵢ cross-entropy(yᵢ)
     ridge        W h + b, towards 1 for the class and -1 for others min Σ wᵢ |W hᵢ + b - tᵢ|² + alpha |W|²
@@ -24,28 +24,9 @@ from torch import Tensor, nn
 
 from minillm.errors import InputError
 from minillm.shapes import Float, Int
-from minillm.training.feature_cache import StoredFeatures
 
 PIECE = 4096
 ClassWeight = str | Sequence[float | int] | None
-
-
-class _Standardised:
-    """Features that are centred and divided by their spread, as they are read."""
-
-    def __init__(self, features: "Features"):
-        self.plain, self.shape, count = features, features.shape, features.shape[0]
-        self.mean = torch.stack([rows.double().cpu().sum(0) for rows in features.split(PIECE)]).sum(0) / count
-        squares = [(rows.double().cpu() - self.mean).square().sum(0) for rows in features.split(PIECE)]
-        spread = (torch.stack(squares).sum(0) / count).sqrt()
-        # A feature that is the same for all rows is left as it is.
-        self.spread = spread.where(spread > 0, 1.0)
-
-    def split(self, rows: int) -> Iterator[Tensor]:
-        return ((piece.double().cpu() - self.mean) / self.spread for piece in self.plain.split(rows))
-
-
-Features = Tensor | StoredFeatures | _Standardised
 
 
 class Head(nn.Module, ABC):
@@ -60,11 +41,11 @@ class Head(nn.Module, ABC):
         """A score for each class."""
 
     @abstractmethod
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
-        """Find the head's numbers, from the start. Raises InputError for labels that cannot be told apart."""
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
+        """Fit the head from its start. Raises InputError for labels that cannot be told apart."""
 
     @torch.no_grad()
-    def scores(self, features: Features) -> Float[Tensor, "N C"]:
+    def scores(self, features: Float[Tensor, "N D"]) -> Float[Tensor, "N C"]:
         """The scores of many texts, on the CPU."""
         home = next(tensor for tensor in [*self.parameters(), *self.buffers()])
         return torch.cat([self(piece.to(home)).cpu() for piece in features.split(PIECE)])
@@ -91,16 +72,16 @@ class Logistic(Head):
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
         if not self.settings["standardise"]:
             _descend(self, features, labels, iterations=2000)
             return
-        scaled = _Standardised(features)
-        _descend(self, scaled, labels, iterations=2000)
+        mean, spread = _mean_and_spread(features)
+        _descend(self, features, labels, iterations=2000, standard=(mean, spread))
         with torch.no_grad():
-            weight = self.weight.double() / scaled.spread.to(self.weight.device)
+            weight = self.weight.double() / spread.to(self.weight.device)
             self.weight.copy_(weight)
-            self.bias.sub_((weight @ scaled.mean.to(weight.device)).to(self.bias.dtype))
+            self.bias.sub_((weight @ mean.to(weight.device)).to(self.bias.dtype))
 
 
 class MLP(Head):
@@ -126,12 +107,26 @@ class MLP(Head):
             linear.weight.copy_(spread * drawn)
             linear.bias.zero_()
 
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
         _descend(self, features, labels, iterations=300)
 
 
-def _descend(head: Logistic | MLP, features: Features, labels: Int[Tensor, "N"], iterations: int) -> None:
-    """½ |matrices|² + c Σ wᵢ cross-entropy, to its (nearest) minimum by L-BFGS. Biases are not penalised."""
+def _mean_and_spread(features: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "D"], Float[Tensor, "D"]]:
+    """In float64. The spread of a feature that is the same for all rows is 1: it is left as it is."""
+    mean = torch.stack([rows.double().cpu().sum(0) for rows in features.split(PIECE)]).sum(0) / len(features)
+    squares = [(rows.double().cpu() - mean).square().sum(0) for rows in features.split(PIECE)]
+    spread = (torch.stack(squares).sum(0) / len(features)).sqrt()
+    return mean, spread.where(spread > 0, 1.0)
+
+
+def _descend(
+    head: Logistic | MLP, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"], iterations: int,
+    standard: tuple[Tensor, Tensor] | None = None,
+) -> None:  # fmt: skip
+    """½ |matrices|² + c Σ wᵢ cross-entropy, to its (nearest) minimum by L-BFGS. Biases are not penalised.
+
+    With `standard`, a mean and a spread, features are centred and divided by these.
+    """
     weights = row_weights(labels, head.classes, head.settings["class_weight"])
     exact = copy.deepcopy(head).double().cpu()
     exact.reset()
@@ -145,6 +140,7 @@ def _descend(head: Logistic | MLP, features: Features, labels: Int[Tensor, "N"],
         loss = torch.stack([matrix.square().sum() for matrix in parameters if matrix.dim() > 1]).sum() / 2
         loss.backward()
         for rows, targets, weight in _pieces(features, labels, weights):
+            rows = rows if standard is None else (rows - standard[0]) / standard[1]
             fit = head.settings["c"] * (weight * F.cross_entropy(exact(rows), targets, reduction="none")).sum()
             fit.backward()
             loss = loss + fit.detach()
@@ -165,7 +161,7 @@ class Ridge(Head):
         return F.linear(features, self.weight, self.bias)
 
     @torch.no_grad()
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
         weights = row_weights(labels, self.classes, self.settings["class_weight"])
         total, width = weights.sum(), features.shape[1]
         targets = 2.0 * F.one_hot(labels.cpu(), self.classes).double() - 1
@@ -196,7 +192,7 @@ class Centroid(Head):
         return -torch.stack([(features - centroid).square().sum(-1) for centroid in self.centroids], -1)
 
     @torch.no_grad()
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
         counts = class_counts(labels, self.classes)
         if (counts == 0).any():
             raise InputError(f"no training row is of class {int(counts.argmin())}: it has no centroid")
@@ -207,7 +203,7 @@ class Centroid(Head):
 
 
 class Neighbours(Head):
-    """The classes of the `k` nearest texts. It keeps, and so publishes, the features of all `rows` training texts."""
+    """The classes of the `k` nearest texts. It saves, and so publishes, the features of all `rows` training texts."""
 
     features: Tensor
     labels: Tensor
@@ -226,11 +222,11 @@ class Neighbours(Head):
         return F.one_hot(self.labels[nearest], self.classes).to(features.dtype).mean(1)
 
     @torch.no_grad()
-    def fit(self, features: Features, labels: Int[Tensor, "N"]) -> None:
+    def fit(self, features: Float[Tensor, "_ D"], labels: Int[Tensor, "N"]) -> None:
         class_counts(labels, self.classes)
         if not 1 <= self.settings["k"] <= len(labels):
             raise InputError(f"of {len(labels)} training rows the {self.settings['k']} nearest cannot be taken")
-        self.features = torch.cat(list(features.split(PIECE))).to(self.features)
+        self.features = features.to(self.features, copy=True)
         self.labels, self.settings["rows"] = labels.to(self.labels), len(labels)
 
 
@@ -275,8 +271,8 @@ def row_weights(labels: Int[Tensor, "N"], classes: int, class_weight: ClassWeigh
     return weights[labels.cpu()]
 
 
-def _pieces(features: Features, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some rows after others, in float64 on the CPU, with what belongs to them."""
+def _pieces(features: Float[Tensor, "_ D"], *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Up to `PIECE` rows at a time, in float64 on the CPU, with their part of the others."""
     if any(len(other) != features.shape[0] for other in others):
         raise InputError(f"{features.shape[0]} rows of features do not fit {len(others[0])} labels")
     start = 0

@@ -1,8 +1,8 @@
-"""In-context learning (place 1 of figure 1, the prompt): nothing is trained, the task is told or shown.
+"""In-context learning (place 1 of figure 1, the prompt): nothing is trained, the task is described or shown.
 
 Zero-shot, few-shot, with a chain of thought or without: all of them are ids that stand before the text (Brown et al.
-2020; Wei et al. 2022). The decoder is causal, so that what it makes of the prompt, its keys and values in every layer,
-does not depend on what follows: they are computed once, here, and not once for every query.
+2020; Wei et al. 2022). The decoder is causal, so the prompt's keys and values in every layer do not depend on what
+follows: they are computed once, here, and not once per query.
 """
 
 from collections.abc import Mapping

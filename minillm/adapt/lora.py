@@ -2,42 +2,48 @@
 
     x Wᵀ + c + s (x Aᵀ) Bᵀ,    s = alpha / r
 
-A starts uniform (Kaiming), B at zero, so that dW starts at zero and the adapted decoder is the base, bit for bit. Only
-A and B are saved: we only publish dW. The arithmetic of one Linear is in `ops/lora.py`, the options in `low_rank.py`.
+A has r rows and B has r columns. A starts uniform (Kaiming) and B at zero, so dW starts at zero and the adapted decoder
+is the base, bit for bit. Only A and B are saved: we only publish dW. Merged, it is a plain matrix again, W + s B A.
+
+The arithmetic of one Linear is `lora` in `ops/lora.py`. What need not be read here (which matrices the targets name,
+checks, saving) is in `low_rank.py`: `trained` makes a parameter from a value, `merged` adds `change` to W.
 """
 
+import math
 from abc import ABC
 from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update
-from minillm.adapt.low_rank import LowRank
-from minillm.adapt.surgery import matrices
-from minillm.decoder import Decoder
+from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
+from minillm.adapt.surgery import trained_dtype
 from minillm.operations import dropout, embedding, lora
 from minillm.shapes import Float, Int
 
 
+def initial_factors(weight: Float[Tensor, "O I"], rank: int) -> dict[str, Tensor]:
+    """A uniform, B zero: dW = 0, and in the first step only B has a gradient."""
+    rows, width = weight.shape
+    a, b = (weight.new_zeros(shape, dtype=trained_dtype(weight)) for shape in ((rank, width), (rows, rank)))
+    return {"a": nn.init.kaiming_uniform_(a, a=math.sqrt(5)), "b": b}
+
+
 class LoRAMatrix(AdaptedMatrix, ABC):
-    """W + s B A, however it is read."""
+    """A frozen W with its A and B."""
 
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None = None):
         super().__init__(matrix, update, start)
-        factors = self.fresh_factors(update.rank) if start is None else start
+        factors = initial_factors(self.weight, update.rank) if start is None else start
         self.a, self.b = self.trained(factors["a"]), self.trained(factors["b"])
 
-    @staticmethod
-    def shapes(rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
-        return {"a": (rank, width), "b": (rows, rank)}
-
     def change(self) -> Float[Tensor, "O I"]:
+        """dW = s B A: `merged()` is a plain matrix of W + dW."""
         return self.scale * self.b @ self.a
 
 
 class LoRALinear(LoRAMatrix):
-    """A frozen Linear with its update: 6 N R (I + O) FLOPs a step more than it."""
+    """A frozen Linear with its update: 6 N R (I + O) FLOPs a step more than the frozen one."""
 
     def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         dropped = dropout(hidden, self.dropout) if self.training and self.dropout else None
@@ -45,7 +51,7 @@ class LoRALinear(LoRAMatrix):
 
 
 class LoRAEmbedding(LoRAMatrix):
-    """A frozen table with its update: row `ids` of W + s B A. Dropout is for what A reads, and ids are not dropped."""
+    """A frozen table with its update: rows `ids` of W + s B A. Ids are not dropped, so dropout does nothing here."""
 
     def forward(self, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
         hidden = embedding(ids, self.weight)
@@ -53,15 +59,11 @@ class LoRAEmbedding(LoRAMatrix):
 
 
 class LoRA(LowRank):
-    """Low-rank updates, as `LowRank` takes them. Seam: LINEARS. Equal to the base at the start.
+    """Low-rank updates, with the arguments of `LowRank`. Seam: LINEARS. Equal to the base at the start.
 
-    Beside the Linears of the blocks `targets` may name `head`, `embed` and (learned) `positions`. A tied head has two
+    Besides the Linears of the blocks, `targets` may name `head`, `embed` and (learned) `positions`. A tied head has two
     sides: an update of one of them is not the other's.
     """
-
-    @staticmethod
-    def candidates(body: Decoder) -> Mapping[str, Matrix]:
-        return matrices(body)
 
     @staticmethod
     def layer(matrix: Matrix) -> type[AdaptedMatrix]:

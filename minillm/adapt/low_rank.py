@@ -1,40 +1,118 @@
-"""What the low-rank methods share: which matrices get an update, of which rank and scale, and how it is kept.
+"""What LoRA, DoRA and PiSSA share: which matrices are adapted, at which rank and scale, and how the update is saved.
 
-An update of rank r of a frozen W is dW = s B A, with A of r rows, B of r columns and s = alpha / r (Hu et al. 2021), or
-alpha / √r, with which it does not fade as r grows (rank-stabilised LoRA, Kalajdzievski 2023). `lora.py`, `dora.py` and
-`pissa.py` say what is computed with A and B.
+An update of rank r is scaled by s = alpha / r (Hu et al. 2021) or, rank-stabilised, by alpha / √r, with which it does
+not fade as r grows (Kalajdzievski 2023). The formulas of dW are in `lora.py`, `dora.py` and `pissa.py`. W itself is
+never written to, so an update can be merged into a new matrix, and dropped again.
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update, adapted_matrices
 from minillm.adapt.method import Method
-from minillm.adapt.surgery import frozen, matching, replace
-from minillm.decoder import Decoder
+from minillm.adapt.surgery import frozen, matching, matrices, replace, trained_dtype
+from minillm.decoder import Decoder, Embedding, Linear
 from minillm.errors import InputError
+from minillm.shapes import Float
 
+Matrix = nn.Linear | Embedding
 Self = TypeVar("Self", bound="LowRank")
 
-JSON_TYPES = {
-    "r": (int,), "alpha": (int, float), "targets": (list,), "ranks": (dict,), "alphas": (dict,),
-    "rank_stabilised": (bool,), "dropout": (int, float), "train_bias": (bool,),
-}  # fmt: skip
-INNER_TYPES = {"targets": (str,), "ranks": (int,), "alphas": (int, float)}
+
+class Update(NamedTuple):
+    """How one matrix is adapted: by dW of this rank at most, with this scale in it."""
+
+    rank: int
+    scale: float
+    dropout: int | float
+    train_bias: bool
+
+
+class AdaptedMatrix(nn.Module, ABC):
+    """A frozen W and its update dW. `start` is a saved `state()`; without it the update is initialised."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None):
+        super().__init__()
+        self.kind, self.rank, self.scale, self.dropout = type(matrix), update.rank, update.scale, update.dropout
+        self.weight, self.bias = matrix.weight, getattr(matrix, "bias", None)
+        self.trains_bias = update.train_bias and self.bias is not None
+        if update.train_bias and self.bias is not None:
+            self.frozen_bias = self.bias
+            self.bias = self.trained(self.bias if start is None else start["bias"])
+
+    def trained(self, value: Tensor) -> nn.Parameter:
+        """A parameter that starts as a copy of a value."""
+        return nn.Parameter(value.detach().to(self.weight.device, trained_dtype(self.weight), copy=True))
+
+    @classmethod
+    def shapes(cls, rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
+        """What `state` holds for a matrix of this size, its bias apart."""
+        return {"a": (rank, width), "b": (rows, rank)}
+
+    @abstractmethod
+    def change(self) -> Float[Tensor, "O I"]:
+        """dW, in the update's dtype."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What is saved of the update, by name."""
+        names = [*self.shapes(1, 1, self.rank), *(("bias",) if self.trains_bias else ())]
+        return {name: getattr(self, name).detach() for name in names}
+
+    def merged(self) -> Matrix:
+        """W + dW as a matrix of the replaced one's kind and dtype, which shares no memory with it."""
+        with torch.no_grad():
+            weight = (self.weight + self.change()).to(self.weight.dtype)
+            bias = None if self.bias is None else nn.Parameter(self.bias.to(weight.dtype, copy=True))
+        return self._plain(nn.Parameter(weight), bias)
+
+    def unadapted(self) -> Matrix:
+        """The replaced matrix again, of the very same parameters: a tied one stays tied."""
+        return self._plain(self.weight, self.frozen_bias if self.trains_bias else self.bias)
+
+    def _plain(self, weight: Tensor, bias: Tensor | None) -> Matrix:
+        rows, width = weight.shape
+        with torch.device("meta"):
+            plain = Embedding(rows, width) if self.kind is Embedding else Linear(width, rows, bias is not None)
+        for name, parameter in (("weight", weight), ("bias", bias)):
+            if parameter is not None:
+                setattr(plain, name, parameter)
+        return plain
+
+    def extra_repr(self) -> str:
+        rows, width = self.weight.shape
+        ends = (rows, width) if self.kind is Embedding else (width, rows)
+        return f"{ends[0]} -> {ends[1]}, rank {self.rank}"
+
+
+def adapted_matrices(body: Decoder) -> dict[str, AdaptedMatrix]:
+    """The adapted matrices of a body by path."""
+    return {path: module for path, module in body.named_modules() if isinstance(module, AdaptedMatrix)}
+
+
+def unadapted(body: Decoder) -> Decoder:
+    """The frozen body as it was before its matrices were adapted, over the same weights."""
+    base = frozen(body)
+    for path, matrix in adapted_matrices(base).items():
+        replace(base, path, matrix.unadapted())
+    return base
 
 
 @dataclass(frozen=True)
 class LowRankOptions:
-    """How matrices are adapted; `LowRank` says what each option is. Raises InputError for numbers that cannot be."""
+    """How matrices are adapted: the arguments of `LowRank`. Raises InputError for numbers that are out of range."""
 
     r: int
     alpha: int | float
-    targets: tuple[str, ...]
+    targets: list[str]
     ranks: dict[str, int]
     alphas: dict[str, int | float]
     rank_stabilised: bool
@@ -44,25 +122,25 @@ class LowRankOptions:
     def __post_init__(self):
         for alpha in (self.alpha, *self.alphas.values()):
             if not 0 < alpha < math.inf:
-                raise InputError(f"alpha is {alpha}; it must be a number above 0")
+                raise InputError(f"alpha must be a number above 0, got {alpha}")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"a dropout of {self.dropout} is no probability below 1")
+            raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
-    def updates(self, matrices: Mapping[str, Matrix], method: str) -> dict[str, Update]:
-        """Each target's update by its path. Raises InputError for patterns that match nothing and for no rank."""
+    def updates(self, candidates: Mapping[str, Matrix], method: str) -> dict[str, Update]:
+        """Each target's update by path. Raises InputError for a pattern that matches nothing and for a rank below 1."""
         if not self.targets:
             raise InputError(f"{method} has no target; all-linear would be every matrix of the blocks")
-        targets = matching(matrices, self.targets, f"{method} target")
+        targets = matching(candidates, self.targets, f"{method} target")
         ranks = _by_path(targets, self.r, self.ranks, f"{method} rank for")
         alphas = _by_path(targets, self.alpha, self.alphas, f"{method} alpha for")
         for path, rank in ranks.items():
             if rank < 1:
                 raise InputError(f"a rank of {rank} does not fit {path}; it must be at least 1")
-        if self.train_bias and all(getattr(matrices[path], "bias", None) is None for path in targets):
+        if self.train_bias and all(getattr(candidates[path], "bias", None) is None for path in targets):
             raise InputError("train_bias is set, and none of the targets has a bias")
-        share = math.sqrt if self.rank_stabilised else float
+        divisor = math.sqrt if self.rank_stabilised else float
         return {
-            path: Update(rank, alphas[path] / share(rank), self.dropout, self.train_bias)
+            path: Update(rank, alphas[path] / divisor(rank), self.dropout, self.train_bias)
             for path, rank in ranks.items()
         }
 
@@ -80,8 +158,8 @@ class LowRank(Method):
 
     `targets` are roles (`query`), paths with wildcards (`blocks.3.*`) or `all-linear`, those in the blocks. `ranks` and
     `alphas` give some of them another r and alpha, by the first pattern that matches: `{"blocks.0.*": 4}`. With
-    `rank_stabilised` the scale is alpha / √r. `dropout` is the probability at which what A reads is dropped while
-    training. `train_bias` trains the targets' biases too. `state` is where to start from: what `state()` gave.
+    `rank_stabilised` the scale is alpha / √r. `dropout` is the probability with which the input of A is dropped in
+    training. `train_bias` trains the targets' biases too. `state` is a saved `state()` to start from.
 
     Raises InputError for a target that matches nothing, for a rank that no matrix of that size can have, and for a
     state that does not fit.
@@ -103,78 +181,73 @@ class LowRank(Method):
     ):
         super().__init__(frozen(decoder))
         self.r, self.alpha = r, alpha
-        named = (targets,) if isinstance(targets, str) else tuple(targets)
+        named = [targets] if isinstance(targets, str) else list(targets)
         self.low_rank = LowRankOptions(
             r, alpha, named, dict(ranks or {}), dict(alphas or {}), rank_stabilised, dropout, train_bias
         )
-        matrices = self.candidates(self.decoder)
-        updates = self.low_rank.updates(matrices, type(self).__name__)
-        starts = self._fresh(matrices, updates) if state is None else self._starts(state, matrices, updates)
+        candidates = {path: matrix for path, matrix in matrices(self.decoder).items() if self.layer(matrix)}
+        updates = self.low_rank.updates(candidates, type(self).__name__)
+        starts = self._initial(candidates, updates) if state is None else self._starts(state, candidates, updates)
         for path, update in updates.items():
-            layer = self.layer(matrices[path])(matrices[path], update, starts[path])
-            replace(self.decoder, [path], lambda _, layer=layer: layer)
+            layer = self.layer(candidates[path])
+            assert layer is not None
+            replace(self.decoder, path, layer(candidates[path], update, starts[path]))
 
     @staticmethod
     @abstractmethod
-    def candidates(body: Decoder) -> Mapping[str, Matrix]:
-        """The matrices that can be adapted, by path."""
-
-    @staticmethod
-    @abstractmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix]:
-        """What takes this matrix's place."""
+    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
+        """What replaces this matrix; None if the method does not adapt its kind."""
 
     def prefix(self) -> None:
         return None
 
     def options(self) -> dict[str, Any]:
-        return asdict(self.low_rank) | {"targets": list(self.low_rank.targets)}
+        return asdict(self.low_rank)
 
     def state(self) -> dict[str, Tensor]:
         return {
             f"{path}.{name}": tensor
             for path, matrix in adapted_matrices(self.decoder).items()
-            for name, tensor in matrix.kept().items()
+            for name, tensor in matrix.state().items()
         }
 
     @classmethod
     def from_state(cls: type[Self], decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The method that had these `options()` and this `state()`: the same logits, bit for bit.
 
-        Raises InputError for options of another kind and for a tensor too few, too many, or of another shape.
+        Raises InputError for options of another type and for a tensor that is missing, unknown or of another shape.
         """
-        _check_json(options, cls.__name__)
+        _check_types(options, cls.__name__)
         return cls(decoder, **options, state=state)
 
     @staticmethod
-    def _fresh(matrices: Mapping[str, Matrix], updates: Mapping[str, Update]) -> dict[str, None]:
-        """Nothing to start from. A sum of updates may have a rank beyond its matrix's; fresh ones may not."""
+    def _initial(candidates: Mapping[str, Matrix], updates: Mapping[str, Update]) -> dict[str, None]:
+        """Nothing to start from. A sum of updates may have a rank beyond its matrix's; an initial one may not."""
         for path, update in updates.items():
-            shape = tuple(matrices[path].weight.shape)
+            shape = tuple(candidates[path].weight.shape)
             if update.rank > min(shape):
                 raise InputError(f"a rank of {update.rank} does not fit {path}, which is {shape}")
         return dict.fromkeys(updates)
 
     def _starts(
-        self, state: Mapping[str, Tensor], matrices: Mapping[str, Matrix], updates: Mapping[str, Update]
+        self, state: Mapping[str, Tensor], candidates: Mapping[str, Matrix], updates: Mapping[str, Update]
     ) -> dict[str, dict[str, Tensor]]:
-        """The state by path and name, if it is all there and nothing else is."""
-        starts, expected = {}, set()
+        """The state by path and name, if it is complete and has nothing else."""
+        starts = {}
         for path, update in updates.items():
-            rows, width = matrices[path].weight.shape
-            shapes = self.layer(matrices[path]).shapes(rows, width, update.rank)
-            bias = getattr(matrices[path], "bias", None)
+            layer, bias = self.layer(candidates[path]), getattr(candidates[path], "bias", None)
+            assert layer is not None
+            rows, width = candidates[path].weight.shape
+            shapes = layer.shapes(rows, width, update.rank)
             if update.train_bias and bias is not None:
                 shapes |= {"bias": tuple(bias.shape)}
-            starts[path] = {name: _kept(state, f"{path}.{name}", shape) for name, shape in shapes.items()}
-            expected |= {f"{path}.{name}" for name in shapes}
-        for name in state:
-            if name not in expected:
-                raise InputError(f"the state has a tensor {name}, for which its options have no place")
+            starts[path] = {name: _checked(state, f"{path}.{name}", shape) for name, shape in shapes.items()}
+        if unknown := sorted(state.keys() - {f"{path}.{name}" for path in starts for name in starts[path]}):
+            raise InputError(f"the state has a tensor {unknown[0]}, for which its options have no place")
         return starts
 
 
-def _kept(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
+def _checked(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in state:
         raise InputError(f"the state has no tensor {name}, which would be {shape}")
     if tuple(state[name].shape) != shape or not state[name].is_floating_point():
@@ -183,14 +256,23 @@ def _kept(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Ten
     return state[name]
 
 
-def _check_json(options: Mapping[str, Any], method: str) -> None:
-    """Raises InputError for options that are not what `options()` gives: too few, too many, or of another type."""
-    for name in (*JSON_TYPES, *options):
-        if name not in options or name not in JSON_TYPES:
-            what = "is missing" if name in JSON_TYPES else "is unknown"
-            raise InputError(f"the {method} option {name!r} {what}; there are: {', '.join(JSON_TYPES)}")
-        value = options[name]
-        parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        inside = INNER_TYPES.get(name, ())
-        if type(value) not in JSON_TYPES[name] or any(type(part) not in inside for part in parts):
-            raise InputError(f"the {method} option {name} is {value!r}, which is of another type than it should be")
+def _check_types(options: Mapping[str, Any], method: str) -> None:
+    """Raises InputError for options that are not what `options()` gives: one missing, unknown or of another type."""
+    types = get_type_hints(LowRankOptions)
+    for name in (*types, *options):
+        if name not in options or name not in types:
+            what = "is missing" if name in types else "is unknown"
+            raise InputError(f"the {method} option {name!r} {what}; there are: {', '.join(types)}")
+        if not _is_of(options[name], types[name]):
+            raise InputError(
+                f"the {method} option {name} is {options[name]!r}, which is of another type than it should be"
+            )
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Whether a value out of JSON has this very type: a bool is no int."""
+    inner = get_args(kind)
+    if isinstance(kind, UnionType) or not inner:
+        return type(value) in (inner or (kind,))
+    parts = value.values() if isinstance(value, dict) else value
+    return type(value) is get_origin(kind) and all(_is_of(part, inner[-1]) for part in parts)

@@ -1,4 +1,4 @@
-"""What every way of adapting a decoder offers, so that training, generation and the laws know only this."""
+"""The interface of every method that adapts a decoder: training, generation and the laws use nothing else of it."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -6,18 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+import minillm
+from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
+from minillm.runtime.delta import encode
+from minillm.runtime.files import replacing
+from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer
 
 
 class Adaptation(nn.Module, ABC):
-    """A body over a base decoder's weights, and what is trained beside or in it. The base is never written to."""
+    """A body over a base decoder's weights, and what is trained next to or in it. The base is never written to."""
 
     def __init__(self, body: Decoder):
         super().__init__()
@@ -31,7 +37,7 @@ class Adaptation(nn.Module, ABC):
 
     @abstractmethod
     def options(self) -> dict[str, Any]:
-        """What the method was built with, beside the decoder: JSON's types only."""
+        """The arguments that the method was built with, besides the decoder: JSON's types only."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Exactly what the optimizer gets, by name."""
@@ -42,7 +48,7 @@ class Adaptation(nn.Module, ABC):
         }
 
     def state(self) -> dict[str, Tensor]:
-        """What is saved and published: enough to rebuild the method on its base."""
+        """The tensors that are saved and published: enough to rebuild the method on its base."""
         return {name: parameter.detach() for name, parameter in self.trainable().items()}
 
     @classmethod
@@ -51,15 +57,46 @@ class Adaptation(nn.Module, ABC):
         """The method that had these options and this state. Raises InputError where they do not fit the decoder."""
 
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
-        """Write the adapter that `adapt.load` reads: `state()`, `options()` and whose they are (`files.py`)."""
-        from minillm.adapters.load import save
+        """Write the directory that `adapt.load` reads (`description.py`), each file whole or not at all.
 
-        save(self, directory, tokenizer=tokenizer)
+        With the tokenizer that the adapter was trained with, `load` can refuse another one. Raises InputError for
+        numbers that are not finite.
+        """
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state().items()}
+        check_finite(state, "the method")
+        packed, differences = {}, {}
+        for name, tensor in state.items():
+            packed[name], base = tensor, self.base.get(name)
+            if base is not None and base.shape == tensor.shape:
+                packed[name] = encode(tensor, base.detach().cpu().to(tensor.dtype))
+                differences[name] = [str(dtype).removeprefix("torch.") for dtype in (base.dtype, tensor.dtype)]
+        description = Description(
+            method=type(self).__name__,
+            options=self.options(),
+            computes=computes(self.config),
+            base=base_fingerprint(_distinct(self.base), self.decoder.source),
+            tensors={name: tensor_fingerprint(tensor) for name, tensor in state.items()},
+            differences=differences,
+            tokenizer=None if tokenizer is None else tokenizer.fingerprint,
+            minillm=minillm.__version__,
+        )
+        # Both are on the disk under other names before either is renamed, the description last: it makes the adapter.
+        with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
+            described.write_text(description.text(), "utf-8")
+            save_file(packed, tensors)
+
+
+def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each weight under its first name alone: a tied head is the embedding."""
+    names = {}
+    for name, weight in weights.items():
+        names.setdefault(id(weight), name)
+    return {name: weights[name] for name in names.values()}
 
 
 @torch.no_grad()
 def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Give the parameters the values that were kept of them. Raises InputError for a name or a shape that differs."""
+    """Give the parameters their saved values. Raises InputError for a name or a shape that differs."""
     for name in [*parameters, *state]:
         if name not in state or name not in parameters:
             what = "lacks" if name in parameters else "has, with no place for it here,"
@@ -76,7 +113,7 @@ class Method(Adaptation):
 
     @abstractmethod
     def prefix(self) -> KeyValues | None:
-        """What stands before every row, in every layer; None if nothing does."""
+        """The keys and values before every row, in every layer; None if there are none."""
 
     def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
         return self.decoder(ids, prefix=self.prefix(), mask=mask)

@@ -2,9 +2,9 @@
 
     dW = s (B A - B₀ A₀),    s B₀ A₀ = the best approximation of W of rank r, by its SVD U S Vᵀ
 
-A = A₀ = √(S / s) Vᵀ and B = B₀ = U √(S / s) at the start, so that dW starts at zero, to rounding, and the first
-gradient moves both in W's strongest directions. The paper puts W - s B₀ A₀ in the base's place; here the base is not
-written to, and what is kept is a LoRA of rank 2 r, whose A is [A; A₀] and whose B is [B, -B₀].
+A = A₀ = √(S / s) Vᵀ and B = B₀ = U √(S / s) at the start, so dW starts at zero, to rounding, and the first gradient
+moves both in W's strongest directions. The paper puts W - s B₀ A₀ in the base's place; here the base is not written to,
+and a LoRA of rank 2 r is saved, with the A of [A; A₀] and the B of [B, -B₀].
 """
 
 import math
@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, Matrix, Update
-from minillm.adapt.low_rank import LowRank
-from minillm.adapt.surgery import matrices
-from minillm.decoder import Decoder
+from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
+from minillm.adapt.surgery import trained_dtype
 from minillm.operations import dropout, lora
 from minillm.shapes import Float
 
@@ -30,30 +28,30 @@ class PiSSALinear(AdaptedMatrix):
 
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None = None):
         super().__init__(matrix, update, start)
-        kept = self._principal(update.rank) if start is None else start
-        (a, first_a), (b, first_b) = kept["a"].chunk(2), kept["b"].chunk(2, 1)
+        factors = self._principal() if start is None else start
+        (a, first_a), (b, first_b) = factors["a"].chunk(2), factors["b"].chunk(2, 1)
         self.a, self.b = self.trained(a), self.trained(b)
         self.register_buffer("first_a", self.trained(first_a).detach())
         self.register_buffer("first_b", self.trained(first_b).detach())
 
     @torch.no_grad()
-    def _principal(self, rank: int) -> dict[str, Tensor]:
-        left, strengths, right = torch.linalg.svd(self.weight.to(self.wide), full_matrices=False)
-        root = (strengths[:rank] / self.scale).sqrt()
-        a, b = root[:, None] * right[:rank], left[:, :rank] * root
+    def _principal(self) -> dict[str, Tensor]:
+        left, strengths, right = torch.linalg.svd(self.weight.to(trained_dtype(self.weight)), full_matrices=False)
+        root = (strengths[: self.rank] / self.scale).sqrt()
+        a, b = root[:, None] * right[: self.rank], left[:, : self.rank] * root
         return {"a": torch.cat((a, a)), "b": torch.cat((b, -b), 1)}
 
-    @staticmethod
-    def shapes(rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
-        return {"a": (2 * rank, width), "b": (rows, 2 * rank)}
+    @classmethod
+    def shapes(cls, rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
+        return super().shapes(rows, width, 2 * rank)
 
     def factors(self) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
         """[A; A₀] and [B, -B₀]."""
         return torch.cat((self.a, self.first_a)), torch.cat((self.b, self.first_b), 1)
 
-    def kept(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Tensor]:
         a, b = self.factors()
-        return super().kept() | {"a": a.detach(), "b": b.detach()}
+        return super().state() | {"a": a.detach(), "b": b.detach()}
 
     def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         dropped = dropout(hidden, self.dropout) if self.training and self.dropout else None
@@ -66,18 +64,14 @@ class PiSSALinear(AdaptedMatrix):
 
 
 class PiSSA(LowRank):
-    """Updates that start along W's strongest directions, as `LowRank` takes them, in the Linears of blocks and head.
+    """Updates that start along W's strongest directions, with the arguments of `LowRank`, for all Linears and the head.
 
     Seam: LINEARS. Equal to the base at the start, to rounding. `state()` and `lora_options()` are those of a LoRA.
     """
 
     @staticmethod
-    def candidates(body: Decoder) -> Mapping[str, Matrix]:
-        return {path: matrix for path, matrix in matrices(body).items() if isinstance(matrix, nn.Linear)}
-
-    @staticmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix]:
-        return PiSSALinear
+    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
+        return PiSSALinear if isinstance(matrix, nn.Linear) else None
 
     def lora_options(self) -> dict[str, Any]:
         """The options of the LoRA that has this `state()` and gives the same logits: twice the rank, the same scale."""

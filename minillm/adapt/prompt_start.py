@@ -1,7 +1,7 @@
-"""Where a trained prompt starts: the tokens whose embeddings, or keys and values, it begins as.
+"""What soft prompts and prefixes share: the tokens whose embeddings, or keys and values, they start as.
 
-A prompt far from anything that the decoder has read is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021,
-section 7.4): real words are the better start, and words of the task the best.
+A prompt far from anything in the decoder's training is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021,
+section 7.4): real words are a better start, and words of the task the best.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minillm.adapt.surgery import frozen
+from minillm.adapt.surgery import frozen, trained_dtype
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
@@ -41,11 +41,11 @@ def given_tokens(decoder: Decoder, ids: Sequence[int], length: int) -> Int[Tenso
 
 
 @torch.no_grad()
-def left_behind(decoder: Decoder, ids: Int[Tensor, "B P"]) -> KeyValues:
-    """What tokens leave behind in every layer, dropout off, in float32 at least."""
+def keys_values_of(decoder: Decoder, ids: Int[Tensor, "B P"]) -> KeyValues:
+    """The keys and values of tokens in every layer, without dropout, in float32 at least."""
     body = frozen(decoder).eval()
     matrix = next(parameter for name, parameter in body.named_parameters() if name.endswith("attention.key.weight"))
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
         seen = body.keys_values(ids)
-    wide = torch.promote_types(seen.keys.dtype, torch.float32)
+    wide = trained_dtype(seen.keys)
     return KeyValues(seen.keys.to(wide), seen.values.to(wide))

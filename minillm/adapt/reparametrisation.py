@@ -3,12 +3,12 @@
     keys and values = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂
 
 E has a row of width D for each of P positions; W₂ writes all layers' keys and values of a position side by side, in the
-order layer, key or value, head. Nothing in it depends on the text, so that it runs on one row; once trained, it is
-dropped and what it writes is kept.
+order layer, key or value, head. Nothing in it depends on the text, so it runs on one row; after training its output is
+saved and the MLP is dropped. The same in numpy, with its gradients: `reference/prefix.py`.
 
-A number that it writes is a sum over all hidden units, each of which Adam moves by the rate: a step is about hidden / 2
-times as long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, stand for 1e-2. On
-SmolLM2 and 500 reviews an MLP of 512 units learns at 5e-5 (82 % of validation rows after one epoch, as keys and values
+Each output is a sum over all hidden units, each of which Adam moves by the rate: a step is about hidden / 2 times as
+long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, correspond to 1e-2. On SmolLM2
+and 500 reviews an MLP of 512 units learns at 5e-5 (82 % of validation rows after one epoch, as keys and values
 themselves at 1e-2) and does not at 3e-4 (51 %).
 """
 
@@ -24,7 +24,7 @@ from minillm.shapes import Float
 
 
 class Reparametrisation(nn.Module):
-    """The MLP of `hidden` units between E and the keys and values; it starts by writing those that it is given.
+    """The MLP of `hidden` units from E to the keys and values; it starts by writing those that it is given.
 
     Raises InputError for fewer units than positions: it could not write them all.
     """
@@ -43,7 +43,7 @@ class Reparametrisation(nn.Module):
         self._fit(rearrange(torch.stack((keys, values)), "side L G P K -> P (L side G K)"))
 
     def forward(self) -> tuple[Float[Tensor, "L G P K"], Float[Tensor, "L G P K"]]:
-        # In full precision, under autocast too: what is trained is then what is kept.
+        # In full precision, under autocast too: what is trained is then what is saved.
         kind = self.embeddings.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             written = self.outer(self.inner(self.embeddings).tanh())

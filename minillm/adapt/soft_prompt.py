@@ -3,8 +3,8 @@
     logits = decoder([p; embed(ids)]), of which the text's T positions are kept
 
 These are the lecture's trainable prefix p0 and prompt tuning (Lester et al. 2021). The vectors stand first and
-attention is causal, so that what they become in every layer does not depend on the text: they climb the decoder once a
-batch, as one row, and all rows share the keys and values that they leave behind. That is exact, gradients included.
+attention is causal, so their keys and values in every layer do not depend on the text: they run through the decoder
+once per batch, as one row, and all rows share the result. That is exact, gradients included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from minillm.adapt.method import Method, restore
 from minillm.adapt.prompt_start import check_length, given_tokens, sampled_tokens
-from minillm.adapt.surgery import frozen
+from minillm.adapt.surgery import frozen, trained_dtype
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
@@ -23,7 +23,7 @@ from minillm.shapes import Float
 
 
 class SoftPrompt(Method):
-    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not the base at the start: a prompt is read.
+    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not the base at the start: a prompt is attended to.
 
     `init` is `"random"` (normal, with the spread of the embedding table), `"vocabulary"` (rows of it, drawn evenly), or
     token ids: those of a text, or of the classes' labels, repeated and cut to `length`. Raises InputError for another
@@ -34,9 +34,8 @@ class SoftPrompt(Method):
         super().__init__(frozen(decoder))
         check_length(decoder, length)
         self.init = init if isinstance(init, str) else [int(token) for token in init]
-        # The vectors keep float32 (or float64) where the table is held in half precision.
         start = self._start(length)
-        self.prompt = nn.Parameter(start.to(torch.promote_types(start.dtype, torch.float32)))
+        self.prompt = nn.Parameter(start.to(trained_dtype(start)))
 
     def _start(self, length: int) -> Float[Tensor, "P D"]:
         table = self.decoder.embed.weight.detach()

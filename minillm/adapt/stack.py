@@ -1,7 +1,7 @@
 """Methods at different seams, composed: a LoRA under a tuned prefix, a soft prompt before fine-tuned weights.
 
-The stack's body is that of the one method that changes weights; what stands before the text is made by the other one,
-read by that body. Both keep their parameters: to train the stack is to train them.
+The stack's body is that of the one method that changes weights; the other one makes the prefix, over that body. Both
+keep their parameters: to train the stack is to train them.
 """
 
 import copy
@@ -26,7 +26,7 @@ BEFORE = (SoftPrompt, PrefixTuning)
 
 
 class Stack(Method):
-    """A method that changes the body, and one that stands before the text. Seams: those of both.
+    """A method that changes the body, and one that makes a prefix. Seams: those of both.
 
     Raises InputError for two at the same place, and for methods that were built on different decoders. A hard prompt is
     no part of a stack: its words can stand before the text themselves.
@@ -55,7 +55,7 @@ class Stack(Method):
         return {part: {"method": type(of).__name__, "options": of.options()} for part, of in parts.items()}
 
     def state(self) -> dict[str, Tensor]:
-        # The body is the other method's, and what is trained in it is kept with that one.
+        # The body is the other method's, which saves what is trained in it.
         changing, before = self.changing.state(), self.before.state()
         return changing | {f"before.{name}": before[name] for name in before if name not in self.changing.trainable()}
 

@@ -7,10 +7,9 @@ import copy
 import difflib
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minillm.decoder import Decoder, Embedding
 from minillm.errors import InputError
@@ -36,6 +35,11 @@ def lower(body: Decoder, dtype: torch.dtype) -> None:
     for linear in linears(body).values():
         if not any(parameter.requires_grad for parameter in linear.parameters()):
             linear.to(dtype)
+
+
+def trained_dtype(weight: Tensor) -> torch.dtype:
+    """What is trained keeps float32 (or float64) where the frozen weights are in half precision."""
+    return torch.promote_types(weight.dtype, torch.float32)
 
 
 def linears(decoder: Decoder) -> dict[str, nn.Linear]:
@@ -74,12 +78,10 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatchcase(path, pattern) or fnmatchcase(path, f"*.{pattern}")
 
 
-def replace(decoder: Decoder, paths: Iterable[str], make: Callable[[Any], nn.Module]) -> None:
-    """Put `make(module)` in the place of each module that is named, in this body."""
-    for path in paths:
-        parent, _, name = path.rpartition(".")
-        owner = decoder.get_submodule(parent)
-        setattr(owner, name, make(getattr(owner, name)))
+def replace(body: Decoder, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one at this path, in this body."""
+    parent, _, name = path.rpartition(".")
+    setattr(body.get_submodule(parent), name, module)
 
 
 def train_copies(decoder: Decoder, chosen: Callable[[str], bool]) -> None:

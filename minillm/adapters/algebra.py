@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices, unadapted
 from minillm.adapt.lora import LoRA
+from minillm.adapt.low_rank import adapted_matrices, unadapted
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 
@@ -56,10 +56,10 @@ def combine(terms: Sequence[tuple[LoRA, int | float]]) -> LoRA:
     biases: dict[str, Tensor] = {}
     for lora, factor in terms:
         for path, matrix in adapted_matrices(lora.decoder).items():
-            kept = matrix.kept()
-            factors.setdefault(path, []).append((kept["a"], kept["b"] * (factor * matrix.scale)))
+            state = matrix.state()
+            factors.setdefault(path, []).append((state["a"], state["b"] * (factor * matrix.scale)))
             if matrix.trains_bias:
-                change = factor * (kept["bias"] - matrix.frozen_bias)
+                change = factor * (state["bias"] - matrix.frozen_bias)
                 biases[path] = biases.get(path, matrix.frozen_bias) + change
     together = {
         path: (torch.cat([a for a, _ in parts]), torch.cat([b for _, b in parts], 1)) for path, parts in factors.items()

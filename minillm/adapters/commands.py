@@ -9,9 +9,9 @@ from safetensors import safe_open
 
 from minillm import hub
 from minillm.adapt import Adaptation, LoRA
-from minillm.adapt.description import DESCRIPTION, describe
+from minillm.adapt.description import DESCRIPTION, TENSORS, describe
 from minillm.adapters.extract import Extracted, extract, resize
-from minillm.adapters.load import TENSORS, load
+from minillm.adapters.load import load
 from minillm.adapters.merge import merge, merge_rounding
 from minillm.errors import InputError
 from minillm.hub.gguf_export import export

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears
 from minillm.decoder import Decoder

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices, unadapted
 from minillm.adapt.lora import LoRA
+from minillm.adapt.low_rank import adapted_matrices, unadapted
 from minillm.adapt.method import Adaptation
 from minillm.adapt.surgery import ALL_LINEAR, matching, matrices
 from minillm.adapters.algebra import Factors, from_factors
@@ -77,13 +77,13 @@ def resize(lora: LoRA, *, r: int | None = None, energy: int | float | None = Non
     """
     factors, errors, biases = {}, {}, {}
     for path, matrix in adapted_matrices(lora.decoder).items():
-        kept = matrix.kept()
-        outer, upper = torch.linalg.qr(matrix.scale * kept["b"])
-        inner, lower = torch.linalg.qr(kept["a"].T)
+        state = matrix.state()
+        outer, upper = torch.linalg.qr(matrix.scale * state["b"])
+        inner, lower = torch.linalg.qr(state["a"].T)
         left, strengths, right = torch.linalg.svd(upper @ lower.T, full_matrices=False)
         factors[path], errors[path] = _truncated(outer @ left, strengths, right @ inner.T, r, energy)
         if matrix.trains_bias:
-            biases[path] = kept["bias"]
+            biases[path] = state["bias"]
     return Extracted(from_factors(unadapted(lora.decoder), factors, biases), errors)
 
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minillm.adapt.adapted_matrix import adapted_matrices
 from minillm.adapt.lora import LoRA, LoRALinear
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
@@ -71,7 +71,8 @@ class Family(nn.Module):
                 raise InputError(f"{name!r} is a {type(member).__name__}, which is not called like a decoder")
         self.decoder, self.members = decoder, nn.ModuleDict(members)
         self.shared = frozen(decoder)
-        replace(self.shared, list(linears(self.shared)), RowwiseLinear)
+        for path, matrix in linears(self.shared).items():
+            replace(self.shared, path, RowwiseLinear(matrix))
 
     def __getitem__(self, name: str) -> Decoder | Method:
         """The member of that name: switching is this look-up."""

@@ -11,7 +11,7 @@ from dataclasses import replace as with_changes
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import replace
 from minillm.decoder import Decoder
@@ -36,7 +36,7 @@ def merge(method: Adaptation) -> Decoder:
         raise InputError(f"{name} stands before the text in every layer; it cannot be merged into weights, only saved")
     decoder = copy.deepcopy(method.decoder)
     for path, matrix in adapted_matrices(decoder).items():
-        replace(decoder, [path], lambda _, matrix=matrix: matrix.merged())
+        replace(decoder, path, matrix.merged())
     tied = decoder.head.weight is decoder.embed.weight
     decoder.config = with_changes(decoder.config, tie_embeddings=tied)
     decoder.source = Source()

@@ -14,6 +14,7 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.gguf_file import GGUFFile
+from minillm.hub.gguf_tokenizer import read_tokenizer
 from minillm.hub.layout import Layout, assemble
 from minillm.tokenizer import Tokenizer
 
@@ -63,7 +64,7 @@ def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[D
         raise InputError(f"{path} holds the architecture {architecture!r}; minillm reads llama and gpt2 from GGUF")
     decoder = assemble(config, layout, file, dtype)
     has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
-    return decoder, Tokenizer.from_gguf(file.metadata) if has_tokenizer else None
+    return decoder, read_tokenizer(file.metadata) if has_tokenizer else None
 
 
 class _Sizes:

@@ -1,4 +1,4 @@
-"""The `tokenizers` pipeline that a GGUF file's metadata describes, built as llama.cpp reads it (src/llama-vocab.cpp).
+"""The tokenizer that a GGUF file's metadata describes, built as llama.cpp builds it (src/llama-vocab.cpp).
 
 transformers' conversion of the same metadata leaves SmolLM2's single digits out, and so encodes "12" wrongly.
 """
@@ -6,10 +6,12 @@ transformers' conversion of the same metadata leaves SmolLM2's single digits out
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, processors
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from minillm.errors import InputError
+from minillm.tokenizer import Tokenizer, chosen_template
 
 # llama.cpp's token types: special tokens, and whole words that its user added.
 CONTROL, USER_DEFINED = 3, 4
@@ -22,7 +24,16 @@ LLAMA_3 = (
 )
 
 
-def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
+def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
+    """The tokenizer of the metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`).
+
+    Raises InputError for another model than byte-level BPE, and for a pre-tokeniser that is not known here.
+    """
+    template = chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
+    return Tokenizer(_pipeline(metadata), _special_names(metadata), template)
+
+
+def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Byte-level BPE with the file's vocabulary, merges, special tokens and pre-tokeniser."""
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
@@ -40,19 +51,19 @@ def pipeline(metadata: Mapping[str, Any]) -> Tokenizer:
         raise InputError(
             f"this GGUF file's merges do not fit its vocabulary: {' '.join(str(problem).split())}"
         ) from None
-    built = Tokenizer(bpe)
+    built = tokenizers.Tokenizer(bpe)
     built.pre_tokenizer = pretokeniser(kind)
     built.decoder = decoders.ByteLevel()
     for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
         chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
         add([AddedToken(token, special=type_ == CONTROL, normalized=False) for token in chosen])
-    bos = special_names(metadata).get("bos")
+    bos = _special_names(metadata).get("bos")
     if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
         built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])
     return built
 
 
-def special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
+def _special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
     """The tokens that are bos, eos, pad and unk, as far as the file says."""
     tokens, names = _texts(metadata, "tokens"), {}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):

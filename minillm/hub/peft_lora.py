@@ -15,10 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minillm.adapt.adapted_matrix import AdaptedMatrix, adapted_matrices
 from minillm.adapt.dora import DoRA
 from minillm.adapt.lora import LoRA
-from minillm.adapt.low_rank import LowRank
+from minillm.adapt.low_rank import AdaptedMatrix, LowRank, adapted_matrices
 from minillm.adapt.surgery import matrices
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder, Embedding
@@ -113,23 +112,23 @@ def written_low_rank(method: LowRank) -> tuple[dict[str, Any], dict[str, Tensor]
 
 
 def _piece(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) -> Piece:
-    kept = {path: matrix.kept() for path, matrix in parts.items()}
+    states = {path: matrix.state() for path, matrix in parts.items()}
     first, scales = next(iter(parts.values())), {matrix.scale for matrix in parts.values()}
-    if "magnitude" in next(iter(kept.values())) and place.transposed:
+    if "magnitude" in next(iter(states.values())) and place.transposed:
         raise InputError(f"DoRA of {place.name}: peft's file has no place for it in a matrix stored input by output")
     if len(place.ours) == 1:
-        factors = kept[place.ours[0]]
+        factors = states[place.ours[0]]
         if first.kind is Embedding:
             factors = {name: factors[name].T.contiguous() for name in TABLE}
         names = TABLE if first.kind is Embedding else PLAIN
-        rank = len(kept[place.ours[0]]["a"])
+        rank = len(states[place.ours[0]]["a"])
         return Piece({names[name]: tensor for name, tensor in factors.items()}, rank, first.scale)
     if len(scales) > 1:
         raise InputError(
             f"peft has one scale for {place.name}, and alpha / r differs between {', '.join(parts)}: give them one"
         )
-    down = [factors["a"] for factors in kept.values()]
-    rows = [kept[path]["b"] if path in kept else _no_update(method, path) for path in place.ours]
+    down = [factors["a"] for factors in states.values()]
+    rows = [states[path]["b"] if path in states else _no_update(method, path) for path in place.ours]
     if len(parts) == len(place.ours) and all(torch.equal(a, down[0]) for a in down):
         return Piece({PLAIN["a"]: down[0], PLAIN["b"]: torch.cat(rows)}, len(down[0]), first.scale)
     # Where a part has no update its rows have no columns, and blocks on a diagonal leave them zero.

@@ -7,13 +7,14 @@ at the end. Rates and epochs were found on the validation rows of the reviews.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import Adaptation, DoRA, FineTune, FrozenHead, LoRA, Method, PiSSA, PrefixTuning, SoftPrompt
+from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.data.tasks import LabelledText, Task
 from minillm.decoder import Decoder
 from minillm.errors import InputError
@@ -21,11 +22,11 @@ from minillm.generation import LanguageModel
 from minillm.lab.experiment import Experiment, Outcome, labels, parameter_count, tensor_bytes
 from minillm.prompting.choosing import balanced_shots
 from minillm.prompting.prompt_cache import PromptCache
-from minillm.prompting.scoring import accuracy, answer_scores, score_all
+from minillm.prompting.scoring import Features, accuracy, answer_scores, score_all
 from minillm.runtime.device import autocast
 from minillm.runtime.options import Names
-from minillm.training.activation_cache import TrunkStore, boundary
-from minillm.training.feature_cache import Recipe, filed_features
+from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
+from minillm.training.feature_cache import cached_features
 from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
 
@@ -168,8 +169,8 @@ def features(experiment: Experiment, on_trained: OnTrained) -> Outcome:
     found, seconds = {}, {}
     for split, texts in prompts.items():
         start = time.perf_counter()
-        found[split] = filed_features(
-            experiment.decoder, texts, experiment.out / "features", Recipe(precision=precision),
+        found[split] = cached_features(
+            experiment.decoder, texts, experiment.out / "features", FeatureRecipe(precision=precision),
             experiment.tokenizer.fingerprint, f"features, {split} rows",
         )  # fmt: skip
         seconds[split] = time.perf_counter() - start
@@ -185,7 +186,7 @@ def features(experiment: Experiment, on_trained: OnTrained) -> Outcome:
     )  # fmt: skip
 
 
-def _best_classifier(decoder: Decoder, task: Task, train: Any, validation: Any) -> tuple[FrozenHead, float]:
+def _best_classifier(decoder: Decoder, task: Task, train: Tensor, validation: Tensor) -> tuple[FrozenHead, float]:
     """The classifier, and the C under which the validation labels are most likely.
 
     (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
@@ -204,13 +205,14 @@ def _best_classifier(decoder: Decoder, task: Task, train: Any, validation: Any) 
 
 
 def score_rows(
-    experiment: Experiment, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]], name: str
-) -> Tensor:
+    experiment: Experiment, model: LanguageModel, prompts: list[list[int]], answers: list[list[int]],
+    features: Features | None, name: str,
+) -> Tensor:  # fmt: skip
     """Each answer's score after each prompt, in the experiment's precision."""
 
     def score(batch: list[int]) -> Tensor:
         with autocast(experiment.device, experiment.precision):
-            return answer_scores(model, [prompts[index] for index in batch], answers)
+            return answer_scores(model, [prompts[index] for index in batch], answers, features)
 
     return score_all(score, [len(prompt) for prompt in prompts], name)
 
@@ -223,17 +225,17 @@ def trained(experiment: Experiment, name: str, options: MethodOptions, on_traine
     task, answers = experiment.labelled, experiment.answers()
     settings = training_settings(experiment, name, options)
     method = build(experiment, name, options)
-    model = TrunkStore(method) if boundary(method) else method
+    cached = ActivationCache(method).features if lowest_trained_stage(method) else None
     if isinstance(method, FineTune) and method.classes is not None:
         answers = [[label] for label in range(len(answers))]
     prompts, targets = experiment.prompts(task.train), labels(task.train)
 
     def loss(batch: list[int]) -> tuple[Tensor, int]:
-        scores = answer_scores(model, [prompts[index] for index in batch], answers)
+        scores = answer_scores(method, [prompts[index] for index in batch], answers, cached)
         return F.cross_entropy(scores, targets[batch].to(scores.device), reduction="sum"), len(batch)
 
     def score(rows: list[LabelledText], which: str) -> Tensor:
-        return score_rows(experiment, model, experiment.prompts(rows), answers, f"{name}, {which} rows")
+        return score_rows(experiment, method, experiment.prompts(rows), answers, cached, f"{name}, {which} rows")
 
     def validate() -> float:
         return accuracy(score(task.validation, "validation"), labels(task.validation))

@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.data.tasks import LabelledText, Task
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
-from minillm.training.feature_cache import Recipe, compute_features
+from minillm.training.feature_cache import compute_features
 
 CHOICES = ("balanced", "seed", "nearest", "ordered")
 
@@ -62,7 +63,7 @@ def nearest_shots(
     last token's. A text that is itself a training row is not shown to itself.
     """
     _enough(task, count + 1)
-    recipe = Recipe(pooling=pooling)
+    recipe = FeatureRecipe(pooling=pooling)
 
     def directions(some: Sequence[str], name: str) -> Float[Tensor, "N D"]:
         # A text without tokens has no features: a newline stands for it.

@@ -12,28 +12,30 @@ from minillm.generation import LanguageModel
 from minillm.operations import log_softmax
 from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
-from minillm.training.activation_cache import TrunkStore
 
 BATCH = 32
+Features = Callable[[Sequence[Sequence[int]]], Float[Tensor, "B T D"]]
+"""The hidden states of rows of tokens before the head, padded on the right: the model's own, or out of a cache."""
 
 
 def answer_scores(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> Float[Tensor, "B C"]:
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]],
+    features: Features | None = None,
+) -> Float[Tensor, "B C"]:  # fmt: skip
     """log P(answer | prompt) of every answer after every prompt, in nats, in float32 at least.
 
-    A prompt is read once for all answers of one token, and once more only where longer ones part: the last token of
-    an answer is foretold and not read, and an answer that begins as another goes with it.
+    A prompt is processed once for all answers of one token, and once more only where longer ones diverge: the last
+    token of an answer is predicted and is no input, and an answer that is the start of another shares its row.
     """
-    stems = _branches([tuple(answer[:-1]) for answer in answers])
-    rows = [[*prompt, *stem] for prompt in prompts for stem in stems]
-    places = [range(len(prompt) - 1, len(prompt) + len(stem)) for prompt in prompts for stem in stems]
-    log_probabilities = _log_probabilities_at(model, rows, places)
+    inputs = _longest([tuple(answer[:-1]) for answer in answers])
+    rows = [[*prompt, *some] for prompt in prompts for some in inputs]
+    places = [range(len(prompt) - 1, len(prompt) + len(some)) for prompt in prompts for some in inputs]
+    log_probabilities = _log_probabilities_at(model, rows, places, features)
     by_prompt = rearrange(log_probabilities, "(B N) V -> B N V", B=len(prompts))
-    starts = [0, *accumulate(len(stem) + 1 for stem in stems)]
+    starts = [0, *accumulate(len(some) + 1 for some in inputs)]
     owners, steps, tokens = [], [], []
     for owner, answer in enumerate(answers):
-        start = next(start for start, stem in zip(starts, stems, strict=False) if _goes_on(stem, answer[:-1]))
+        start = next(start for start, some in zip(starts, inputs, strict=False) if _starts_with(some, answer[:-1]))
         owners += [owner] * len(answer)
         steps += range(start, start + len(answer))
         tokens += answer
@@ -42,28 +44,27 @@ def answer_scores(
     return scores.index_add(1, torch.tensor(owners, device=each.device), each)
 
 
-def _goes_on(longer: Sequence[int], start: Sequence[int]) -> bool:
-    return list(longer[: len(start)]) == list(start)
+def _starts_with(tokens: Sequence[int], start: Sequence[int]) -> bool:
+    return list(tokens[: len(start)]) == list(start)
 
 
-def _branches(starts: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The different ones that no other goes on from."""
-    different = list(dict.fromkeys(starts))
+def _longest(inputs: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Each that is not the start of another, once."""
+    different = list(dict.fromkeys(inputs))
     return [
-        start
-        for start in different
-        if not any(other != start and _goes_on(other, start) for other in different)
+        one for one in different if not any(other != one and _starts_with(other, one) for other in different)
     ]  # fmt: skip
 
 
 def answer_log_probabilities(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> Float[Tensor, "B"]:
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]],
+    features: Features | None = None,
+) -> Float[Tensor, "B"]:  # fmt: skip
     """log P(answer | prompt) of each row's own answer: the sum over its tokens, in nats."""
     rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    # The token at each place is foretold from the place before it: the prompt's last token foretells the first.
+    # A token is predicted at the place before its own: the first one at the prompt's last token.
     places = [[len(p) - 1 + index for index in range(len(a))] for p, a in zip(prompts, answers, strict=True)]
-    log_probabilities = _log_probabilities_at(model, rows, places)
+    log_probabilities = _log_probabilities_at(model, rows, places, features)
     device = log_probabilities.device
     tokens = torch.tensor([token for answer in answers for token in answer], device=device)
     owners = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], device=device)
@@ -72,28 +73,25 @@ def answer_log_probabilities(
 
 
 def _log_probabilities_at(
-    model: LanguageModel, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]]
+    model: LanguageModel, rows: Sequence[Sequence[int]], places: Sequence[Sequence[int]], features: Features | None
 ) -> Float[Tensor, "N V"]:
     """log softmax of the logits at some places of each row, one row after another; the head runs on no others."""
-    hidden = _hidden(model, rows)
+    hidden = _features(model, rows) if features is None else features(rows)
     owners = torch.tensor([row for row, some in enumerate(places) for _ in some], device=hidden.device)
     flat = torch.tensor([place for some in places for place in some], device=hidden.device)
     logits = model.decoder.head(hidden[owners, flat])
     return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
-def _hidden(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
-    """What the head reads of each row, padded on the right; a store knows the rows that it has read before."""
-    if isinstance(model, TrunkStore):
-        return model.read(rows)
-    decoder = model.decoder
-    return decoder.features(pad_right(rows)[0].to(decoder.embed.weight.device), prefix=model.prefix())
+def _features(model: LanguageModel, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
+    ids = pad_right(rows)[0].to(next(model.decoder.head.parameters()).device)
+    return model.decoder.features(ids, prefix=model.prefix())
 
 
 def score_all(
     score: Callable[[list[int]], Float[Tensor, "B C"]], lengths: Sequence[int], name: str = "scoring"
 ) -> Float[Tensor, "N C"]:
-    """`score(indices)` of all rows, in batches of neighbours in length, back in the order of the rows."""
+    """`score(indices)` of all rows, in batches of similar length, in the order of the rows."""
     batches = length_buckets(lengths, BATCH)
     with torch.no_grad():
         found = [score(batch).cpu() for batch in progress(batches, desc=name, unit="batch")]

@@ -6,10 +6,9 @@ import torch
 from minillm import InputError
 from minillm.adapt import InContext
 from minillm.adapters.load import load
+from tests.adapters import forgery
+from tests.adapters.adapters import trained
 from tests.decoders import STYLES, random_decoder
-
-from . import forgery
-from .adapters import trained
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from minillm import Decoder, DecoderConfig, InputError
-from minillm.adapt.adapted_matrix import Update
 from minillm.adapt.dora import DoRA, DoRALinear
+from minillm.adapt.low_rank import Update
 from minillm.adapt.surgery import frozen
 from minillm.adapters.merge import updates
 from tests.adapt.low_rank import moved

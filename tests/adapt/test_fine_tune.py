@@ -68,7 +68,7 @@ def test_a_classifier_reads_the_last_token_and_is_trained_with_the_layers(layers
         method.decoder.head.weight.normal_(generator=torch.Generator().manual_seed(0))
     rows = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
     (left, left_mask), (right, last) = pad_left(rows), pad_right(rows)
-    alone = torch.cat([method.head(decoder.features(torch.tensor([row]))[:, -1]) for row in rows])
+    alone = torch.cat([method.decoder.head(decoder.features(torch.tensor([row]))[:, -1]) for row in rows])
     assert_close(method(left, mask=left_mask), alone, "law")
     assert_close(method(right, mask=torch.arange(right.shape[1]) <= last[:, None]), alone, "law")
     assert decoder.head.weight is decoder.embed.weight, "the base keeps its own head"

@@ -6,9 +6,10 @@ import torch.nn.functional as F
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import FineTune, FrozenHead
+from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.adapt.heads import HEADS
 from minillm.data.batches import pad_left, pad_right
-from minillm.training.feature_cache import Recipe, compute_features, stored_features
+from minillm.training.feature_cache import cached_features, compute_features
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
@@ -22,7 +23,7 @@ SMALL = {"mlp": {"hidden": 3, "c": 0.1}}
 def test_ids_give_the_scores_that_stored_features_give(head, layer, pooling, tmp_path):
     base = random_decoder(STYLES["Llama"])
     method = FrozenHead(base, 3, head=head, settings=SMALL.get(head), layer=layer, pooling=pooling)
-    features = stored_features(base, TEXTS, tmp_path, method.recipe)
+    features = cached_features(base, TEXTS, tmp_path, method.recipe)
     method.fit(features, LABELS)
     expected = method.classifier.scores(features)
     (left, mask), (right, last) = pad_left(TEXTS), pad_right(TEXTS)
@@ -41,7 +42,7 @@ def test_options_and_state_rebuild_it(head):
     ids = torch.tensor(TEXTS[:1])
     assert torch.equal(again(ids), method(ids))
     assert again.options() == method.options()
-    assert all(torch.equal(again.state()[name], kept) for name, kept in method.state().items())
+    assert all(torch.equal(again.state()[name], saved) for name, saved in method.state().items())
 
 
 def test_what_gradients_train_and_what_is_only_fitted():
@@ -58,7 +59,7 @@ def test_a_probe_on_stored_features_is_fine_tuning_the_output_layer_with_a_froze
     """Law 10: the same batches in the same order, no dropout, gradient steps on both sides."""
     base = random_decoder(STYLES["Llama"])
     probe, tuned = FrozenHead(base, 3), FineTune(base, layers="output", classes=3)
-    features = stored_features(base, TEXTS, tmp_path).tensor()
+    features = cached_features(base, TEXTS, tmp_path, probe.recipe)
     steps = [torch.optim.AdamW(method.trainable().values(), lr=0.1) for method in (probe, tuned)]
     for step in range(10):
         batch = [(3 * step + row) % len(TEXTS) for row in range(3)]
@@ -107,4 +108,4 @@ def test_what_is_not_there_is_refused():
         FrozenHead(base, 2, pooling="cls")
     with pytest.raises(InputError, match="no head 'tree'"):
         FrozenHead(base, 2, head="tree")
-    assert FrozenHead(base, 2).recipe == Recipe()
+    assert FrozenHead(base, 2).recipe == FeatureRecipe()

@@ -8,9 +8,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import LoRA
-from minillm.adapt.adapted_matrix import Update
 from minillm.adapt.dora import DoRALinear
 from minillm.adapt.lora import LoRALinear
+from minillm.adapt.low_rank import Update
 from minillm.adapt.pissa import PiSSALinear
 from minillm.adapt.surgery import frozen
 from minillm.adapters.merge import updates
@@ -76,6 +76,14 @@ def test_the_first_gradient_of_a_is_exactly_0_and_that_of_b_is_not():
     method(IDS).square().sum().backward()
     for name, parameter in method.trainable().items():
         assert (parameter.grad.abs().max() > 0) == name.endswith(".b"), name
+
+
+def test_an_adapted_matrix_shows_its_widths_and_rank():
+    with torch.device("meta"):
+        method = LoRA(Decoder(DecoderConfig.llama("smollm2-135m")), targets=("query", "value", "embed"))
+    assert repr(method.decoder.blocks[0].attention.query) == "LoRALinear(576 -> 576, rank 8)"
+    assert repr(method.decoder.blocks[0].attention.value) == "LoRALinear(576 -> 192, rank 8)"
+    assert repr(method.decoder.embed) == "LoRAEmbedding(49152 -> 576, rank 8)"
 
 
 # -- what it costs -----------------------------------------------------------------------------------------------------
@@ -183,11 +191,11 @@ def test_dropout_has_the_gradient_of_its_definition():
         dropped = torch.where(torch.rand_like(x) >= 0.4, x / 0.6, 0.0)
         return x @ adapted.weight.T + adapted.bias + 1.5 * dropped @ adapted.a.T @ adapted.b.T
 
-    slopes = []
+    gradients = []
     for run in (lambda: adapted(x), by_definition):
         torch.manual_seed(2)
-        slopes.append(torch.autograd.grad(run().square().sum(), (x, adapted.a, adapted.b)))
-    for one, other in zip(*slopes, strict=True):
+        gradients.append(torch.autograd.grad(run().square().sum(), (x, adapted.a, adapted.b)))
+    for one, other in zip(*gradients, strict=True):
         assert_close(one, other, "law")
 
 
@@ -230,10 +238,10 @@ def test_the_head_of_a_float32_decoder_trains_under_autocast():
         ({"ranks": {"up": 3}}, "LoRA rank for 'up' matches nothing"),
         ({"alphas": {"blocks.7.*": 3}}, r"LoRA alpha for 'blocks\.7\.\*' matches nothing"),
         ({"ranks": {"query": -1}}, "a rank of -1"),
-        ({"alpha": 0}, "alpha is 0; it must be a number above 0"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"alphas": {"query": math.inf}}, "alpha is inf"),
-        ({"dropout": 1.0}, "a dropout of 1.0 is no probability below 1"),
+        ({"alpha": 0}, "alpha must be a number above 0, got 0"),
+        ({"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
+        ({"alphas": {"query": math.inf}}, "alpha must be a number above 0, got inf"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
         ({"targets": ("q_proj",)}, "LoRA target 'q_proj' matches nothing"),
         ({"targets": ()}, "LoRA has no target"),
     ],

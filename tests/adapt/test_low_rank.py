@@ -7,8 +7,8 @@ import torch
 
 from minillm import InputError
 from minillm.adapt import LoRA
-from minillm.adapt.adapted_matrix import unadapted
 from minillm.adapt.dora import DoRA
+from minillm.adapt.low_rank import unadapted
 from minillm.adapt.pissa import PiSSA
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
@@ -72,14 +72,14 @@ def test_a_state_with_a_tensor_too_few_too_many_or_misshapen_is_refused(method, 
         ({"r": "2"}, "option r is '2', which is of another type"),
         ({"r": True}, "option r is True"),
         ({"alpha": None}, "option alpha is None"),
-        ({"alpha": float("inf")}, "alpha is inf"),
+        ({"alpha": float("inf")}, "alpha must be a number above 0, got inf"),
         ({"targets": "query"}, "option targets is 'query'"),
         ({"targets": [3]}, r"option targets is \[3\]"),
         ({"targets": []}, "has no target"),
         ({"ranks": {"query": "2"}}, "option ranks is"),
         ({"ranks": [["query", 2]]}, "option ranks is"),
         ({"rank_stabilised": 1}, "option rank_stabilised is 1"),
-        ({"dropout": 2}, "a dropout of 2"),
+        ({"dropout": 2}, r"dropout must be in \[0, 1\), got 2"),
         ({"use_rslora": True}, "option 'use_rslora' is unknown; there are: r, alpha, targets"),
         ({"state": {}}, "option 'state' is unknown"),
     ],

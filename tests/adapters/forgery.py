@@ -5,8 +5,7 @@ import json
 
 from safetensors.torch import load_file, save_file
 
-from minillm.adapt.description import DESCRIPTION
-from minillm.adapters.load import TENSORS
+from minillm.adapt.description import DESCRIPTION, TENSORS
 from minillm.runtime.fingerprint import tensor_fingerprint
 
 

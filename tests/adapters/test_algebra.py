@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minillm import InputError
 from minillm.adapt import LoRA
-from minillm.adapt.adapted_matrix import adapted_matrices
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapters.algebra import add, average, negate, scale, subtract
 from minillm.adapters.merge import merge, updates
 from tests.adapt.low_rank import moved

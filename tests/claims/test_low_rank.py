@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from minillm.ops.lora import lora
+from minillm.operations import lora
 from tests.tolerances import assert_close, relative_error
 
 SCALE = 0.5

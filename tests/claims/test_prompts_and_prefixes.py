@@ -2,7 +2,8 @@
 
 import torch
 
-from minillm.ops.attention import Prefix, attention, explicit_attention
+from minillm.operations import Prefix, attention
+from minillm.ops.attention import attention_weights, prepend, visible_keys
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close, relative_error
 
@@ -13,12 +14,18 @@ def _text_and_prefix(rows=2, heads=6, groups=2, tokens=5, length=3, width=7):
     return query, key, value, Prefix(*torch.randn(2, 1, groups, length, width).double())
 
 
+def _weights(query, key, value, prefix):
+    """Of every query on the prefix and the text."""
+    keys = prepend(prefix, key, value, None)[0]
+    return attention_weights(query, keys, visible_keys(query.shape[2], keys.shape[2], None, query.device))
+
+
 def test_prefix_attention_is_a_convex_mixture():
     """He et al. 2022, section 3.1: Attn([prefix; text]) = (1 - m) Attn(text) + m Attn(prefix), m the softmax's mass on
     the prefix."""
     query, key, value, prefix = _text_and_prefix()
-    both, weights = explicit_attention(query, key, value, prefix=prefix)
-    mass = weights[..., :3].sum(-1, keepdim=True)
+    both = attention(query, key, value, prefix=prefix)
+    mass = _weights(query, key, value, prefix)[..., :3].sum(-1, keepdim=True)
     # Every query sees the whole prefix: it attends as the last T of P + T positions whose own keys are left out.
     scores = query @ prefix.key.repeat_interleave(3, 1).mT / 7**0.5
     alone = scores.softmax(-1) @ prefix.value.repeat_interleave(3, 1)
@@ -48,7 +55,7 @@ def test_no_finite_key_makes_a_prefix_a_no_op():
     query, key, value, prefix = _text_and_prefix(rows=1, heads=1, groups=1, tokens=1)
     masses = []
     for distance in (0, 1, 10, 100):
-        _, weights = explicit_attention(query, key, value, prefix=Prefix(-distance * query, prefix.value[:, :, :1]))
+        weights = _weights(query, key, value, Prefix(-distance * query, prefix.value[:, :, :1]))
         masses.append(weights[..., 0].item())
     print("the mass on a prefix ever farther away:", ", ".join(f"{mass:.1e}" for mass in masses))
     assert masses == sorted(masses, reverse=True)

@@ -2,7 +2,7 @@
 
 import torch
 
-from minillm.ops.linear_cross_entropy import linear_cross_entropy
+from minillm.operations import linear_cross_entropy
 from tests.decoders import STYLES, random_decoder
 
 

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
-from minillm import InputError, Tokenizer
+from minillm import InputError
 from minillm.hub import gguf_tokenizer
+from minillm.hub.gguf_tokenizer import read_tokenizer
 from tests.training.tokenizer_training import SPECIAL, TEMPLATE, metadata, smollm, trained
 
 LLAMA_3 = Regex(gguf_tokenizer.LLAMA_3)
@@ -32,7 +33,7 @@ def test_a_gguf_tokenizer_encodes_as_the_pipeline_that_it_describes(pre, text):
 def _described(pre, made={}):  # noqa: B006 (a cache: hypothesis calls this often)
     if pre not in made:
         pipeline = trained(PRETOKENISERS[pre])
-        made[pre] = pipeline, Tokenizer.from_gguf(metadata(pipeline, pre))
+        made[pre] = pipeline, read_tokenizer(metadata(pipeline, pre))
         pipeline.encode_special_tokens = True
     return made[pre]
 
@@ -50,16 +51,16 @@ def _described(pre, made={}):  # noqa: B006 (a cache: hypothesis calls this ofte
     ],
 )
 def test_a_pretokeniser_cuts_where_llama_cpp_cuts(pre, text, pieces):
-    built = Tokenizer.from_gguf(metadata(trained(smollm()), pre)).pipeline.pre_tokenizer
+    built = read_tokenizer(metadata(trained(smollm()), pre)).pipeline.pre_tokenizer
     assert [piece for piece, _ in built.pre_tokenize_str(text)] == pieces
 
 
 def test_gguf_metadata_says_which_tokens_are_special():
-    read = Tokenizer.from_gguf(metadata(trained(smollm())))
+    read = read_tokenizer(metadata(trained(smollm())))
     assert read.special == dict(zip(SPECIAL, range(3), strict=True))
     assert (read.bos, read.eos, read.pad, read.chat_template) == (1, 2, 2, TEMPLATE)
     assert not read.starts_with_bos
-    assert Tokenizer.from_gguf(metadata(trained(smollm()), add_bos_token=True)).starts_with_bos
+    assert read_tokenizer(metadata(trained(smollm()), add_bos_token=True)).starts_with_bos
 
 
 def test_words_that_users_added_are_found_in_text_and_are_not_special():
@@ -67,7 +68,7 @@ def test_words_that_users_added_are_found_in_text_and_are_not_special():
     described = metadata(pipeline)
     described["tokenizer.ggml.tokens"].append("<tool_call>")
     described["tokenizer.ggml.token_type"].append(4)
-    read = Tokenizer.from_gguf(described)
+    read = read_tokenizer(described)
     assert read.encode("<tool_call>") == [len(described["tokenizer.ggml.tokens"]) - 1]
     assert "<tool_call>" not in read.special
 
@@ -76,9 +77,9 @@ def test_llama_3_takes_a_word_of_its_vocabulary_whole_though_no_merge_leads_ther
     described = metadata(trained(smollm()), "llama-bpe")
     described["tokenizer.ggml.tokens"].append("Ġunmerged")
     described["tokenizer.ggml.token_type"].append(1)
-    assert Tokenizer.from_gguf(described).encode(" unmerged") == [len(described["tokenizer.ggml.tokens"]) - 1]
+    assert read_tokenizer(described).encode(" unmerged") == [len(described["tokenizer.ggml.tokens"]) - 1]
     described["tokenizer.ggml.pre"] = "gpt-2"
-    assert len(Tokenizer.from_gguf(described).encode(" unmerged")) > 1
+    assert len(read_tokenizer(described).encode(" unmerged")) > 1
 
 
 @pytest.mark.parametrize(
@@ -100,5 +101,5 @@ def test_llama_3_takes_a_word_of_its_vocabulary_whole_though_no_merge_leads_ther
 )
 def test_gguf_metadata_that_makes_no_tokenizer_is_a_sentence(changes, says):
     with pytest.raises(InputError, match=re.escape(says)) as refusal:
-        Tokenizer.from_gguf(metadata(trained(smollm()), **changes))
+        read_tokenizer(metadata(trained(smollm()), **changes))
     assert "\n" not in str(refusal.value)

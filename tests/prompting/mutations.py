@@ -34,9 +34,9 @@ PROMPTING_MUTATIONS = [
         "range(len(prompt), len(prompt) + 1 +",
     ),
     mutation(
-        "a prompt read for every answer", SCORING, "different = list(dict.fromkeys(starts))", "different = list(starts)"
+        "a prompt read for every answer", SCORING, "different = list(dict.fromkeys(inputs))", "different = list(inputs)"
     ),
-    mutation("another branch's answer", SCORING, "if _goes_on(stem, answer[:-1]))", "if True)"),
+    mutation("another branch's answer", SCORING, "if _starts_with(some, answer[:-1]))", "if True)"),
     mutation("lengths with the blank", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
     mutation("bytes for characters", MEASURES, "[len(w) for w in words]", "[len(w.encode()) for w in words]"),
     mutation("information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),

@@ -17,12 +17,11 @@ from minillm.adapt import FineTune
 from minillm.adapters.load import load
 from minillm.adapters.merge import merge
 from minillm.runtime.delta import decode, encode
+from tests.adapters import forgery
+from tests.adapters.adapters import IDS, trained
 from tests.decoders import STYLES, random_decoder
 from tests.strategies import randoms, sizes
 from tests.tolerances import relative_error
-
-from . import forgery
-from .adapters import IDS, trained
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
