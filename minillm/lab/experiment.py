@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minillm import hub
-from minillm.adapt import FineTune
+from minillm.adapt import Method
 from minillm.adapt.surgery import frozen, lower
 from minillm.data.reviews import PROMPT, reviews_task
 from minillm.data.tables import table_task
@@ -39,7 +39,7 @@ class Experiment:
     seed: int
     out: Path
 
-    def lower_base(self, method: FineTune | None = None) -> None:
+    def lower_base(self, method: Method | None = None) -> None:
         """In bfloat16, hold the frozen matrices in it: the base's, or those of the body over it that is fine-tuned.
 
         They take the float32 ones' place in the experiment, whose memory is free from here on.

@@ -114,7 +114,7 @@ def build(experiment: Experiment, name: str, options: MethodOptions) -> Method:
         experiment.lower_base()
     torch.manual_seed(experiment.seed)
     method = METHODS[name](experiment, options)
-    if isinstance(method, FineTune):
+    if name in FINE_TUNED:
         experiment.lower_base(method)
     return method
 
