@@ -1,15 +1,15 @@
 """How well SmolLM2 learns the reviews: each method's accuracy over several seeds, with how sure the mean is.
 
 A seed is that of all that is random: the start of what is trained and the order of the rows. The rows are always the
-same. A method's rate was found on the validation rows beforehand (`minillm/lab/rungs.py`), the epoch is chosen on them
-in each run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
+same. A method's rate was found on the validation rows (`minillm/lab/methods.py`), the epoch is chosen on them in each
+run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
 own; a finished one is kept under `--out` and not run again.
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from benchmarks.reviews import BASE
 from minillm.errors import InputError
 
 if TYPE_CHECKING:
-    from minillm.lab.ladder import LadderSettings
+    from minillm.lab.ladder import Ladder
 
 COLUMNS = ("method", "validation rows", "test rows", "mean", "its standard error", "in epoch")
 
@@ -35,19 +35,22 @@ def numbers(listed: str) -> list[int]:
     return seeds
 
 
-def climbed(methods: str, settings: Sequence["LadderSettings"], out: Path) -> Iterator[dict[str, Any]]:
+def measured(ladders: Sequence["Ladder"]) -> Iterator[dict[str, Any]]:
     """Every method's figures at every seed, as each is done."""
-    from minillm.lab.ladder import climb
+    from minillm.lab.ladder import run_ladder
 
-    for one in settings:
-        for rung, _ in climb(methods, one, out / f"seed-{one.seed}"):
-            yield {"seed": one.seed, **rung}
+    for ladder in ladders:
+        for rung, _ in run_ladder(ladder):
+            yield {"seed": ladder.seed, **rung}
+
+
+def standard_error_of_mean(values: Sequence[float]) -> float:
+    """How far the mean of two or more independent values may be off: their spread (of n - 1) over sqrt(n)."""
+    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One method's accuracies over the seeds, and what they say together."""
-    from minillm.lab.statistics import standard_error_of_mean
-
     accuracies = [one["accuracy"] for one in runs]
     return {
         "method": runs[0]["name"],
@@ -101,24 +104,30 @@ def main(
         threads: CPU threads.
         out: The directory for what is written. Finished runs in it are not run again.
     """
-    from minillm.lab.ladder import LadderSettings
-    from minillm.lab.rungs import TRAINED, chosen_rungs
-    from minillm.lab.statistics import standard_error
+    from minillm.lab.ladder import Ladder
+    from minillm.lab.methods import METHODS
+    from minillm.lab.report import standard_error
     from minillm.runtime.files import write_text
 
-    names = [rung.name for rung in chosen_rungs(methods)]
-    if untrained := [name for name in names if name not in TRAINED]:
+    ladders = [
+        Ladder(
+            base=BASE, rungs=tuple(name.strip() for name in methods.split(",")), train=train, test=test, seed=seed,
+            device="cpu", threads=threads, out=out / f"seed-{seed}",
+        )
+        for seed in numbers(seeds)
+    ]  # fmt: skip
+    names = ladders[0].chosen()
+    if untrained := [name for name in names if name not in METHODS]:
         raise InputError(f"{untrained[0]} is not trained, and no seed changes it: `minillm ladder` has its figure")
-    settings = [LadderSettings(BASE, "reviews", train, test, seed, "cpu", threads) for seed in numbers(seeds)]
     runs = []
-    for one in climbed(methods, settings, out):
+    for one in measured(ladders):
         runs.append(one)
         print(f"{one['name']}, seed {one['seed']}: {one['accuracy']:.4f}", flush=True)
     summaries = [summary([one for one in runs if one["name"] == name]) for name in names]
     print(f"\n{table(summaries)}\n")
     error = standard_error(summaries[0]["mean"], test)
     print(f"one accuracy on {test} rows has a standard error of {100 * error:.1f} points, whatever the seed")
-    found = {"settings": [asdict(one) for one in settings], "summaries": summaries, "runs": runs}
+    found = {"settings": [ladder.described() for ladder in ladders], "summaries": summaries, "runs": runs}
     write_text(out / "adapt_reviews.json", json.dumps(found, indent=2) + "\n")
 
 

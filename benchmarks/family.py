@@ -24,12 +24,12 @@ class Queries:
     def __init__(self, prompts: list[list[int]], members: int, precision: str):
         import torch
 
-        from benchmarks.minillm_side import bench
+        from benchmarks.minillm_side import frozen_base
         from minillm.adapt import Family, LoRA
         from minillm.data.batches import pad_right
 
         torch.manual_seed(0)
-        body = bench(precision).working_body()
+        body = frozen_base(precision).decoder
         loras = {str(index): LoRA(body, r=8, alpha=16, targets=("query", "value")) for index in range(members)}
         for lora in loras.values():
             for name, parameter in lora.trainable().items():

@@ -17,7 +17,7 @@ from minillm.decoder import Decoder
 from minillm.runtime.device import keep_freed_memory
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
-from minillm.training.pretraining import FromNothing, Row
+from minillm.training.pretraining import LanguageModelTraining, PackedRow
 from minillm.training.schedule import TrainingSettings
 
 CONFIG = DecoderConfig(
@@ -45,7 +45,7 @@ class Ours:
     def __init__(self):
         keep_freed_memory()
         torch.manual_seed(0)
-        self.model = FromNothing(Decoder(CONFIG).train())
+        self.model = LanguageModelTraining(Decoder(CONFIG).train())
         learner = TorchLearner(self.model, self.model.loss, SETTINGS)
         self.loop = Loop(learner, [], lambda row: len(row.ids), SETTINGS, steps=STEPS)
 
@@ -53,7 +53,7 @@ class Ours:
         return {name: parameter.detach().numpy() for name, parameter in self.model.trainable().items()}
 
     def probe(self, batch: list[list[int]]) -> dict:
-        summed, count = self.model.loss([Row(row, row) for row in batch])
+        summed, count = self.model.loss([PackedRow(row, row) for row in batch])
         (summed / count).backward()
         gradients = {name: parameter.grad for name, parameter in self.model.trainable().items()}
         found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
@@ -63,7 +63,7 @@ class Ours:
     def train(self, batches: list[list[list[int]]]) -> list[float]:
         found = []
         for batch in batches:
-            self.loop.examples = [Row(row, row) for row in batch]
+            self.loop.examples = [PackedRow(row, row) for row in batch]
             self.loop.lengths = [len(row) for row in batch]
             found.append(self.loop.step([list(range(len(batch)))]))
         return found

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 
 from benchmarks.reviews import BASE, Work
 from minillm import load
-from minillm.adapt import FrozenHead, LoRA, Method, PrefixTuning, SoftPrompt
+from minillm.adapt import FineTune, FrozenHead, LoRA, Method, PrefixTuning, SoftPrompt
 from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.data.batches import pad_right
-from minillm.lab.world import Bench
-from minillm.prompting.prompt_cache import Reader
+from minillm.lab.experiment import Experiment
+from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import Features as RowFeatures
 from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import autocast, keep_freed_memory
@@ -29,20 +29,37 @@ from minillm.training.schedule import TrainingSettings
 
 WORDS = "Classify the movie review as negative or positive."
 POSITIONS = 10
-METHODS: dict[str, Callable[[Bench], Method]] = {
-    "lora": lambda bench: LoRA(bench.working_body(), r=8, alpha=16, targets=("query", "value")),
-    "soft-prompt": lambda bench: SoftPrompt(bench.working_body(), POSITIONS, bench.tokenizer.encode(WORDS)),
-    "prefix": lambda bench: PrefixTuning(bench.working_body(), POSITIONS, "zero"),
-    "last-blocks": lambda bench: bench.fine_tuned(bench.decoder, layers=2),
+METHODS: dict[str, Callable[[Experiment], Method]] = {
+    "lora": lambda on: LoRA(on.decoder, r=8, alpha=16, targets=("query", "value")),
+    "soft-prompt": lambda on: SoftPrompt(on.decoder, POSITIONS, on.tokenizer.encode(WORDS)),
+    "prefix": lambda on: PrefixTuning(on.decoder, POSITIONS, "zero"),
+    "last-blocks": lambda on: FineTune(on.decoder, layers=2),
 }
 CPU = torch.device("cpu")
 
 
-def bench(precision: str) -> Bench:
+def experiment(precision: str) -> Experiment:
     keep_freed_memory()
     decoder, tokenizer = load(BASE)
     assert tokenizer is not None
-    return Bench(decoder, tokenizer, CPU, precision, seed=0, out=Path())
+    return Experiment(decoder, tokenizer, None, CPU, precision, seed=0, out=Path())
+
+
+def frozen_base(precision: str) -> Experiment:
+    """The base, with its frozen matrices in the precision."""
+    found = experiment(precision)
+    found.lower_base()
+    return found
+
+
+def built(name: str, precision: str) -> Method:
+    """The method on a base of its own, with the frozen matrices in the precision."""
+    if name != "last-blocks":
+        return METHODS[name](frozen_base(precision))
+    on = experiment(precision)
+    method = METHODS[name](on)
+    on.lower_base(method)
+    return method
 
 
 def cache(method: Method) -> RowFeatures | None:
@@ -56,7 +73,7 @@ class Training:
     def __init__(self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str):
         self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
         torch.manual_seed(0)
-        self.method = METHODS[method](bench(precision)).train()
+        self.method = built(method, precision).train()
         self.cached = cache(self.method)
         settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch, precision=precision)
         learner = TorchLearner(self.method, self.loss, settings)
@@ -105,7 +122,7 @@ class Features:
     def __init__(self, work: Work, precision: str, c: float):
         self.work, self.labels, self.recipe = work, torch.tensor(work.labels), FeatureRecipe(precision=precision)
         # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
-        self.head = FrozenHead(bench(precision).working_body(), classes=2, settings={"c": c / 2})
+        self.head = FrozenHead(frozen_base(precision).decoder, classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)
 
     def read(self, batches: list[list[int]]) -> np.ndarray:
@@ -121,11 +138,11 @@ class Features:
 
 
 class Scoring:
-    """The answers' probabilities after each prompt; what the prompts of a share have in common is read once for it."""
+    """The answers' probabilities after each prompt; what the prompts of a share have in common is processed once."""
 
     def __init__(self, work: Work, precision: str):
         self.work, self.precision = work, precision
-        self.decoder = bench(precision).working_body().eval()
+        self.decoder = frozen_base(precision).decoder.eval()
 
     @torch.no_grad()
     def score(self, batches: list[list[int]]) -> np.ndarray:
@@ -133,8 +150,8 @@ class Scoring:
         rows = [row for batch in batches for row in batch]
         found = []
         with autocast(CPU, self.precision):
-            kept = Reader(self.decoder).read([self.work.prompts[row] for row in rows])
-            rests = iter(kept.rests)
+            cached = PromptCache(self.decoder).process([self.work.prompts[row] for row in rows])
+            rests = iter(cached.rests)
             for batch in batches:
-                found.append(answer_scores(kept.model, [next(rests) for _ in batch], answers).exp())
+                found.append(answer_scores(cached.model, [next(rests) for _ in batch], answers).exp())
         return torch.cat(found).numpy()

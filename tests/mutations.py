@@ -367,8 +367,8 @@ MUTATIONS = [
     ),
     mutation(
         "an interrupted adapter that is lost",
-        ("lab/climbing.py", "adapters/test_commands.py"),
-        "interrupted=lambda: keep(method), name=name",
+        ("lab/methods.py", "adapters/test_commands.py"),
+        "on_interrupt=lambda: on_trained(method), name=name",
         "name=name",
     ),
 ]

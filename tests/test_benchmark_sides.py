@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import family, minillm_side, peer_side
 from benchmarks.comparison import error
 from benchmarks.reviews import Work
-from minillm.lab.world import Bench
+from minillm.lab.experiment import Experiment
 from minillm.tokenizer import Tokenizer
 
 from .hub import peft_pairs
@@ -32,8 +32,8 @@ def tiny(tmp_path, monkeypatch):
     tokenizer.encode.return_value = [5, 3, 5]
     monkeypatch.setattr(
         minillm_side,
-        "bench",
-        lambda precision: Bench(decoder, tokenizer, minillm_side.CPU, precision, seed=0, out=tmp_path),
+        "experiment",
+        lambda precision: Experiment(decoder, tokenizer, None, minillm_side.CPU, precision, seed=0, out=tmp_path),
     )
     monkeypatch.setattr(peer_side, "peer", lambda tuned: model)
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from benchmarks.adapt_reviews import numbers, summary, table
+from benchmarks.adapt_reviews import numbers, standard_error_of_mean, summary, table
 from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.beside import Side, at_work, shares, take_turns
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
@@ -138,6 +138,10 @@ def test_a_methods_accuracies_are_summed_up_over_the_seeds():
     assert line.split() == ["lora", "81.0", "83.0", "85.0", "80.0", "82.0", "84.0", "82.0", "1.15", "2", "2", "2"]
     assert len(head) == len(line)
     assert summary(runs[:1])["standard_error"] is None
+
+
+def test_the_mean_of_four_runs_is_twice_as_sure_as_one():
+    assert standard_error_of_mean([0.0, 0.0, 2.0, 2.0]) == pytest.approx((4 / 3) ** 0.5 / 2)
 
 
 @pytest.mark.parametrize(("listed", "said"), [("0,a", "must be whole numbers"), ("1,2,1", "hold one twice")])

@@ -1,8 +1,10 @@
 """The commands as a user meets them: the whole ladder on a tiny base, and one sentence for whatever is wrong."""
 
+import dataclasses
 import json
 import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from minillm import Decoder, DecoderConfig, Tokenizer, save
 from minillm.cli import COMMANDS, main
-from minillm.lab.rungs import RUNGS
+from minillm.lab.ladder import RUNGS
 
 KEYS = {
     "name", "accuracy", "standard_error", "trainable_parameters", "stored_bytes", "train_seconds", "eval_seconds",
@@ -55,7 +57,7 @@ LADDER = (
 )  # fmt: skip
 
 
-def test_the_ladder_climbs_every_rung_writes_what_it_prints_and_goes_on_where_it_stopped(place):
+def test_the_ladder_runs_every_rung_writes_what_it_prints_and_resumes_where_it_stopped(place):
     first = run(place, *LADDER, "--rungs", "zero-shot,features", "--out", "out")
     assert first.returncode == 0, first.stderr
     begun = json.loads((place / "out" / "ladder.json").read_text())
@@ -65,7 +67,7 @@ def test_the_ladder_climbs_every_rung_writes_what_it_prints_and_goes_on_where_it
     assert second.returncode == 0, second.stderr
     ladder = json.loads((place / "out" / "ladder.json").read_text())
     assert [rung["name"] for rung in ladder["rungs"]] == list(RUNGS)
-    assert ladder["rungs"][0] == begun["rungs"][0], "a finished rung is not climbed again"
+    assert ladder["rungs"][0] == begun["rungs"][0], "a finished rung is not run again"
     assert {"base", "task", "train", "test", "seed", "device", "versions"} <= set(ladder)
     for rung in ladder["rungs"]:
         assert set(rung) >= KEYS
@@ -94,6 +96,8 @@ def test_the_ladder_climbs_every_rung_writes_what_it_prints_and_goes_on_where_it
         (("export", "nothing", "--gguf", "untouched"), "there is no model 'nothing'"),
         ((*LADDER, "--labels", "good,good"), "two different labels"),
         (("pull", "nothing"), "nothing"),
+        (("climb",), "there is no command 'climb'; there are: pull, generate"),
+        (("adapter",), "a command is missing; there are: inspect, diff"),
         ((*LADDER, "--rungs", "zero-shot,lorra"), "there is no rung 'lorra'; there are: zero-shot"),
         ((*LADDER, "--train", "4000"), "too few for 4000 to train"),
         ((*LADDER, "--data", "one.csv"), "1 class"),
@@ -112,11 +116,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place,
     monkeypatch.setattr("sys.argv", ["minillm", *words])
     with pytest.raises(SystemExit) as end:
         main()
-    printed, said = capsys.readouterr()
+    printed, complaint = capsys.readouterr()
     assert end.value.code == 2
-    assert printed == "", "nothing is said before it is known that it can be done"
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1, said
+    assert printed == "", "nothing is printed before it is known that it can be done"
+    assert sentence in complaint
+    assert len(complaint.strip().splitlines()) == 1, complaint
     assert not (place / "untouched").exists()
 
 
@@ -136,8 +140,43 @@ def test_generate_prints_the_prompt_and_what_follows_and_a_seed_repeats_it(place
     assert first.stdout != run(place, *words[:-1], "4").stdout
 
 
-def test_help_names_every_command(place):
-    result = run(place, "--help")
-    assert result.returncode == 0
-    assert all(command in result.stdout for command in COMMANDS)
-    assert "adaptation of language models" in result.stdout
+def test_help_names_every_command(capsys, monkeypatch):
+    for words, commands in (([], COMMANDS), (["adapter"], COMMANDS["adapter"][0]), (["lab"], COMMANDS["lab"][0])):
+        monkeypatch.setattr("sys.argv", ["minillm", *words, "--help"])
+        main()
+        printed = capsys.readouterr().out
+        assert all(f"\n  {command} " in printed for command in commands)
+        assert f"usage: minillm {' '.join([*words, '[-h]'])} COMMAND" in printed
+
+
+def _commands(commands, words=()):
+    for name, (found, _) in commands.items():
+        yield from _commands(found, (*words, name)) if isinstance(found, dict) else [((*words, name), found)]
+
+
+@pytest.mark.parametrize(("words", "place"), [*_commands(COMMANDS)], ids=str)
+def test_every_command_and_each_of_its_options_has_its_help(words, place, capsys, monkeypatch):
+    module, _, name = place.partition(":")
+    command = getattr(import_module(f"minillm.{module}"), name)
+    monkeypatch.setattr("sys.argv", ["minillm", *words, "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code in (0, None)
+    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert command.__doc__.splitlines()[0] in printed
+    for option in dataclasses.fields(command):
+        flag = option.name.replace("_", "-")
+        for start in (f"--no-{flag} ", f"--{flag} {{None}}|", f"--{flag} "):
+            if start in printed:
+                described = printed.split(start, 1)[1]
+                described = described if "--no-" in start else described.split(" ", 1)[1]
+                assert not described.startswith(("(", "--")), f"{flag} has no help"
+                break
+        else:
+            assert f"--{flag}" not in printed, "all others are positional"
+
+
+def test_help_loads_no_torch():
+    program = "import sys; from minillm.cli import main; main(); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr

@@ -16,38 +16,38 @@ TASK = (
 
 
 def test_over_a_task_it_shows_a_prompt_and_measures_it_before_and_after_calibration(command, place):  # noqa: F811
-    said = command(*TASK, "--shots", "2", "--out", "measured")
+    printed = command(*TASK, "--shots", "2", "--out", "measured")
     written = json.loads((place / "measured" / "prompt.json").read_text("utf-8"))
     asked = written["asked"][0]
     assert asked["way"] == "few-shot"
     assert list(asked["measures"]) == list(MEASURES)
     for name, figure in asked["measures"].items():
-        row = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        row = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
         for when in ("before", "after"):
             assert f"{figure[when]['accuracy']:.3f} ± {figure[when]['standard_error']:.3f}" in row
     labels = [int(row["text"].split()[-1] == "yes") for row in asked["rows"]]
     best = [max((0, 1), key=lambda label: row["scores"][label]) for row in asked["rows"]]
     right = [one == other for one, other in zip(best, labels, strict=True)]
     assert asked["measures"]["acc"]["before"]["accuracy"] == pytest.approx(sum(right) / 12)
-    prompt = said.split("-\n")[1].split("\n---")[0]
+    prompt = printed.split("-\n")[1].split("\n---")[0]
     assert prompt.count("\n\n") == 2
     assert prompt.endswith(f"{asked['rows'][0]['text']}:")
     assert all(sum(row["calibrated"]["acc"]) == pytest.approx(1) for row in asked["rows"])
 
 
-def test_for_a_text_it_gives_each_labels_probability_and_shows_the_blank_that_would_be_a_trap(command):
-    said = command(*BASE, "--text", "gripping", "--prompt", "{text}:", "--labels", "yes,no", "--show-tokens")
-    assert "gripping:\n---" in said
-    assert "9 tokens: [g][r][i][p][p][i][n][g][:]" in said
-    assert "  ...[g][:] [ ][y][es]: log P = " in said
-    assert "  ...[:][ ] [y][es]: log P = " in said
-    rows = [line.split() for line in said.splitlines() if line.startswith(("yes ", "no "))]
+def test_for_a_text_it_gives_each_labels_probability_and_shows_the_tokens_of_a_trailing_space(command):
+    printed = command(*BASE, "--text", "gripping", "--prompt", "{text}:", "--labels", "yes,no", "--show-tokens")
+    assert "gripping:\n---" in printed
+    assert "9 tokens: [g][r][i][p][p][i][n][g][:]" in printed
+    assert "  ...[g][:] [ ][y][es]: log P = " in printed
+    assert "  ...[:][ ] [y][es]: log P = " in printed
+    rows = [line.split() for line in printed.splitlines() if line.startswith(("yes ", "no "))]
     for column in (1, 2):
         assert sum(float(row[column]) for row in rows) == pytest.approx(1, abs=0.002)
 
 
 def test_the_same_examples_in_several_orders_are_compared(command, place):  # noqa: F811
-    said = command(*TASK, "--shots", "3", "--orders", "3", "--out", "orders")
+    printed = command(*TASK, "--shots", "3", "--orders", "3", "--out", "orders")
     written = json.loads((place / "orders" / "prompt.json").read_text("utf-8"))
     shown = [[shot[0] for shot in asked["template"]["shots"]] for asked in written["asked"]]
     assert len(set(map(tuple, shown))) == 3
@@ -55,8 +55,8 @@ def test_the_same_examples_in_several_orders_are_compared(command, place):  # no
     accuracies = [asked["measures"]["acc"]["after"]["accuracy"] for asked in written["asked"]]
     spread = written["spread"]["acc"]["after"]
     assert spread["mean"] == pytest.approx(sum(accuracies) / 3)
-    assert f"{spread['mean']:.3f} ± {spread['standard_deviation']:.3f}" in said
-    assert "acc, calibrated" in said
+    assert f"{spread['mean']:.3f} ± {spread['standard_deviation']:.3f}" in printed
+    assert "acc, calibrated" in printed
 
 
 @pytest.mark.parametrize("choose", ["seed", "nearest", "ordered"])
@@ -65,32 +65,34 @@ def test_examples_are_chosen_in_every_way(command, choose):
 
 
 def test_without_examples_the_model_writes_its_own_chain_and_its_samples_vote(command, place):  # noqa: F811
-    said = command(*TASK, "--chain", "--max-new-tokens", "5", "--samples", "2", "--out", "chain")
+    printed = command(*TASK, "--chain", "--max-new-tokens", "5", "--samples", "2", "--out", "chain")
     asked = json.loads((place / "chain" / "prompt.json").read_text("utf-8"))["asked"][0]
     assert asked["way"] == "zero-shot chain of thought"
     for title, name in (("free answers", "free"), ("the majority's", "self_consistency")):
-        assert f"{title}: strictly read {asked[name]['strict']:.3f}" in said
+        assert f"{title}: strictly read {asked[name]['strict']:.3f}" in printed
     for row in asked["rows"]:
         assert row["said"].startswith(" Let's think step by step.")
         assert " Therefore, the answer is" in row["said"]
 
 
 def test_word_problems_come_with_chains_to_show(command):
-    said = command(*BASE, "--task", "word_problems", "--shots", "1", "--chain", "--test", "3", "--max-new-tokens", "4")
-    assert said.count("Let's think step by step.") >= 2
-    assert ". The answer is " in said
+    printed = command(
+        *BASE, "--task", "word_problems", "--shots", "1", "--chain", "--test", "3", "--max-new-tokens", "4"
+    )
+    assert printed.count("Let's think step by step.") >= 2
+    assert ". The answer is " in printed
 
 
 @pytest.mark.parametrize("name", ["funny", "juggler", "colour"])
 def test_the_lectures_examples_are_asked_in_two_ways_and_reported_as_they_come(command, place, name):  # noqa: F811
-    said = command(*BASE, "--example", name, "--out", name)
+    printed = command(*BASE, "--example", name, "--out", name)
     asked = json.loads((place / name / "prompt.json").read_text("utf-8"))["asked"]
     assert len(asked) == 2
-    assert EXAMPLES[name].about in said
+    assert EXAMPLES[name].about in printed
     for one in asked:
-        assert one["prompt"] in said
+        assert one["prompt"] in printed
         assert one["right"] == (one["strict"] == EXAMPLES[name].expected or one["flexible"] == EXAMPLES[name].expected)
-    assert said.count(f"({EXAMPLES[name].expected} is expected)") == 2
+    assert printed.count(f"({EXAMPLES[name].expected} is expected)") == 2
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,7 @@ def test_the_lectures_examples_are_asked_in_two_ways_and_reported_as_they_come(c
     [
         ((*TASK, "--choose", "nicest"), "they can be: balanced, seed, nearest, ordered"),
         ((*TASK, "--shots", "2", "--chain"), "these examples have no chains"),
-        ((*TASK, "--prompt", "{text}: "), "ends with a blank"),
+        ((*TASK, "--prompt", "{text}: "), "ends with a space"),
         ((*TASK, "--shots", "41"), "do not hold 41 shots"),
         ((*TASK, "--shots", "-1"), "shots is -1"),
         ((*TASK, "--labels", "bad,good,best"), "3 labels are given for the 2 classes"),
@@ -117,20 +119,20 @@ def test_the_lectures_examples_are_asked_in_two_ways_and_reported_as_they_come(c
 def test_wrong_use_is_one_sentence_and_exit_code_2_and_nothing_is_written(command, place, words, sentence, capsys):  # noqa: F811
     with pytest.raises(SystemExit) as end:
         command(*words, "--out", "untouched")
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert end.value.code == 2
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1, said
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1, printed
     assert not (place / "untouched").exists()
 
 
 def test_an_interrupt_leaves_nothing_half_written(command, place, monkeypatch):  # noqa: F811
-    from minillm.lab import prompting
+    from minillm.lab import prompt
 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prompting, "figures", interrupted)
+    monkeypatch.setattr(prompt, "accuracies", interrupted)
     with pytest.raises(SystemExit) as end:
         command(*TASK, "--out", "interrupted")
     assert end.value.code == 130

@@ -1,8 +1,8 @@
 """Where a prompt's tokens end and an answer's begin.
 
-A blank belongs to the word after it: " positive" is one token, and " " and "positive" are two others, which a model has
-hardly seen side by side. So a prompt ends without a blank and an answer begins with its own: a prompt that ends with
-one asks a question that looks the same and is another (lm-eval moves such blanks over; here they are refused).
+A space belongs to the word after it: " positive" is one token, and " " and "positive" are two others, which a model has
+rarely seen next to each other. So a prompt ends without a space and an answer begins with one: a prompt that ends with
+a space has other tokens than it seems to (lm-eval moves such spaces to the answer; here they are refused).
 """
 
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer
 
 
-def refuse_trailing_blank(prompt: str) -> None:
-    """Raises InputError for a prompt that ends with a blank."""
+def refuse_trailing_space(prompt: str) -> None:
+    """Raises InputError for a prompt that ends with a space."""
     if prompt.endswith(" "):
         raise InputError(
-            f"the prompt ends with a blank, {prompt[-20:]!r}: it would part the answer from its own blank, and its "
-            "tokens would be others; leave the blank out"
+            f"the prompt ends with a space, {prompt[-20:]!r}, which would change the tokens of the answer; "
+            "leave the space out"
         )
 
 
@@ -27,12 +27,12 @@ def refuse_merging(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) ->
         if tokenizer.encode(prompt + answer) != before + tokenizer.encode(answer):
             raise InputError(
                 f"the end of the prompt, {prompt[-20:]!r}, and the answer {answer!r} share a token: "
-                "begin the answer with a blank, or end the prompt with a line's end"
+                "begin the answer with a space, or end the prompt with a newline"
             )
 
 
 def start_token(tokenizer: Tokenizer) -> int:
-    """What stands for an empty prompt, as in lm-eval: bos, or eos where there is none.
+    """The token that stands for an empty prompt, as in lm-eval: bos, or eos where there is none.
 
     Raises InputError for a tokenizer with neither.
     """
@@ -43,5 +43,5 @@ def start_token(tokenizer: Tokenizer) -> int:
 
 
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Every token in brackets; line ends are written \\n, and what is no whole character by itself is a U+FFFD."""
+    """Every token in brackets; newlines are written \\n, and incomplete characters U+FFFD."""
     return "".join(f"[{tokenizer.decode([token])}]" for token in ids).replace("\n", "\\n")

@@ -1,7 +1,7 @@
-"""The answer in a free text: strictly, in so many words, or flexibly, the last thing that could be one.
+"""The answer in a generated text: strictly, right behind the cue, or flexibly, the last match anywhere.
 
 lm-eval calls these filters strict-match and flexible-extract. The share of texts without a strict answer is reported
-beside the accuracy: it tells a model that is wrong from one that was not understood.
+next to the accuracy: it tells wrong answers from answers that could not be parsed.
 """
 
 import re
@@ -24,7 +24,7 @@ class Reading(NamedTuple):
 class AnswerForm:
     """How an answer looks: a regular expression for it, and the words before it and behind it that make it strict.
 
-    Without a cue it is strict where it is the first thing that is said.
+    Without a cue a strict answer stands at the start of the text.
     """
 
     pattern: str
@@ -56,7 +56,7 @@ def _plain(answer: str) -> str:
 
 
 def same_answer(found: str | None, expected: str) -> bool:
-    """Capitals and blanks around them apart."""
+    """Whether two answers are equal, ignoring case and surrounding whitespace."""
     return found is not None and found.strip().lower() == expected.strip().lower()
 
 

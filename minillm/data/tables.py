@@ -16,7 +16,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.suffix not in (".csv", ".jsonl"):
         raise InputError(f"{path} is neither a .csv nor a .jsonl file")
     try:
-        # Spreadsheets put a mark before the header line, which would be a part of the first column's name.
+        # Spreadsheets write a byte order mark, which would be a part of the first column's name.
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 yield from (_json_row(line, path) for line in file if line.strip())

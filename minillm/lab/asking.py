@@ -1,4 +1,4 @@
-"""Questions put to a base in one template or several: what it prefers, what it says, and how often that is right."""
+"""Questions to a base, in one template or several: the scores of the labels, generated answers, and their accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,26 +10,31 @@ from torch import Tensor
 from minillm.data.extraction import AnswerForm, answer_shares
 from minillm.data.templates import Question
 from minillm.errors import InputError
-from minillm.lab.statistics import standard_error
-from minillm.lab.world import Bench
-from minillm.prompting.answering import Speech, concluded, self_consistent
-from minillm.prompting.labelling import Preferences, neutral_questions, preferences
-from minillm.prompting.prompt_cache import Reader
+from minillm.lab.experiment import Experiment
+from minillm.lab.report import standard_error
+from minillm.prompting.answering import GenerationSettings, concluded_answers, self_consistent
+from minillm.prompting.labelling import LabelScores, content_free_questions, label_scores
+from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 
-BRIEF = Speech(max_new_tokens=16, stop=("\n",))
-"""An answer that is given at once."""
+BRIEF = GenerationSettings(max_new_tokens=16, stop=("\n",))
+"""For an answer without a chain of thought."""
 
 
-@dataclass(frozen=True)
-class Manner:
-    """What is wanted beside the labels' scores: free answers (`free`), and how many of them vote (`samples`)."""
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """What is wanted besides the labels' scores."""
 
     free: bool = False
+    """Generate free answers too, and extract the label from them."""
     samples: int = 1
+    """Sampled free answers whose majority counts."""
     temperature: float = 0.7
+    """Of those samples."""
     max_new_tokens: int = 96
+    """Of a chain of thought."""
     seed: int = 0
+    """The seed of everything random."""
 
     def __post_init__(self):
         if self.samples < 1 or self.max_new_tokens < 1:
@@ -39,55 +44,59 @@ class Manner:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """The questions, with the chains of thought that the scores are behind, and what came of them.
+class Answers:
+    """The questions, with the chains of thought that the scores are behind, and the answers.
 
-    `said` are the greedy answers and `voted` the majority's, each whole, if they were wanted.
+    `generated` are the greedy answers and `majority` the most frequent samples, in full, where they were wanted.
     """
 
     questions: Sequence[Question]
-    preferences: Preferences
-    said: Sequence[str] | None
-    voted: Sequence[str] | None
+    labels: LabelScores
+    generated: Sequence[str] | None
+    majority: Sequence[str] | None
 
 
-def form_of(question: Question, answers: Sequence[str]) -> AnswerForm:
+def answer_form(question: Question, answers: Sequence[str]) -> AnswerForm:
     template = question.template
     return AnswerForm.of(answers, template.conclusion if template.chain else template.cue)
 
 
-def ask(bench: Bench, questions: Sequence[Question], answers: Sequence[str], manner: Manner) -> Asked:
-    """Score the answers; with a chain of thought, behind the chain that the model writes first, the neutral ones too.
+def ask(
+    experiment: Experiment, questions: Sequence[Question], answers: Sequence[str], options: AnswerOptions
+) -> Answers:  # fmt: skip
+    """Score the answers; with a chain of thought, behind the chain that the model writes first.
 
-    A template with a chain is answered freely in any case: what is said is there.
+    The content-free questions get chains of their own. A template with a chain is answered freely in any case.
     """
-    neutral, template = neutral_questions(questions), questions[0].template
-    speech = replace(Speech(manner.max_new_tokens) if template.chain else BRIEF, seed=manner.seed)
-    reader, everything = Reader(bench.decoder), [*questions, *neutral]
-    answer = partial(concluded, reader, bench.tokenizer)
-    texts = voted = None
+    content_free, template = content_free_questions(questions), questions[0].template
+    settings = replace(GenerationSettings(options.max_new_tokens) if template.chain else BRIEF, seed=options.seed)
+    cache, everything = PromptCache(experiment.decoder), [*questions, *content_free]
+    answer = partial(concluded_answers, cache, experiment.tokenizer)
+    texts = majority = None
     if template.chain:
-        texts = answer(everything, speech, "chains of thought")
-        everything = [q._replace(said=q.template.conclude(text)) for q, text in zip(everything, texts, strict=True)]
-    elif manner.free:
-        texts = answer(questions, speech)
-    if manner.samples > 1:
-        freely, form = replace(speech, temperature=manner.temperature), form_of(questions[0], answers)
-        voted = self_consistent(partial(answer, questions), freely, manner.samples, form)
+        texts = answer(everything, settings, "chains of thought")
+        everything = [
+            q._replace(generated=q.template.conclude(text)) for q, text in zip(everything, texts, strict=True)
+        ]  # fmt: skip
+    elif options.free:
+        texts = answer(questions, settings)
+    if options.samples > 1:
+        sampling, form = replace(settings, temperature=options.temperature), answer_form(questions[0], answers)
+        majority = self_consistent(partial(answer, questions), sampling, options.samples, form)
     count = len(questions)
-    scored = preferences(reader, bench.tokenizer, everything[:count], everything[count:], answers)
-    return Asked(everything[:count], scored, None if texts is None else texts[:count], voted)
+    scores = label_scores(cache, experiment.tokenizer, everything[:count], everything[count:], answers)
+    return Answers(everything[:count], scores, None if texts is None else texts[:count], majority)
 
 
-def figures(asked: Asked, labels: Tensor) -> dict[str, Any]:
+def accuracies(answers: Answers, labels: Tensor) -> dict[str, Any]:
     """Accuracies with their standard errors, by measure and before and after calibration, and of the free answers."""
-    before, after = asked.preferences.before(), asked.preferences.after()
-    form = form_of(asked.questions[0], asked.preferences.answers)
-    expected = [asked.preferences.answers[int(label)] for label in labels]
+    before, after = answers.labels.before(), answers.labels.after()
+    form = answer_form(answers.questions[0], answers.labels.answers)
+    expected = [answers.labels.answers[int(label)] for label in labels]
     found: dict[str, Any] = {"measures": {}}
     for name in before:
         found["measures"][name] = {"before": _share(before[name], labels), "after": _share(after[name], labels)}
-    for name, texts in (("free", asked.said), ("self_consistency", asked.voted)):
+    for name, texts in (("free", answers.generated), ("self_consistency", answers.majority)):
         if texts is not None:
             found[name] = answer_shares([form.read(text) for text in texts], expected)
             found[name]["standard_error"] = standard_error(found[name]["strict"], len(texts))

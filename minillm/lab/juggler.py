@@ -1,9 +1,9 @@
-"""`minillm lab juggler`: a tiny decoder, trained from nothing, is asked for answers at once and step by step.
+"""`minillm lab juggler`: a tiny decoder, trained from scratch, is asked for answers at once and step by step.
 
-One model learns word problems (Kojima's juggler, generated) whose answers stand there at once or after a chain of
-thought, by the toss of a coin. Then the same weights are asked the same unseen problems in five ways, and only the
-prompt differs: zero-shot, zero-shot with a chain, few-shot, few-shot with chains (Wei et al. 2022), and the majority of
-several sampled chains (Wang et al. 2022). A program checks every step of every chain.
+One model learns word problems (Kojima's juggler, generated) whose answers come at once or after a chain of thought, by
+the toss of a coin. Then the same weights are asked the same unseen problems in five ways that differ only in the
+prompt: zero-shot, zero-shot with a chain, few-shot, few-shot with chains (Wei et al. 2022), and the majority of several
+sampled chains (Wang et al. 2022). A program checks every step of every chain.
 """
 
 import json
@@ -28,35 +28,53 @@ from minillm.data.word_problems import (
     faults,
     problems,
 )
-from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.lab.pretrain import PretrainSettings, drawn_problems, pretrain
-from minillm.lab.statistics import standard_error
-from minillm.prompting.answering import Speech, self_consistent, spoken
-from minillm.prompting.prompt_cache import Reader
+from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
+from minillm.lab.report import standard_error
+from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
+from minillm.prompting.prompt_cache import PromptCache
+from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import write_text
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
 
 Numbers = tuple[int, tuple[str, ...]]
 
-SPEECH = Speech(max_new_tokens=64, stop=("\n",))
+GENERATION = GenerationSettings(max_new_tokens=64, stop=("\n",))
 """Longer than any chain; an answer is a line."""
 SHOT_STEPS = 2
-"""How many steps the problems have that are shown with their answers: short ones, so that the prompt has room."""
+"""The steps of the problems that are shown with their answers: few, so that the prompt has room."""
 
 
-@dataclass(frozen=True)
-class JugglerSettings:
-    """What is trained and what is asked. `steps` are of training (default: the preset's); `problems` a step count."""
+@dataclass(frozen=True, kw_only=True)
+class Juggler:
+    """Train a tiny model from scratch on word problems, and ask it for answers at once and step by step.
+
+    Nothing is downloaded. A run that was stopped resumes its training.
+    """
 
     preset: str = "tiny"
+    """nano, tiny or small: the model that is trained."""
     steps: int | None = None
+    """Training steps in place of the preset's."""
     problems: int = 300
+    """Unseen problems that are asked, for every number of steps that they take."""
     shots: int = 2
+    """Solved examples in a few-shot prompt."""
     samples: int = 5
+    """Chains whose majority is the answer of self-consistency."""
     temperature: float = 0.7
+    """Of those samples."""
     seed: int = 0
+    """The seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads (default: one a core)."""
+    out: Path = Path("juggler")
+    """The directory for the model and juggler.json."""
+    fresh: bool = False
+    """Train again, whatever is in that directory."""
 
     def __post_init__(self):
         if self.problems < 2 or self.samples < 1 or self.shots < 1:
@@ -66,9 +84,22 @@ class JugglerSettings:
         if self.temperature <= 0:
             raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
 
+    def run(self) -> None:
+        keep_freed_memory()
+        use_threads(self.threads)
+        found = juggle(self, on_measured=lambda measured: print(describe(measured)))
+        print(f"\n{table(found)}")
+        print(f"trained in {found['training_seconds']:.0f} s, asked in {found['asking_seconds']:.0f} s")
+        print(f"written: {self.out / 'juggler.json'}")
 
-class Way(NamedTuple):
-    """A way to ask: with a chain of thought or without, after examples or without, how many samples to vote."""
+    def described(self) -> dict[str, Any]:
+        """What determines the results."""
+        how = ("device", "threads", "out", "fresh")
+        return {name: value for name, value in asdict(self).items() if name not in how}
+
+
+class Strategy(NamedTuple):
+    """A prompt with a chain of thought or without, with examples or without, and whether sampled answers vote."""
 
     name: str
     chain: bool
@@ -76,18 +107,18 @@ class Way(NamedTuple):
     vote: bool = False
 
 
-DIRECT, STEP_BY_STEP = Way("zero-shot", chain=False), Way("zero-shot chain of thought", chain=True)
-WAYS = (
+DIRECT, STEP_BY_STEP = Strategy("zero-shot", chain=False), Strategy("zero-shot chain of thought", chain=True)
+STRATEGIES = (
     DIRECT,
     STEP_BY_STEP,
-    Way("few-shot", chain=False, shots=True),
-    Way("few-shot chain of thought", chain=True, shots=True),
-    Way("self-consistency", chain=True, vote=True),
+    Strategy("few-shot", chain=False, shots=True),
+    Strategy("few-shot chain of thought", chain=True, shots=True),
+    Strategy("self-consistency", chain=True, vote=True),
 )
 
 
-class Marked(NamedTuple):
-    """An answer, read; `sound` says that all the steps that led there are right."""
+class Graded(NamedTuple):
+    """The answer in a generated text, and the expected one; `sound` where every step of its chain is right."""
 
     reading: Reading
     expected: str
@@ -98,71 +129,70 @@ class Marked(NamedTuple):
         return same_answer(self.reading.strict, self.expected)
 
 
-def template(way: Way, shots: Sequence[Problem]) -> Template:
-    """Only the prompt tells one way from another."""
-    return replace(AT_ONCE, chain=way.chain, shots=tuple(shot.shot for shot in shots if way.shots))
+def template(strategy: Strategy, shots: Sequence[Problem]) -> Template:
+    """Strategies differ only in the prompt."""
+    return replace(AT_ONCE, chain=strategy.chain, shots=tuple(shot.shot for shot in shots if strategy.shots))
 
 
-def mark(problem: Problem, text: str, chain: bool) -> Marked:
-    return Marked(FORM.read(text), str(problem.answer), not chain or not faults(problem, text))
+def grade(problem: Problem, text: str, chain: bool) -> Graded:
+    return Graded(FORM.read(text), str(problem.answer), not chain or not faults(problem, text))
 
 
-class Student:
-    """The model and its tokenizer, as one who answers in text."""
-
-    def __init__(self, decoder: Decoder, tokenizer: Tokenizer):
-        self.reader, self.tokenizer = Reader(decoder), tokenizer
-
-    def solve(self, asked: Sequence[Problem], way: Way, settings: JugglerSettings) -> list[Marked]:
-        shots = list(islice(_drawn(settings, (SHOT_STEPS,), "shots"), settings.shots))
-        questions = [Question(template(way, shots), problem.text) for problem in asked]
-        speak = partial(spoken, self.reader, self.tokenizer, questions)
-        freely = replace(SPEECH, temperature=settings.temperature, seed=settings.seed)
-        texts = self_consistent(speak, freely, settings.samples, FORM) if way.vote else speak(SPEECH)
-        return [mark(problem, text, way.chain) for problem, text in zip(asked, texts, strict=True)]
+def solve(
+    cache: PromptCache, tokenizer: Tokenizer, options: Juggler, asked: Sequence[Problem], strategy: Strategy
+) -> list[Graded]:
+    """The model's graded answers to some problems."""
+    shots = list(islice(_drawn(options, (SHOT_STEPS,), "shots"), options.shots))
+    questions = [Question(template(strategy, shots), problem.text) for problem in asked]
+    answer = partial(generated_answers, cache, tokenizer, questions)
+    sampling = replace(GENERATION, temperature=options.temperature, seed=options.seed)
+    texts = self_consistent(answer, sampling, options.samples, FORM) if strategy.vote else answer(GENERATION)
+    return [grade(problem, text, strategy.chain) for problem, text in zip(asked, texts, strict=True)]
 
 
-def _drawn(settings: JugglerSettings, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
+def _drawn(options: Juggler, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
     """Problems of a seed that training does not draw from."""
-    seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (settings.seed + 1) + 1_000_000_007
+    seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (options.seed + 1) + 1_000_000_007
     return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
 
 
-def unseen(settings: JugglerSettings, steps: int, known: Collection[Numbers]) -> list[Problem]:
-    """Different problems to ask, whose numbers did not occur together where it was learned: none is remembered."""
+def unseen(options: Juggler, steps: int, known: Collection[Numbers]) -> list[Problem]:
+    """Different problems to ask, whose numbers do not occur together in the training data: none can be memorised."""
     found: dict[str, Problem] = {}
-    for problem in _drawn(settings, (steps,), "asked"):
+    for problem in _drawn(options, (steps,), "asked"):
         if problem.numbers not in known:
             found[problem.text] = problem
-        if len(found) == settings.problems:
+        if len(found) == options.problems:
             break
     return list(found.values())
 
 
-def ask(student: Student, settings: JugglerSettings, known: Collection[Numbers] = ()) -> dict[str, Any]:
-    """All ways, for every number of steps, on problems that are not known, and what a chain changes, paired."""
+def ask(
+    solve: Callable[[list[Problem], Strategy], list[Graded]], options: Juggler, known: Collection[Numbers] = ()
+) -> dict[str, Any]:
+    """All strategies, for every number of steps, on problems that are not known, and what a chain changes, paired."""
     rows, differences = [], []
-    with progress(total=len(PRETRAINED_STEPS) * len(WAYS), desc="asking", unit="way") as bar:
+    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="asking", unit="strategy") as bar:
         for steps in PRETRAINED_STEPS:
-            asked = unseen(settings, steps, known)
-            marks = {}
-            for way in WAYS:
-                marks[way.name] = student.solve(asked, way, settings)
-                rows.append({"way": way.name, "steps": steps, **shares(marks[way.name])})
+            asked = unseen(options, steps, known)
+            graded = {}
+            for strategy in STRATEGIES:
+                graded[strategy.name] = solve(asked, strategy)
+                rows.append({"way": strategy.name, "steps": steps, **shares(graded[strategy.name])})
                 bar.update()
-            difference = paired(marks[DIRECT.name], marks[STEP_BY_STEP.name])
-            differences.append({"steps": steps, **difference, "guess": guess(asked, settings, steps)})
+            difference = paired(graded[DIRECT.name], graded[STEP_BY_STEP.name])
+            differences.append({"steps": steps, **difference, "guess": guess(asked, options, steps)})
     return {"ways": rows, "chain_less_direct": differences}
 
 
-def shares(marks: Sequence[Marked]) -> dict[str, float]:
+def shares(answers: Sequence[Graded]) -> dict[str, float]:
     """Accuracies, and of the right answers the share whose reasons are wrong."""
-    found = answer_shares([mark.reading for mark in marks], [mark.expected for mark in marks])
-    right = [mark for mark in marks if mark.strict]
+    found = answer_shares([answer.reading for answer in answers], [answer.expected for answer in answers])
+    right = [answer for answer in answers if answer.strict]
     return {
         **found,
-        "standard_error": standard_error(found["strict"], len(marks)),
-        "right_for_wrong_reason": _share(not mark.sound for mark in right) if right else 0.0,
+        "standard_error": standard_error(found["strict"], len(answers)),
+        "right_for_wrong_reason": _share(not answer.sound for answer in right) if right else 0.0,
     }
 
 
@@ -171,33 +201,35 @@ def _share(found: Iterator[bool]) -> float:
     return sum(values) / len(values)
 
 
-def paired(direct: Sequence[Marked], chained: Sequence[Marked]) -> dict[str, float]:
-    """The mean difference over the same problems, with its 95 % interval (normal; strict marks)."""
+def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, float]:
+    """The mean difference over the same problems, with its 95 % interval (normal; strict answers)."""
     each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
     mean = sum(each) / len(each)
     spread = math.sqrt(sum((one - mean) ** 2 for one in each) / (len(each) - 1) / len(each))
     return {"mean": mean, "low": mean - 1.96 * spread, "high": mean + 1.96 * spread}
 
 
-def guess(asked: Sequence[Problem], settings: JugglerSettings, steps: int) -> float:
-    """The accuracy of always giving the answer that is commonest for this number of steps."""
-    common = Counter(problem.answer for problem in islice(_drawn(settings, (steps,), "guess"), 2000))
+def guess(asked: Sequence[Problem], options: Juggler, steps: int) -> float:
+    """The accuracy of always giving the answer that is most common for this number of steps."""
+    common = Counter(problem.answer for problem in islice(_drawn(options, (steps,), "guess"), 2000))
     return _share(problem.answer == common.most_common(1)[0][0] for problem in asked)
 
 
 def juggle(
-    settings: JugglerSettings, out: Path, *, device: str = "auto", fresh: bool = False,
-    say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
+    options: Juggler, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None
 ) -> dict[str, Any]:  # fmt: skip
-    """Train (or go on training), ask, and write `juggler.json`. Raises what `pretrain` raises."""
+    """Train (or resume training), ask, and write `juggler.json`. Raises what `pretrain` raises."""
     start = time.perf_counter()
-    task = PretrainSettings(task="word_problems", preset=settings.preset, steps=settings.steps, seed=settings.seed)
-    run = pretrain(task, out / "model", device=device, fresh=fresh, say=say)
+    pretraining = Pretrain(
+        task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,
+        out=options.out / "model", fresh=options.fresh,
+    )  # fmt: skip
+    run = pretrain(pretraining, on_measured)
     trained = time.perf_counter()
-    known = {problem.numbers for problem in drawn_problems(task, run.recipe)}
-    found = ask(Student(run.decoder, run.rows.tokenizer), settings, known)
+    known = {problem.numbers for problem in drawn_problems(pretraining, run.recipe)}
+    found = ask(partial(solve, PromptCache(run.decoder), run.rows.tokenizer, options), options, known)
     described = {
-        **asdict(settings),
+        **options.described(),
         "forms": PRETRAINED_FORMS,
         "parameters": sum(parameter.numel() for parameter in run.decoder.parameters()),
         "training_steps": run.done,
@@ -206,24 +238,25 @@ def juggle(
         "asking_seconds": time.perf_counter() - trained,
         **found,
     }
-    write_text(out / "juggler.json", json.dumps(described, indent=2) + "\n")
+    write_text(options.out / "juggler.json", json.dumps(described, indent=2) + "\n")
     return described
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Accuracy by way and number of steps, and under it what the chain changes."""
+    """Accuracy by strategy and number of steps, and below it what the chain changes."""
     counts = sorted({row["steps"] for row in found["ways"]})
     lines = [f"{'strict accuracy':28}" + "".join(f"{steps:>9} steps" for steps in counts)]
     lines.append("-" * len(lines[0]))
-    for way in WAYS:
-        rows = [next(r for r in found["ways"] if (r["way"], r["steps"]) == (way.name, steps)) for steps in counts]
-        lines.append(f"{way.name:28}" + "".join(f"{r['strict']:8.3f} ± {r['standard_error']:.3f}"[-15:] for r in rows))
+    for strategy in STRATEGIES:
+        rows = [next(r for r in found["ways"] if (r["way"], r["steps"]) == (strategy.name, steps)) for steps in counts]
+        shares = "".join(f"{r['strict']:8.3f} ± {r['standard_error']:.3f}"[-15:] for r in rows)
+        lines.append(f"{strategy.name:28}{shares}")
         detail = "".join(f"{r['flexible']:6.2f}/{r['unparsed']:.2f}/{r['right_for_wrong_reason']:.2f}" for r in rows)
         lines.append(f"{'  flexible/unparsed/unsound':28}{detail}")
     lines.append("unsound: the share of right answers for a wrong reason, of those with a chain")
     for row in found["chain_less_direct"]:
         lines.append(
             f"{row['steps']} steps: a chain makes {100 * row['mean']:+.1f} points (95 %: {100 * row['low']:+.1f} to "
-            f"{100 * row['high']:+.1f}); the commonest answer alone would have {100 * row['guess']:.1f} %"
+            f"{100 * row['high']:+.1f}); the most common answer alone would have {100 * row['guess']:.1f} %"
         )
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """`minillm prompt --example NAME`: the lecture's four examples of prompts, asked of a real small model.
 
-What comes out is shown as it comes, right or wrong: a model of this size is often wrong, and that is the lesson.
+The answers are shown as they are, right or wrong: a model of this size is often wrong, and that is the lesson.
 """
 
 from collections.abc import Iterator
@@ -10,22 +10,22 @@ from typing import Any
 from minillm.data.extraction import NUMBER, AnswerForm, Reading, same_answer
 from minillm.data.templates import Question, Shot, Template
 from minillm.errors import InputError
-from minillm.lab.asking import BRIEF, Asked, Manner, ask
-from minillm.lab.world import Bench
-from minillm.prompting.answering import Speech, concluded
-from minillm.prompting.prompt_cache import Reader
+from minillm.lab.asking import BRIEF, AnswerOptions, Answers, ask
+from minillm.lab.experiment import Experiment
+from minillm.prompting.answering import GenerationSettings, concluded_answers
+from minillm.prompting.prompt_cache import PromptCache
 
-CHAIN = Speech(max_new_tokens=128, stop=("\n\n", "\nQ:"))
+CHAIN = GenerationSettings(max_new_tokens=128, stop=("\n\n", "\nQ:"))
 
 
 @dataclass(frozen=True)
-class Example:
-    """A text, the ways in which it is asked, and what a person would answer: a label, or a number said freely."""
+class LecturePrompt:
+    """A text, the templates that ask about it, and the right answer: a label, or a number in a free answer."""
 
     about: str
     text: str
     expected: str
-    ways: tuple[Template, ...]
+    templates: tuple[Template, ...]
     labels: tuple[str, ...] | None = None
 
 
@@ -54,28 +54,28 @@ COUNTED = (
 )
 
 EXAMPLES = {
-    "funny": Example(
+    "funny": LecturePrompt(
         "labels of a joke, asked for without and with examples (Brown et al. 2020)",
         "I told my computer that I needed a break, and it went to sleep.",
         "funny",
         (FUNNY, replace(FUNNY, shots=JOKES)),
         (" funny", " not funny", " slightly funny"),
     ),
-    "juggler": Example(
+    "juggler": LecturePrompt(
         "Kojima et al. 2022, figure 1: the answer at once, and step by step in two stages",
         "A juggler can juggle 16 balls. Half of the balls are golf balls, and half of the golf balls are blue. "
         "How many blue golf balls are there?",
         "4",
         (NUMBERS, KOJIMA),
     ),
-    "colour": Example(
+    "colour": LecturePrompt(
         "red or green? The examples tell the task, no instruction does",
         "a fire engine",
         "red",
         (COLOUR, replace(COLOUR, shots=THINGS)),
         (" red", " green"),
     ),
-    "cans": Example(
+    "cans": LecturePrompt(
         "Susan's cans: examples with the answer alone, and with the chain that leads to it (Wei et al. 2022)",
         "Susan has 7 cans of soup. She buys 3 boxes with 4 cans in each, and gives 5 cans to her neighbour. "
         "How many cans does Susan have now?",
@@ -86,14 +86,14 @@ EXAMPLES = {
 
 
 @dataclass(frozen=True)
-class Said:
-    """A way in which an example was asked, and the answer: read freely, or by what each label got."""
+class LectureAnswer:
+    """The answer to one of the templates: generated, or the label with the highest score (`labels`)."""
 
-    example: Example
+    example: LecturePrompt
     question: Question
     text: str
     reading: Reading
-    asked: Asked | None
+    labels: Answers | None
 
     @property
     def answer(self) -> str | None:
@@ -114,23 +114,25 @@ class Said:
         }
 
 
-def example(name: str) -> Example:
-    """Raises InputError for a name that there is not, naming those that there are."""
+def example(name: str) -> LecturePrompt:
+    """Raises InputError for an unknown name, naming the known ones."""
     if name not in EXAMPLES:
         raise InputError(f"there is no example {name!r}; there are: {', '.join(EXAMPLES)}")
     return EXAMPLES[name]
 
 
-def shown(bench: Bench, one: Example, manner: Manner, *, chat: bool = False) -> Iterator[Said]:
-    """The example in each of its ways."""
-    for template in one.ways:
-        question = Question(replace(template, chat=chat), one.text)
-        if one.labels is not None:
-            asked = ask(bench, [question], one.labels, manner)
-            best = one.labels[int(asked.preferences.scores[0].argmax())]
-            yield Said(one, question, best, Reading(best.strip(), best.strip()), asked)
+def lecture_answers(experiment: Experiment, asked: LecturePrompt, *, chat: bool = False) -> Iterator[LectureAnswer]:
+    """The answer to each of the example's templates."""
+    options = AnswerOptions(seed=experiment.seed)
+    for template in asked.templates:
+        question = Question(replace(template, chat=chat), asked.text)
+        if asked.labels is not None:
+            found = ask(experiment, [question], asked.labels, options)
+            best = asked.labels[int(found.labels.scores[0].argmax())]
+            yield LectureAnswer(asked, question, best, Reading(best.strip(), best.strip()), found)
         else:
-            speech = replace(CHAIN if template.chain else BRIEF, seed=manner.seed)
-            text = concluded(Reader(bench.decoder), bench.tokenizer, [question], speech)[0]
+            settings = replace(CHAIN if template.chain else BRIEF, seed=experiment.seed)
+            cache = PromptCache(experiment.decoder)
+            text = concluded_answers(cache, experiment.tokenizer, [question], settings)[0]
             form = AnswerForm(NUMBER, (template.conclusion if template.chain else template.cue).strip())
-            yield Said(one, question, text, form.read(text), None)
+            yield LectureAnswer(asked, question, text, form.read(text), None)

@@ -1,7 +1,7 @@
-"""`minillm pretrain`: a tiny language model from nothing, on a text of one's own, on reviews or on word problems.
+"""`minillm pretrain`: a tiny language model from scratch, on the user's text, on reviews or on word problems.
 
-What a run writes stands in one directory: the checkpoint from which it goes on, the curve as JSON and PNG, and at the
-end the model as `minillm.load` reads it. Checkpoints are for one machine and its settings; the model is for everyone.
+A run writes into one directory: the checkpoint from which it resumes, the curve as JSON and PNG, and at the end the
+model as `minillm.load` reads it. Checkpoints are for one machine and its options; the model is portable.
 Torch trains, or numpy: the same rows in the same order from the same weights.
 """
 
@@ -22,9 +22,9 @@ from minillm.errors import InputError, check_seed
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
-from minillm.lab.curve import CURVE
+from minillm.lab.report import curve_picture, draw
 from minillm.runtime import distributed
-from minillm.runtime.device import best_precision, pick_device
+from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.progress import progress
@@ -33,28 +33,58 @@ from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_ch
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
-from minillm.training.pretraining import FromNothing, Recipe, Row, held_out_loss, pack, pack_exchanges
+from minillm.training.pretraining import (
+    LanguageModelTraining,
+    PackedRow,
+    PretrainingRecipe,
+    held_out_loss,
+    pack,
+    pack_exchanges,
+)
 from minillm.training.tokenizers import token_bytes, train_tokenizer
 
 TASKS = ("word_problems", "reviews-text")
 BACKENDS = ("torch", "numpy")
+CURVE = "curve.json"
 MOST_HELD_OUT, PROBLEMS_HELD_OUT = 64, 300
 """Rows of the held-out text that are measured each time, and word problems that are not trained on."""
 
 
-@dataclass(frozen=True)
-class PretrainSettings:
-    """What is learned by what. Two runs of equal settings are the same run."""
+@dataclass(frozen=True, kw_only=True)
+class Pretrain:
+    """Train a tiny language model from scratch: a model directory, its curve as JSON and PNG, and checkpoints.
 
-    data: str | None = None
+    A run that was stopped, in whatever way, continues from its last checkpoint. Under torchrun the processes share
+    every batch.
+    """
+
+    data: Path | None = None
+    """The text to learn, a .txt file; its last tenth is held out."""
     task: str | None = None
+    """In place of a text: word_problems (generated) or reviews-text."""
     preset: str = "tiny"
+    """nano, tiny or small: the depth, from which sizes, rate, batch and steps follow."""
     tokenizer: str | None = None
+    """bpe, characters or words (default: words for word problems, else bpe)."""
     vocabulary: int = 2048
+    """Tokens at most."""
     steps: int | None = None
+    """Steps in place of the preset's."""
     seed: int = 0
-    forms: tuple[str, ...] = word_problems.PRETRAINED_FORMS
-    problem_steps: tuple[int, ...] = word_problems.PRETRAINED_STEPS
+    """The seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    threads: int | None = None
+    """CPU threads (default: one a core)."""
+    backend: str = "torch"
+    """torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, some three times
+    slower: a few minutes for nano, most of an hour for tiny."""
+    every: int = 100
+    """Measure, sample and write a checkpoint every so many steps."""
+    out: Path = Path("pretrained")
+    """The directory for what is written."""
+    fresh: bool = False
+    """Start over, whatever is in that directory."""
 
     def __post_init__(self):
         if (self.data is None) == (self.task is None):
@@ -62,6 +92,29 @@ class PretrainSettings:
         if self.task is not None and self.task not in TASKS:
             raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
         check_seed(self.seed)
+        if self.every < 1:
+            raise InputError(f"every is {self.every} steps; it must be at least 1")
+        if self.backend not in BACKENDS:
+            raise InputError(f"there is no backend {self.backend!r}; there are: {', '.join(BACKENDS)}")
+        if self.backend == "numpy" and self.device not in ("auto", "cpu"):
+            raise InputError(f"numpy computes on the CPU, not on {self.device}")
+        if self.backend == "numpy" and distributed.started() > 1:
+            raise InputError("numpy trains in one process; start it without torchrun")
+
+    def run(self) -> None:
+        keep_freed_memory()
+        use_threads(self.threads)
+        run = pretrain(self, on_measured=lambda measured: print(describe(measured)))
+        if distributed.is_first():
+            draw(curve_picture, run.curve(), self.out / "curve.png")
+            print(f"written: {self.out}; `minillm generate --model {self.out} ...` continues a text with it")
+
+    def described(self) -> dict[str, Any]:
+        """What is learned from what, in JSON's types. Two runs of which this is equal are the same run."""
+        names = ("data", "task", "preset", "tokenizer", "vocabulary", "steps", "seed")
+        found = {name: getattr(self, name) for name in names}
+        problems = {"forms": word_problems.PRETRAINED_FORMS, "problem_steps": word_problems.PRETRAINED_STEPS}
+        return found | {"data": None if self.data is None else str(self.data), **problems}
 
 
 @dataclass(frozen=True)
@@ -69,35 +122,36 @@ class Rows:
     """A text as token ids in rows, to train on and to measure on."""
 
     tokenizer: Tokenizer
-    train: list[Row]
-    held_out: list[Row]
+    train: list[PackedRow]
+    held_out: list[PackedRow]
 
 
-def read_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
-    """The tokenizer that the text makes, and the text in its tokens."""
-    return _problem_rows(settings, recipe) if settings.task == "word_problems" else _text_rows(settings)
+def read_rows(options: Pretrain, recipe: PretrainingRecipe) -> Rows:
+    """The tokenizer trained on the text, and the text in its tokens."""
+    return _problem_rows(options, recipe) if options.task == "word_problems" else _text_rows(options)
 
 
-def _text_rows(settings: PretrainSettings) -> Rows:
-    corpus = text_file(Path(settings.data)) if settings.data is not None else reviews_text(pull("reviews"))
-    tokenizer = train_tokenizer(settings.tokenizer or "bpe", corpus.train, settings.vocabulary)
+def _text_rows(options: Pretrain) -> Rows:
+    corpus = text_file(options.data) if options.data is not None else reviews_text(pull("reviews"))
+    tokenizer = train_tokenizer(options.tokenizer or "bpe", corpus.train, options.vocabulary)
     assert tokenizer.eos is not None
     train, held_out = (pack([tokenizer.encode(text) for text in texts], tokenizer.eos) for texts in corpus)
     return Rows(tokenizer, train, held_out[:MOST_HELD_OUT])
 
 
-def drawn_problems(settings: PretrainSettings, recipe: Recipe) -> list[word_problems.Problem]:
-    """As many as the run reads, so that it need read none twice; the first are held out."""
-    found = word_problems.problems(settings.seed, forms=settings.forms, steps=settings.problem_steps)
+def drawn_problems(options: Pretrain, recipe: PretrainingRecipe) -> list[word_problems.Problem]:
+    """As many as the run needs to use none twice; the first are held out."""
+    forms, steps = word_problems.PRETRAINED_FORMS, word_problems.PRETRAINED_STEPS
     # A row holds four or five.
-    return list(islice(found, PROBLEMS_HELD_OUT + 5 * recipe.batch * recipe.steps))
+    count = PROBLEMS_HELD_OUT + 5 * recipe.batch * recipe.steps
+    return list(islice(word_problems.problems(options.seed, forms=forms, steps=steps), count))
 
 
-def _problem_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
-    answered = word_problems.exchanges(drawn_problems(settings, recipe), settings.seed)
+def _problem_rows(options: Pretrain, recipe: PretrainingRecipe) -> Rows:
+    answered = word_problems.exchanges(drawn_problems(options, recipe), options.seed)
     numbers = "".join(f" {number}" for number in range(word_problems.LARGEST + 1))
     texts = [numbers, *(question + answer for question, answer in answered[:20_000])]
-    tokenizer = train_tokenizer(settings.tokenizer or "words", texts, settings.vocabulary)
+    tokenizer = train_tokenizer(options.tokenizer or "words", texts, options.vocabulary)
     encoded = [(tokenizer.encode(question), tokenizer.encode(answer)) for question, answer in answered]
     held_out, train = encoded[:PROBLEMS_HELD_OUT], encoded[PROBLEMS_HELD_OUT:]
     return Rows(tokenizer, pack_exchanges(train), pack_exchanges(held_out)[:MOST_HELD_OUT])
@@ -106,19 +160,18 @@ def _problem_rows(settings: PretrainSettings, recipe: Recipe) -> Rows:
 class Run:
     """One pretraining run: its model, its loop, and what it has measured so far."""
 
-    def __init__(self, settings: PretrainSettings, out: Path, device: torch.device, backend: str = "torch"):
-        self.settings, self.out, self.device, self.backend = settings, out, device, backend
-        self.recipe = Recipe.from_preset(settings.preset, settings.steps)
-        self.rows = read_rows(settings, self.recipe)
-        self.precision = "float64" if backend == "numpy" else _torch_precision(device)
-        torch.manual_seed(settings.seed)
+    def __init__(self, options: Pretrain, device: torch.device):
+        self.options, self.device = options, device
+        self.recipe = PretrainingRecipe.from_preset(options.preset, options.steps)
+        self.rows = read_rows(options, self.recipe)
+        in_numpy = options.backend == "numpy"
+        self.precision = "float64" if in_numpy else best_precision(device) if device.type == "cuda" else "float32"
+        torch.manual_seed(options.seed)
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
-        self.model = FromNothing(self.decoder)
-        training = self.recipe.settings(self.precision, settings.seed)
+        self.model = LanguageModelTraining(self.decoder)
+        training = self.recipe.settings(self.precision, options.seed)
         learner = (
-            NumpyLearner(self.decoder, training)
-            if backend == "numpy"
-            else TorchLearner(self.model, self.model.loss, training)
+            NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(self.model, self.model.loss, training)
         )
         self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
         self.bytes = token_bytes(self.rows.tokenizer)
@@ -127,19 +180,18 @@ class Run:
     def described(self) -> dict[str, Any]:
         """What determines the run, in JSON's types; the text by its tokens' sha256."""
         tokens = hashlib.sha256(json.dumps([self.rows.train, self.rows.held_out]).encode()).hexdigest()
-        return json.loads(
-            json.dumps(
-                {**asdict(self.settings), **asdict(self.recipe), "tokens": tokens, "backend": self.backend,
-                 "precision": self.precision, "processes": distributed.size()}
-            )
-        )  # fmt: skip
+        described = {
+            **self.options.described(), **asdict(self.recipe), "tokens": tokens, "backend": self.options.backend,
+            "precision": self.precision, "processes": distributed.process_count(),
+        }  # fmt: skip
+        return json.loads(json.dumps(described))
 
     @property
     def done(self) -> int:
         return len(self.loop.history.losses)
 
     def measure(self) -> dict[str, Any]:
-        """The held-out loss, and how a held-out text goes on."""
+        """The held-out loss, and the continuation of a held-out text."""
         batch = self.recipe.batch
         found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
         start = self.rows.held_out[0].ids[:16]
@@ -161,13 +213,13 @@ class Run:
 
     def checkpoint(self) -> None:
         if distributed.rank() == 0:
-            save_checkpoint(self.out, self.loop, {"settings": self.described(), "measured": self.measured})
+            save_checkpoint(self.options.out, self.loop, {"settings": self.described(), "measured": self.measured})
 
-    def resume(self, fresh: bool) -> None:
-        """Go on from the checkpoint of an earlier run of these settings, if there is one."""
-        if fresh:
-            (self.out / CHECKPOINT).unlink(missing_ok=True)
-        found = restore_checkpoint(self.out, self.loop, self.described())
+    def resume(self) -> None:
+        """Continue from the checkpoint of an earlier run of these options, if there is one."""
+        if self.options.fresh:
+            (self.options.out / CHECKPOINT).unlink(missing_ok=True)
+        found = restore_checkpoint(self.options.out, self.loop, self.described())
         self.measured = [] if found is None else found["measured"]
 
     def steps(self) -> Iterator[list[list[int]]]:
@@ -181,61 +233,49 @@ class Run:
     def finish(self) -> None:
         """The model in float32, as `minillm.load` reads it, and the curve."""
         self.decoder.float().eval()
-        save(self.decoder, self.rows.tokenizer, self.out)
-        write_text(self.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
+        save(self.decoder, self.rows.tokenizer, self.options.out)
+        write_text(self.options.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
 
 
-def pretrain(
-    settings: PretrainSettings, out: Path, *, device: str = "auto", backend: str = "torch", fresh: bool = False,
-    every: int = 100, say: Callable[[Mapping[str, Any]], None] = lambda measured: None,
-) -> Run:  # fmt: skip
-    """Train to the end, from nothing or from the checkpoint in `out`, and write the model there.
+def describe(measured: Mapping[str, Any]) -> str:
+    """A measurement in a line, and the sample under it."""
+    sample = " ".join(measured["sample"].split())
+    return (
+        f"step {measured['step']}: held out {measured['nats']:.3f} nats per token, "
+        f"{measured['bits_per_byte']:.3f} bits per byte\n  {sample[:160]}"
+    )
 
-    Every so many steps the held-out loss is measured, said, and a checkpoint written. Raises InputError for settings
-    that cannot work, for a loss that is no number and for a checkpoint of another run; KeyboardInterrupt once the
-    checkpoint is written.
+
+def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None) -> Run:
+    """Train to the end, from scratch or from the checkpoint in `out`, and write the model there.
+
+    Every so many steps the held-out loss is measured, `on_measured` is called, and a checkpoint is written. Raises
+    InputError for options that cannot work, for a loss that is not finite and for a checkpoint of another run;
+    KeyboardInterrupt once the checkpoint is written.
     """
-    if every < 1:
-        raise InputError(f"a checkpoint every {every} steps cannot be; it must be 1 at least")
-    check_directory(out)
-    place = distributed.local_device(_place(device, backend))
-    with distributed.joined(place):
-        run = Run(settings, out, place, backend)
-        run.resume(fresh)
-        _train(run, every, say)
+    check_directory(options.out)
+    device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)
+    device = distributed.local_device(device)
+    with distributed.joined(device):
+        run = Run(options, device)
+        run.resume()
+        _train(run, on_measured)
         if distributed.rank() == 0:
             run.finish()
     return run
 
 
-def _place(device: str, backend: str) -> torch.device:
-    """Where the backend computes: numpy only in one process, on the CPU."""
-    if backend not in BACKENDS:
-        raise InputError(f"there is no backend {backend!r}; there are: {', '.join(BACKENDS)}")
-    if backend == "torch":
-        return pick_device(device)
-    if device not in ("auto", "cpu"):
-        raise InputError(f"numpy computes on the CPU, not on {device}")
-    if distributed.started() > 1:
-        raise InputError("numpy trains in one process; start it without torchrun")
-    return torch.device("cpu")
-
-
-def _torch_precision(device: torch.device) -> str:
-    return best_precision(device) if device.type == "cuda" else "float32"
-
-
-def _train(run: Run, every: int, say: Callable[[Mapping[str, Any]], None]) -> None:
+def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
     run.decoder.train()
     with interrupt_deferred() as interrupted, progress(total=run.loop.steps, initial=run.done, unit="step") as bar:
         for batches in run.steps():
             bar.set_postfix(loss=f"{run.loop.step(batches):.3f}", refresh=False)
             bar.update()
-            if run.done % every == 0 or run.done == run.loop.steps:
+            if run.done % run.options.every == 0 or run.done == run.loop.steps:
                 run.measured.append(run.measure())
                 if distributed.rank() == 0:
-                    say(run.measured[-1])
+                    on_measured(run.measured[-1])
                 run.checkpoint()
-            if distributed.any_says(interrupted(), run.device):
+            if distributed.any_process(interrupted(), run.device):
                 run.checkpoint()
                 raise KeyboardInterrupt

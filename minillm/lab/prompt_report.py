@@ -1,64 +1,62 @@
-"""A prompt to look at: its text, its tokens, what each label gets, and the tables of accuracies."""
+"""A prompt to look at: its text, its tokens, each label's probability, and the tables of accuracies."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minillm.data.boundary import spelled
 from minillm.data.templates import Question
-from minillm.lab.asking import Asked
-from minillm.lab.world import Bench
+from minillm.lab.asking import Answers
+from minillm.lab.experiment import Experiment
+from minillm.lab.report import aligned
 from minillm.operations import softmax
 from minillm.prompting.measures import MEASURES
 from minillm.prompting.scoring import answer_scores
 
 
-def shown_prompt(bench: Bench, question: Question) -> str:
-    """The rendered prompt, with what the model has said already, between two lines."""
+def prompt_text(experiment: Experiment, question: Question) -> str:
+    """The rendered prompt, with the text generated so far, between two lines."""
     template = question.template
-    tokenizer = bench.tokenizer if template.chat else None
-    text = template.preview(question.text, tokenizer) + question.said
+    tokenizer = experiment.tokenizer if template.chat else None
+    text = template.preview(question.text, tokenizer) + question.generated
     title = f" {template.name}{', as a chat' if template.chat else ''} "
     return f"{title:-^72}\n{text}\n{'-' * 72}"
 
 
-def shown_tokens(bench: Bench, question: Question, answers: Sequence[str]) -> str:
-    """The prompt's tokens and each answer's, and how another question is asked if the prompt ends with a blank."""
-    ids = question.encode(bench.tokenizer)
-    lines = [f"{len(ids)} tokens: {spelled(bench.tokenizer, ids)}"]
-    encoded = question.template.answers(bench.tokenizer, [question.text], answers)
-    lines += _answers(bench, "as it is asked", ids, encoded)
-    if all(answer.startswith(" ") for answer in map(bench.tokenizer.decode, encoded)):
-        blank = question._replace(said=question.said + " ").encode(bench.tokenizer)
-        parted = [bench.tokenizer.encode(answer.lstrip()) for answer in answers]
-        lines += _answers(bench, "the same letters, were the blank the prompt's", blank, parted)
+def prompt_tokens(experiment: Experiment, question: Question, answers: Sequence[str]) -> str:
+    """The tokens of the prompt and of each answer, and how a space at the end of the prompt would change them."""
+    tokenizer = experiment.tokenizer
+    ids = question.encode(tokenizer)
+    lines = [f"{len(ids)} tokens: {spelled(tokenizer, ids)}"]
+    encoded = question.template.answers(tokenizer, [question.text], answers)
+    lines += _answers(experiment, "as it is asked", ids, encoded)
+    if all(answer.startswith(" ") for answer in map(tokenizer.decode, encoded)):
+        with_space = question._replace(generated=question.generated + " ").encode(tokenizer)
+        without = [tokenizer.encode(answer.lstrip()) for answer in answers]
+        lines += _answers(experiment, "the same characters, were the space the prompt's", with_space, without)
     return "\n".join(lines)
 
 
 @torch.no_grad()
-def _answers(bench: Bench, what: str, prompt: list[int], answers: list[list[int]]) -> list[str]:
-    scores = answer_scores(bench.decoder, [prompt], answers)[0].tolist()
-    end = spelled(bench.tokenizer, prompt[-2:])
+def _answers(experiment: Experiment, what: str, prompt: list[int], answers: list[list[int]]) -> list[str]:
+    scores = answer_scores(experiment.decoder, [prompt], answers)[0].tolist()
+    end = spelled(experiment.tokenizer, prompt[-2:])
     lines = [f"{what}:"]
     for answer, score in zip(answers, scores, strict=True):
-        lines.append(f"  ...{end} {spelled(bench.tokenizer, answer)}: log P = {score:.3f}")
+        lines.append(f"  ...{end} {spelled(experiment.tokenizer, answer)}: log P = {score:.3f}")
     return lines
 
 
-def probabilities(asked: Asked, row: int = 0) -> str:
-    """Each label's share of the labels' probability for a text, before and after calibration."""
-    before, after = softmax(asked.preferences.scores[row]), asked.preferences.after()["acc"][row].exp()
-    return aligned([("label", "probability", "calibrated"), *_label_rows(asked.preferences.answers, before, after)])
+def probabilities(answers: Answers) -> str:
+    """Each label's share of the labels' probability for the first text, before and after calibration."""
+    before, after = softmax(answers.labels.scores[0]), answers.labels.after()["acc"][0].exp()
+    figures = zip(answers.labels.answers, before.tolist(), after.tolist(), strict=True)
+    rows = [(answer.strip(), f"{one:.3f}", f"{two:.3f}") for answer, one, two in figures]
+    return aligned([("label", "probability", "calibrated"), *rows])
 
 
-def _label_rows(answers: Sequence[str], before: Tensor, after: Tensor) -> list[tuple[str, ...]]:
-    pairs = zip(answers, before.tolist(), after.tolist(), strict=True)
-    return [(answer.strip(), f"{one:.3f}", f"{two:.3f}") for answer, one, two in pairs]
-
-
-def accuracies(found: dict[str, Any]) -> str:
+def accuracy_table(found: dict[str, Any]) -> str:
     """The four measures, before and after calibration, and the free answers if there are any."""
     rows = [("measure", "accuracy", "calibrated")]
     rows += [(name, _share(one["before"]), _share(one["after"])) for name, one in found["measures"].items()]
@@ -77,22 +75,12 @@ def _share(figure: dict[str, float]) -> str:
     return f"{figure['accuracy']:.3f} ± {figure['standard_error']:.3f}"
 
 
-def by_order(found: Sequence[dict[str, Any]], over: dict[str, Any]) -> str:
+def order_table(found: Sequence[dict[str, Any]], spread: dict[str, Any]) -> str:
     """The accuracy of each order of the examples, and their mean and standard deviation, by measure."""
     rows = [("measure", *(f"order {n}" for n in range(1, len(found) + 1)), "mean ± sd")]
-    for name in over:
+    for name in spread:
         for when, title in (("before", name), ("after", f"{name}, calibrated")):
             each = [f"{one['measures'][name][when]['accuracy']:.3f}" for one in found]
-            figure = over[name][when]
+            figure = spread[name][when]
             rows.append((title, *each, f"{figure['mean']:.3f} ± {figure['standard_deviation']:.3f}"))
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns as wide as their widest cell; the first is flush left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        figures = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *figures]))
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

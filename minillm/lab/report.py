@@ -1,18 +1,32 @@
-"""A ladder as a table to read and as a picture to look at."""
+"""Measurements to read and to look at: tables, pictures, standard errors."""
 
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 COLUMNS = ("technique", "place in figure 1", "trainable", "to publish", "accuracy", "train", "eval", "tokens/s", "peak")
 
 
+def standard_error(share: float, count: int) -> float:
+    """The standard error of a share of `count` independent rows: sqrt(p (1 - p) / n)."""
+    return math.sqrt(share * (1 - share) / count)
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Columns as wide as their widest cell, under a header line; the first `left` are flush left."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(cells)))
+    return "\n".join([lines[0].rstrip(), "-" * max(map(len, lines)), *(line.rstrip() for line in lines[1:])])
+
+
 def table(ladder: dict[str, Any]) -> str:
     """The rungs in aligned columns: parameters, bytes, accuracy with its standard error, seconds, tokens/s, memory."""
-    rows = [COLUMNS, *(_cells(rung) for rung in ladder["rungs"])]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
-    lines = ["  ".join(_align(cell, width, index) for index, (cell, width) in enumerate(zip(row, widths, strict=True)))
-             for row in rows]  # fmt: skip
-    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+    return aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
 
 
 def _cells(rung: dict[str, Any]) -> tuple[str, ...]:
@@ -30,12 +44,8 @@ def _cells(rung: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _align(cell: str, width: int, index: int) -> str:
-    return cell.ljust(width) if index < 2 else cell.rjust(width)
-
-
 def in_bytes(count: int | float) -> str:
-    """A number of bytes in the unit that reads best: 0, 4.6 kB, 1.8 MB, 2.1 GiB."""
+    """A number of bytes in the unit that is easiest to read: 0 B, 4.6 kB, 1.8 MB, 2.10 GiB."""
     if count < 1000:
         return f"{count:.0f} B"
     if count < 1e6:
@@ -43,13 +53,28 @@ def in_bytes(count: int | float) -> str:
     return f"{count / 1e6:.1f} MB" if count < 2**29 else f"{count / 2**30:.2f} GiB"
 
 
-def picture(ladder: dict[str, Any], path: Path) -> None:
-    """Accuracy against trainable parameters, and against time, as a PNG. Needs matplotlib (ImportError without)."""
+def draw(picture: Callable[[Mapping[str, Any], Path], None], measured: Mapping[str, Any], path: Path) -> bool:
+    """Whether a picture could be drawn; without matplotlib, a line tells how to get it."""
+    try:
+        picture(measured, path)
+        return True
+    except ImportError:
+        print("no picture: matplotlib is missing (pip install 'minillm[lab]')", file=sys.stderr)
+        return False
+
+
+def _pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def picture(ladder: Mapping[str, Any], path: Path) -> None:
+    """Accuracy against trainable parameters, and against time, as a PNG. Needs matplotlib (ImportError without)."""
+    pyplot = _pyplot()
     figure, (parameters, time) = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     for rung in ladder["rungs"]:
         seconds = rung["train_seconds"] + rung["eval_seconds"]
@@ -66,5 +91,20 @@ def picture(ladder: dict[str, Any], path: Path) -> None:
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{ladder['base']} on {ladder['data'] or ladder['task']}, {ladder['train']} training rows")
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def curve_picture(curve: Mapping[str, Any], path: Path) -> None:
+    """The loss of every step and of the held-out text, as a PNG. Needs matplotlib (ImportError without)."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
+    axes.plot(range(1, len(curve["losses"]) + 1), curve["losses"], linewidth=0.8, alpha=0.6, label="training")
+    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="held out")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss, nats per token")
+    axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")
+    axes.grid(alpha=0.3)
+    axes.legend()
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

@@ -1,7 +1,7 @@
-"""Contextual calibration (Zhao et al. 2021): what a prompt says before it has been told anything is taken out.
+"""Contextual calibration (Zhao et al. 2021): what a prompt prefers whatever the text is taken out of its answers.
 
-Examples push a model towards some answers whatever is asked: the last one's, the commonest one's. How far is seen from
-content-free texts. Of p, the probabilities of the answers (each over their sum), the calibrated ones are W p + b with
+Examples bias a model towards some answers whatever the text: the last one's, the most common one's. Content-free texts
+measure that bias. Of p, the probabilities of the answers (each over their sum), the calibrated ones are W p + b with
 W = diag(p_cf)^-1 and b = 0, where p_cf is p for such a text, averaged over several; so that such a text has equal
 probabilities.
 
@@ -15,7 +15,7 @@ from minillm.operations import log_softmax
 from minillm.shapes import Float
 
 CONTENT_FREE = ("N/A", "", "[MASK]")
-"""The texts that say nothing, as in the paper's experiments."""
+"""Texts without content, as in the paper's experiments."""
 
 
 def calibrated(

@@ -1,6 +1,6 @@
-"""Which solved examples a prompt shows: by seed, balanced, as they stand, or nearest to the text; and in what order.
+"""Which solved examples a prompt shows: by seed, balanced, in file order, or nearest to the text; and in what order.
 
-Which ones, and in which order, moves a small model's accuracy by more than most methods do (Lu et al. 2022).
+The choice and the order change a small model's accuracy by more than most methods do (Lu et al. 2022).
 """
 
 import math
@@ -39,12 +39,12 @@ def balanced_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
 
 
 def seeded_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
-    """Training rows as they are drawn, whatever their classes."""
+    """Random training rows, whatever their classes."""
     return random.Random(seed).sample(task.train, _enough(task, count))
 
 
 def ordered_shots(task: Task, count: int) -> list[LabelledText]:
-    """The first training rows as they stand."""
+    """The first training rows, in file order."""
     return task.train[: _enough(task, count)]
 
 
@@ -66,7 +66,7 @@ def nearest_shots(
     recipe = FeatureRecipe(pooling=pooling)
 
     def directions(some: Sequence[str], name: str) -> Float[Tensor, "N D"]:
-        # A text without tokens has no features: a line's end stands for it.
+        # A text without tokens has no features: a newline stands for it.
         found = compute_features(decoder, [tokenizer.encode(text or "\n") for text in some], recipe, name)
         return F.normalize(found, dim=-1)
 
@@ -79,7 +79,7 @@ def nearest_shots(
 
 
 def orders(shots: Sequence[LabelledText], count: int, seed: int) -> list[list[LabelledText]]:
-    """Different orders of the same examples, as they stand first. Raises InputError where there are not so many."""
+    """Different orders of the same examples, the given one first. Raises InputError where there are not so many."""
     draw, places = random.Random(seed), range(len(shots))
     if count > math.factorial(len(shots)):
         raise InputError(f"{len(shots)} examples have {math.factorial(len(shots))} orders, and {count} are asked for")

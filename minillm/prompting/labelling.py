@@ -1,4 +1,4 @@
-"""Which label does a model prefer for a text? The scores of all labels, and what calibration makes of them."""
+"""Which label does a model prefer for a text? The scores of all labels, before and after calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from torch import Tensor
 from minillm.data.templates import Question, Template
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
 from minillm.prompting.measures import measured, prior_scores
-from minillm.prompting.prompt_cache import Reader
+from minillm.prompting.prompt_cache import PromptCache
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 
 
-def neutral_questions(questions: Sequence[Question]) -> list[Question]:
-    """The content-free questions to calibrate by: one set, or one after another for each question's own template."""
+def content_free_questions(questions: Sequence[Question]) -> list[Question]:
+    """The questions to calibrate by: one set, or one after another for each question's own template."""
     templates = [question.template for question in questions]
     if all(template == templates[0] for template in templates):
         templates = templates[:1]
@@ -24,31 +24,34 @@ def neutral_questions(questions: Sequence[Question]) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class Preferences:
-    """log P(answer | prompt) of the questions and of the content-free ones, and log P(answer) of no prompt at all."""
+class LabelScores:
+    """log P(answer | prompt) of the questions and of the content-free ones, and log P(answer) without a prompt.
+
+    `tokens` counts what was processed.
+    """
 
     answers: Sequence[str]
     scores: Float[Tensor, "N C"]
-    neutral: Float[Tensor, "_ _ C"]
+    content_free: Float[Tensor, "_ _ C"]
     prior: Float[Tensor, "C"]
     tokens: int
 
     def before(self) -> dict[str, Float[Tensor, "N C"]]:
-        """The scores under each measure, the highest of which is the answer."""
+        """The scores under each measure; the highest is the answer."""
         return measured(self.scores, self.answers, self.prior)
 
     def after(self) -> dict[str, Float[Tensor, "N C"]]:
         """The same, calibrated under each measure by the content-free questions: log-probabilities."""
-        neutral = measured(self.neutral, self.answers, self.prior)
-        return {name: calibrated(scores, neutral[name]) for name, scores in self.before().items()}
+        content_free = measured(self.content_free, self.answers, self.prior)
+        return {name: calibrated(scores, content_free[name]) for name, scores in self.before().items()}
 
 
-def preferences(
-    reader: Reader, tokenizer: Tokenizer, questions: Sequence[Question], neutral: Sequence[Question],
+def label_scores(
+    cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], content_free: Sequence[Question],
     answers: Sequence[str], name: str = "scoring",
-) -> Preferences:  # fmt: skip
-    """Score every answer to every question; what the prompts of a template share is read once for all of them."""
-    everything = [*questions, *neutral]
+) -> LabelScores:  # fmt: skip
+    """Score every answer to every question; what the prompts of a template share is processed once for all of them."""
+    everything = [*questions, *content_free]
     places: dict[Template, list[int]] = {}
     for place, question in enumerate(everything):
         places.setdefault(question.template, []).append(place)
@@ -56,12 +59,11 @@ def preferences(
     for template, group in progress(places.items(), desc=name, unit="template"):
         some = [everything[place] for place in group]
         ids = template.answers(tokenizer, [question.text for question in some], answers)
-        kept = reader.read([question.encode(tokenizer) for question in some])
-        found.append(kept.score(ids, name))
-        tokens += kept.tokens
+        cached = cache.process([question.encode(tokenizer) for question in some])
+        found.append(cached.score(ids, name))
+        tokens += cached.tokens
     order = torch.tensor([place for group in places.values() for place in group])
     scores = torch.cat(found)[order.argsort()]
     by_template = scores[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
-    return Preferences(
-        answers, scores[: len(questions)], by_template, prior_scores(reader.decoder, tokenizer, ids).cpu(), tokens
-    )
+    prior = prior_scores(cache.decoder, tokenizer, ids).cpu()
+    return LabelScores(answers, scores[: len(questions)], by_template, prior, tokens)

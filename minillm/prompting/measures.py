@@ -1,8 +1,8 @@
 """Four ways to choose among answers by their scores, under the names that lm-eval (the Evaluation Harness) gives them.
 
-A score is log P(answer | prompt), the sum over the answer's tokens. The longer an answer, the lower its score, and the
-commoner, the higher, whatever was asked: three of the four correct for that. Lengths are counted without the blank
-before the answer, which lm-eval keeps apart as its `target_delimiter`.
+A score is log P(answer | prompt), the sum over the answer's tokens. Long answers score low and common ones high,
+whatever the question: three of the four correct for that. Lengths are counted without the space before the answer,
+which lm-eval keeps apart as its `target_delimiter`.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ MEASURES = {
     "acc_bytes": "log P(answer | prompt), divided by the answer's bytes in UTF-8",
     "acc_mutual_info": "log P(answer | prompt) - log P(answer): what the prompt adds to it",
 }
-"""What each compares; the answer with the highest is taken."""
+"""What each measure compares; the answer with the highest value is chosen."""
 
 
 def measured(

@@ -1,7 +1,7 @@
-"""What all prompts have in common is read once, and its keys and values are kept: (P + T) / T times less to read.
+"""What all prompts have in common is processed once, and its keys and values are cached.
 
-A template's instruction and examples stand first and the decoder is causal, so that what it makes of them does not
-depend on the text behind them. An evaluation reads them once; each row only adds its own tokens.
+A template's instruction and examples come first and the decoder is causal, so their keys and values do not depend on
+the text behind them. An evaluation computes them once; each row adds only its own tokens.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from minillm.shapes import Float
 
 
 def common_start(rows: Sequence[list[int]]) -> int:
-    """How many leading tokens all rows share, at least one being left to each: what a prompt has in common.
+    """How many leading tokens all rows share, at least one token being left to each.
 
-    Prompts are tokenised whole and parted afterwards, for tokens do not end where strings do: a blank line before
+    Prompts are tokenised whole and split afterwards, since tokens do not end where strings do: an empty line before
     `Review` is one token at the end of a string and two within it.
     """
     first, last = min(rows), max(rows)
@@ -31,10 +31,10 @@ def common_start(rows: Sequence[list[int]]) -> int:
 
 
 @dataclass(frozen=True)
-class KeptPrompt:
-    """A model that has read the start of some prompts, its `shared` first tokens, and what is left of each to read.
+class CachedPrompt:
+    """A model with the first `shared` tokens of some prompts in its cache, and the rest of each prompt.
 
-    `tokens` are those that are read, if each rest is read once; those of a start that was known already are none.
+    `tokens` counts what is processed if each rest is processed once; a start that was cached before costs nothing.
     """
 
     model: LanguageModel
@@ -50,15 +50,15 @@ class KeptPrompt:
         )
 
 
-class Reader:
-    """A decoder that reads what prompts have in common once and keeps it, for them and for those that come after."""
+class PromptCache:
+    """A decoder that caches what prompts have in common, for them and for those that come after."""
 
     def __init__(self, decoder: Decoder):
         self.decoder, self.start = decoder.eval(), list[int]()
         self.model: LanguageModel = self.decoder
 
-    def read(self, prompts: Sequence[list[int]]) -> KeptPrompt:
-        """Behind the start that is kept, where it is most of what these prompts have in common, or else behind that."""
+    def process(self, prompts: Sequence[list[int]]) -> CachedPrompt:
+        """Behind the cached start, where it is most of what these prompts have in common; else behind a new one."""
         shared = common_start(prompts)
         known = shared >= len(self.start) > shared // 2 and prompts[0][: len(self.start)] == self.start
         if not known:
@@ -67,4 +67,4 @@ class Reader:
             self.model = InContext(self.decoder, start) if shared else self.decoder
         rests = [prompt[len(self.start) :] for prompt in prompts]
         tokens = sum(map(len, rests)) + (0 if known else shared)
-        return KeptPrompt(self.model, len(self.start), rests, tokens)
+        return CachedPrompt(self.model, len(self.start), rests, tokens)

@@ -1,4 +1,4 @@
-"""Several processes that train one model, as `torchrun` starts them: each reads its part of every batch.
+"""Several processes that train one model, as `torchrun` starts them: each takes its part of every batch.
 
 The gradients are sums over rows, and the sum over the processes is that of the whole batch: no more is needed to train
 as one process would. Outside torchrun there is one process, and nothing here costs anything.
@@ -34,18 +34,18 @@ def started() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def size() -> int:
+def process_count() -> int:
     """How many processes there are, once joined."""
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this one is; 0 is the one that writes and speaks."""
-    return processes.get_rank() if size() > 1 else 0
+    """The index of this process; process 0 writes files and prints."""
+    return processes.get_rank() if process_count() > 1 else 0
 
 
 def is_first() -> bool:
-    """Whether this process is the one that speaks, before the others are joined and after they are left too."""
+    """Whether this process prints: also known before the others are joined and after they are left."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -55,21 +55,21 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def part(batch: Sequence[Item]) -> list[Item]:
-    """What this process reads of a batch; it may be nothing."""
-    return list(batch[rank() :: size()])
+    """This process's rows of a batch; there may be none."""
+    return list(batch[rank() :: process_count()])
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     """Each tensor becomes its sum over all processes, in place."""
-    if size() == 1:
+    if process_count() == 1:
         return
     for tensor in tensors:
         processes.all_reduce(tensor)
 
 
-def any_says(yes: bool, device: torch.device) -> bool:
-    """Whether one process at least says yes: what all of them have to do together."""
-    if size() == 1:
+def any_process(yes: bool, device: torch.device) -> bool:
+    """Whether it is true in one process at least, so that all of them do the same."""
+    if process_count() == 1:
         return yes
     votes = torch.tensor([int(yes)], device=device)
     processes.all_reduce(votes)

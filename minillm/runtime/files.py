@@ -1,4 +1,4 @@
-"""Writing a file so that it is there whole or not at all."""
+"""Writing files atomically: a file is complete or absent."""
 
 import os
 import secrets
@@ -11,7 +11,7 @@ from minillm.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; at the end it is flushed to the disk and renamed to `path`.
+    """A temporary name next to `path` to write to; at the end it is flushed to the disk and renamed to `path`.
 
     An error on the way removes it, and what stood at `path` stays as it was.
     """

@@ -1,4 +1,4 @@
-"""Ctrl-C, where a half-done step must not be left behind."""
+"""Ctrl-C where an unfinished step must not be left behind."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,15 +8,15 @@ from contextlib import contextmanager
 @contextmanager
 def interrupt_deferred() -> Iterator[Callable[[], bool]]:
     """Ctrl-C takes effect between two steps, where the state is whole; the second time, at once."""
-    asked = False
+    interrupted = False
 
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
+    def note(number: int, frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
         signal.signal(signal.SIGINT, before)
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, note)
     try:
-        yield lambda: asked
+        yield lambda: interrupted
     finally:
         signal.signal(signal.SIGINT, before)

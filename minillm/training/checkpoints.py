@@ -1,8 +1,8 @@
-"""A training run on the disk: one file, whole at every moment, from which the run goes on bit for bit.
+"""A training run on disk: one file, complete at every moment, from which the run continues bit for bit.
 
 The tensors of `Loop.state` are safetensors, and the rest is JSON in the same file's header, so that the two cannot
-disagree. A new checkpoint takes the old one's name only when it lies on the disk completely: whenever the process is
-killed, the last one can be read.
+disagree. A new checkpoint takes the old one's name only once it is complete on disk: whenever the process is killed,
+the last one can be read.
 """
 
 import json
@@ -64,6 +64,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]
 
 
 def _remove_unfinished(path: Path) -> None:
-    """What a killed process was still writing when it died."""
+    """Remove what a killed process left half-written."""
     for left in path.parent.glob(f".{path.name}.*"):
         left.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Who computes a training step: the gradient of the mean loss, and where it moves what is trained.
+"""A training step: the gradient of the mean loss, and the optimizer step along it.
 
-The loop asks for the two one after the other, so that it can look at the loss before anything has moved.
-`TorchLearner` is the one for every method. `minillm.training.numpy_learner` has one that shares no arithmetic with it.
+The loop calls the two one after the other, so that it can check the loss before any parameter changes. `TorchLearner`
+trains every method. `minillm.training.numpy_learner` has another, which shares no arithmetic with it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 
 from minillm.errors import InputError
 from minillm.runtime.device import autocast
-from minillm.runtime.distributed import part, size, sum_over_processes
+from minillm.runtime.distributed import part, process_count, sum_over_processes
 from minillm.training.schedule import TrainingSettings
 
 Example = TypeVar("Example")
-Read = TypeVar("Read", contravariant=True)
+Batched = TypeVar("Batched", contravariant=True)
 
 
 @runtime_checkable
-class Learner(Protocol[Read]):
-    """What the loop needs of whoever computes."""
+class Learner(Protocol[Batched]):
+    """What the loop needs: gradients, updates, and a state that can be saved."""
 
-    def backward(self, batches: Sequence[Sequence[Read]]) -> float:
-        """The mean loss over all that the batches have to foretell, in nats; its gradient is kept."""
+    def backward(self, batches: Sequence[Sequence[Batched]]) -> float:
+        """The mean loss over all targets of the batches, in nats; its gradient is stored."""
         ...
 
-    def move(self, rate: float) -> None:
-        """One AdamW step along the kept gradient, clipped."""
+    def optimizer_step(self, rate: float) -> None:
+        """One AdamW step along the stored gradient, clipped."""
         ...
 
     def state(self) -> dict[str, Tensor]:
@@ -52,10 +52,10 @@ class Trainable(Protocol):
 
 
 class TorchLearner(Generic[Example]):
-    """Autograd and torch's AdamW, for whatever a method names as trainable.
+    """Autograd and torch's AdamW, for the parameters that a method names as trainable.
 
-    `loss(examples)` returns (the sum of their losses, how many were summed): the mean is over all that one step has
-    summed, so that accumulated batches of unequal size, or batches divided among processes, equal one big batch.
+    `loss(examples)` returns (the sum of their losses, how many were summed): the mean is over everything that one step
+    sums, so that accumulated batches of unequal size, or batches divided among processes, equal one big batch.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class TorchLearner(Generic[Example]):
 
     def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
         """The gradients, the loss and its count, of this process or summed over all."""
-        if size() > 1:
+        if process_count() > 1:
             for parameter in self.parameters.values():
                 if parameter.grad is None:  # this process had no part of the batch
                     parameter.grad = torch.zeros_like(parameter)
@@ -90,7 +90,7 @@ class TorchLearner(Generic[Example]):
         sum_over_processes([*gradients, numbers])
         return gradients, numbers[0].item(), int(numbers[1].item())
 
-    def move(self, rate: float) -> None:
+    def optimizer_step(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)

@@ -1,8 +1,8 @@
-"""One training loop for every method: AdamW, warm-up and cosine, clipping, exact accumulation, the best epoch kept.
+"""One training loop for every method: AdamW, warm-up and cosine, clipping, exact accumulation, the best epoch.
 
-The loop knows neither the task nor the method, and not who computes: it says which examples are read in which order
-and at which rate, and writes down what happened. Everything that the rest of a run depends on is the loop's `state`:
-a run that is restored goes on bit for bit.
+The loop knows neither the task nor the method: it decides the order of the examples and the rate of each step, and
+records the losses. Everything that the rest of a run depends on is the loop's `state`: a restored run continues bit for
+bit.
 """
 
 import math
@@ -24,7 +24,7 @@ from minillm.training.schedule import TrainingSettings, rate_at
 
 @dataclass
 class History:
-    """What happened: the mean loss of each step, the validation score of each epoch, and the work done."""
+    """The mean loss of each step, the validation score of each epoch, the tokens processed and the seconds."""
 
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
@@ -72,7 +72,7 @@ class Loop(Generic[Example]):
             raise InputError(
                 f"the loss is {loss} at step {done + 1}: a lower rate than {self.settings.rate:g}, or float32, may help"
             )
-        self.learner.move(rate_at(done, self.steps, self.settings))
+        self.learner.optimizer_step(rate_at(done, self.steps, self.settings))
         self.steps_in_epoch += 1
         self.history.losses.append(loss)
         self.history.tokens += sum(self.lengths[index] for batch in batches for index in batch)
@@ -102,14 +102,14 @@ def train(
     settings: TrainingSettings,
     *,
     validate: Callable[[], float] | None = None,
-    interrupted: Callable[[], None] | None = None,
+    on_interrupt: Callable[[], None] | None = None,
     name: str = "training",
 ) -> History:
     """Train what `method.trainable()` names, and end with the weights of the epoch that validated best.
 
     `loss(examples)` returns (the sum of their losses, how many were summed). `validate()` scores the method, higher
-    is better; without it the last epoch stays. On Ctrl-C `interrupted` is called before the interrupt goes on, to save
-    what there is, if a step was taken at all. Raises InputError when the loss is not finite.
+    is better; without it the last epoch stays. On Ctrl-C, if a step was taken, `on_interrupt` is called before the
+    interrupt is raised, to save what is trained so far. Raises InputError when the loss is not finite.
     """
     torch.manual_seed(settings.seed)
     learner = TorchLearner(method, loss, settings)
@@ -132,8 +132,8 @@ def train(
                     # The last epoch's weights are the method's own: no copy of them is needed.
                     best = _copy(learner.parameters) if epoch + 1 < settings.epochs else {}
     except KeyboardInterrupt:
-        if interrupted is not None and loop.history.losses:
-            interrupted()
+        if on_interrupt is not None and loop.history.losses:
+            on_interrupt()
         raise
     with torch.no_grad():
         for parameter_name, value in best.items():

@@ -15,14 +15,14 @@ from minillm.decoder import Decoder
 from minillm.reference.adamw import Moments, adamw_step, clip_by_global_norm, no_moments
 from minillm.reference.linear_cross_entropy import IGNORED
 from minillm.reference.training import language_model_loss
-from minillm.training.pretraining import Row
+from minillm.training.pretraining import PackedRow
 from minillm.training.schedule import TrainingSettings
 
 
 class NumpyLearner:
-    """All weights of a decoder in float64, moved by numpy.
+    """All weights of a decoder in float64, updated by numpy.
 
-    The arrays are the decoder's own memory: torch, which has no part in the training, sees at once what was learned,
+    The arrays are the decoder's own memory: torch, which has no part in the training, sees at once the update,
     to measure and to save it.
     """
 
@@ -32,7 +32,7 @@ class NumpyLearner:
         self.moments = no_moments(self.weights)
         self.gradients: dict[str, np.ndarray] = {}
 
-    def backward(self, batches: Sequence[Sequence[Row]]) -> float:
+    def backward(self, batches: Sequence[Sequence[PackedRow]]) -> float:
         rows = [row for batch in batches for row in batch]
         ids_BT = pad_right([row.ids for row in rows])[0].numpy()
         labels_BT = pad_right([row.labels for row in rows], IGNORED)[0].numpy()
@@ -40,7 +40,7 @@ class NumpyLearner:
         self.gradients = gradients["weights"]
         return float(loss)
 
-    def move(self, rate: float) -> None:
+    def optimizer_step(self, rate: float) -> None:
         clipped, _ = clip_by_global_norm(self.gradients, self.settings.clip)
         betas, decay = (0.9, self.settings.beta2), self.settings.weight_decay
         moved, self.moments = adamw_step(self.weights, clipped, self.moments, rate=rate, betas=betas, decay=decay)

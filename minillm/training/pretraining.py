@@ -1,8 +1,8 @@
-"""A decoder from nothing: token ids in rows, the loss at every position, and a recipe that follows from the depth.
+"""A decoder from scratch: token ids in packed rows, the loss at every position, a recipe that follows from the depth.
 
-The loop is `training.Loop`. What is said here is what a row is (packing), what is minimised (the next token's
-cross-entropy, wherever there is something to learn), and how a held-out text is measured: in nats a token, and in bits
-a byte, which does not depend on the tokenizer (Gao et al. 2020, section 3.1).
+The loop is `training.loop`. Here are the rows (packing), the loss (cross-entropy of the next token, wherever there is
+a label), and the measures on held-out text: nats per token, and bits per byte, which do not depend on the tokenizer
+(Gao et al. 2020, section 3.1).
 """
 
 import math
@@ -25,8 +25,8 @@ CONTEXT = 384
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """How long and how quickly a decoder of this depth is trained; a batch has 1.5 rows of 384 tokens for each layer.
+class PretrainingRecipe:
+    """How long, and at which rate, a decoder of this depth is trained; a batch has 1.5 rows of 384 tokens a layer.
 
     Of the same tokens, twice as many steps over half as many rows taught more (word problems, depth 4: 0.33 and 0.39
     nats after 8,400 rows).
@@ -38,7 +38,7 @@ class Recipe:
     batch: int
 
     @classmethod
-    def from_preset(cls, preset: str, steps: int | None = None) -> "Recipe":
+    def from_preset(cls, preset: str, steps: int | None = None) -> "PretrainingRecipe":
         """The recipe of `nano`, `tiny` or `small`. Raises InputError for another name, or for no steps at all."""
         if preset not in DEPTHS:
             raise InputError(f"there is no preset {preset!r}; there are: {', '.join(DEPTHS)}")
@@ -58,45 +58,45 @@ class Recipe:
         return DecoderConfig.from_depth(self.depth, vocabulary, CONTEXT)
 
 
-class Row(NamedTuple):
-    """Token ids, and the labels: the same ids, or IGNORED where nothing is to be learned."""
+class PackedRow(NamedTuple):
+    """Token ids, and the labels: the same ids, or IGNORED where there is no target."""
 
     ids: list[int]
     labels: list[int]
 
 
-def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) -> list[Row]:
+def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) -> list[PackedRow]:
     """All documents as one stream with an `end` before, between and behind them, cut into rows of `length` + 1.
 
-    A row begins with the last token of the one before: every token but the first is foretold exactly once.
+    A row begins with the last token of the one before: every token but the first is a target exactly once.
     """
     stream = [end]
     for document in documents:
         stream += [*document, end]
     pieces = [stream[start : start + length + 1] for start in range(0, len(stream) - 1, length)]
-    return [Row(piece, piece) for piece in pieces]
+    return [PackedRow(piece, piece) for piece in pieces]
 
 
-def pack_exchanges(exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], length: int = CONTEXT) -> list[Row]:
+def pack_exchanges(exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], length: int = CONTEXT) -> list[PackedRow]:
     """Rows of up to `length` + 1 tokens, each as many whole exchanges as fit, in their order; none is cut.
 
-    An exchange is a question, of which nothing is learned (who could foretell it?), and its answer. Raises InputError
+    An exchange is a question, which has no labels (nothing predicts it), and its answer. Raises InputError
     for one that is longer than a row.
     """
-    rows = [Row([], [])]
+    rows = [PackedRow([], [])]
     for question, answer in exchanges:
         size = len(question) + len(answer)
         if size > length + 1:
             raise InputError(f"a question and its answer have {size} tokens; a row has room for {length + 1}")
         if len(rows[-1].ids) + size > length + 1:
-            rows.append(Row([], []))
+            rows.append(PackedRow([], []))
         rows[-1].ids.extend([*question, *answer])
         rows[-1].labels.extend([*[IGNORED] * len(question), *answer])
     return [row for row in rows if row.ids]
 
 
-class FromNothing:
-    """All of a decoder's weights, as the training loop sees them, and the loss of its rows."""
+class LanguageModelTraining:
+    """A decoder whose weights are all trained, and the loss of its rows: what `TorchLearner` needs."""
 
     def __init__(self, decoder: Decoder):
         self.decoder = decoder
@@ -110,7 +110,7 @@ class FromNothing:
     def eval(self) -> Decoder:
         return self.decoder.eval()
 
-    def loss(self, rows: list[Row]) -> tuple[Tensor, int]:
+    def loss(self, rows: list[PackedRow]) -> tuple[Tensor, int]:
         """The sum of -log P(label | the tokens before it in its row), in nats, and how many labels there are."""
         ids, labels = pad_right([row.ids for row in rows])[0], pad_right([row.labels for row in rows], IGNORED)[0]
         device, labels = self.decoder.embed.weight.device, labels[:, 1:].flatten()
@@ -128,9 +128,9 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    model: FromNothing, rows: Sequence[Row], token_bytes: Sequence[int], batch: int, precision: str
+    model: LanguageModelTraining, rows: Sequence[PackedRow], token_bytes: Sequence[int], batch: int, precision: str
 ) -> HeldOut:
-    """The mean over the labels, and the sum over the bytes of text that these stand for."""
+    """The mean loss over the labels, and the total loss over the bytes of text that they encode."""
     model.eval()
     total, count = 0.0, 0
     for start in range(0, len(rows), batch):

@@ -1,4 +1,4 @@
-"""Tokenizers made of the text that is to be modelled: byte pairs, single characters, or whole words and numbers.
+"""Tokenizers trained on the text that is to be modelled: byte pairs, single characters, or words and numbers.
 
 `minillm.reference.bpe` trains byte pairs in plain Python, with the same merges.
 """
@@ -15,7 +15,7 @@ from minillm.tokenizer import Tokenizer
 
 END, UNKNOWN = "<|endoftext|>", "<|unknown|>"
 WORD = r" ?[0-9]+| ?[A-Za-z]+|[\s\S]"
-"""A word or a number with the blank before it, or any other character."""
+"""A word or a number with the space before it, or any other character."""
 
 
 def byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:

@@ -24,9 +24,11 @@ IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
     "method", ["lora", "dora", "pissa", "soft-prompt", "prefix", "features", "output", "last-blocks", "full"]
 )
 def test_every_method_is_adapted_and_loads_onto_its_base(method, command, place):  # noqa: F811
-    said = command("adapt", "--method", method, *TASK, "--r", "2", "--layers", "1", "--rate", "0.01", "--out", method)
+    printed = command(
+        "adapt", "--method", method, *TASK, "--r", "2", "--layers", "1", "--rate", "0.01", "--out", method
+    )
     figures = json.loads((place / method / "adapt.json").read_text())
-    assert f"accuracy: {figures['accuracy']}" in said
+    assert f"accuracy: {figures['accuracy']}" in printed
     decoder, _ = minillm.load(place / "base")
     assert adapt.load(decoder, place / method).state().keys()
     assert "whole" in command("adapter", "verify", method, "--base", "base")
@@ -120,8 +122,8 @@ def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, place, monke
     monkeypatch.setattr("sys.argv", ["minillm", *words])
     with pytest.raises(SystemExit) as end:
         main()
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert end.value.code == 2
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1, said
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1, printed
     assert not (place / "no").exists()

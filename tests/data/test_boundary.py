@@ -1,16 +1,16 @@
-"""A blank between prompt and answer is the answer's: a prompt that ends with one asks another question."""
+"""A space between prompt and answer is the answer's: a prompt that ends with one has other tokens."""
 
 from dataclasses import replace
 
 import pytest
 
 from minillm import InputError
-from minillm.data.boundary import refuse_merging, refuse_trailing_blank, spelled
+from minillm.data.boundary import refuse_merging, refuse_trailing_space, spelled
 from minillm.data.templates import Template
 from tests.prompting.asked import TASK, TOKENIZER
 
 
-def test_a_trailing_blank_makes_other_tokens_of_the_same_letters():
+def test_a_trailing_space_makes_other_tokens_of_the_same_characters():
     right = TOKENIZER.encode("is") + TOKENIZER.encode(" the")
     wrong = TOKENIZER.encode("is ") + TOKENIZER.encode("the")
     assert TOKENIZER.decode(right) == TOKENIZER.decode(wrong)
@@ -18,15 +18,15 @@ def test_a_trailing_blank_makes_other_tokens_of_the_same_letters():
 
 
 @pytest.mark.parametrize("prompt", ["Review: {text}\nSentiment: ", "{text} "])
-def test_a_prompt_that_ends_with_a_blank_is_refused_wherever_it_is_given(prompt):
-    for make in (refuse_trailing_blank, Template, lambda prompt: replace(TASK, prompt=prompt)):
-        with pytest.raises(InputError, match="ends with a blank"):
+def test_a_prompt_that_ends_with_a_space_is_refused_wherever_it_is_given(prompt):
+    for make in (refuse_trailing_space, Template, lambda prompt: replace(TASK, prompt=prompt)):
+        with pytest.raises(InputError, match="ends with a space"):
             make(prompt)
 
 
-def test_a_blank_before_words_that_begin_the_answer_is_no_trap():
+def test_a_space_before_words_that_begin_the_answer_is_no_trap():
     assert Template("{text} ", cue="I say").render("x") == "x I say"
-    with pytest.raises(InputError, match="ends with a blank"):
+    with pytest.raises(InputError, match="ends with a space"):
         Template("{text}", cue=" I say ")
 
 
@@ -39,5 +39,5 @@ def test_an_answer_that_grows_into_the_prompts_last_word_is_refused():
         Template("{text}").answers(TOKENIZER, ["12", "a text t"], ["he"])
 
 
-def test_tokens_are_shown_in_brackets_with_their_blanks_and_line_ends():
+def test_tokens_are_shown_in_brackets_with_their_spaces_and_newlines():
     assert spelled(TOKENIZER, TOKENIZER.encode("the film\nis")) == "[the][ film][\\n][is]"

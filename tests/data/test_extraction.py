@@ -42,7 +42,7 @@ def test_labels_and_of_several_that_fit_the_longest(text, strict, flexible):
     assert MOOD.read(text) == Reading(strict, flexible)
 
 
-def test_without_a_cue_the_answer_is_strict_where_it_is_said_first():
+def test_without_a_cue_the_answer_is_strict_where_it_comes_first():
     form = AnswerForm.of((" yes", " no"), "")
     assert form.read(" no, not yes") == Reading("no", "yes")
     assert form.read("I say no") == Reading(None, "no")
@@ -65,7 +65,7 @@ def test_the_shares_are_of_all_texts():
     assert answer_shares(readings, ["7"] * 4) == {"strict": 0.25, "flexible": 0.75, "unparsed": 0.5}
 
 
-def test_capitals_and_blanks_make_no_other_answer():
+def test_case_and_whitespace_make_no_other_answer():
     assert same_answer("Not funny ", " not funny")
     assert not same_answer("funny", "not funny")
     assert not same_answer(None, "None")

@@ -50,7 +50,7 @@ def test_an_instruction_stands_before_everything():
     assert replace(SUM, instruction="Add.", shots=(SHOT,)).render("2?").startswith("Add.\n\nQ: 1 + 2 + 3?")
 
 
-def test_in_a_chat_the_examples_are_turns_and_the_answer_is_begun_in_the_assistants_mouth():
+def test_in_a_chat_the_examples_are_turns_and_the_answer_is_begun_for_the_assistant():
     chat = replace(SUM, chat=True, shots=(SHOT,), instruction="Add.")
     expected = (
         "<|im_start|>system\nAdd.<|im_end|>\n"
@@ -62,7 +62,7 @@ def test_in_a_chat_the_examples_are_turns_and_the_answer_is_begun_in_the_assista
     assert chat.preview("2 + 2?").endswith("assistant: The answer is")
 
 
-def test_an_answer_keeps_its_blank_unless_it_opens_a_turn():
+def test_an_answer_keeps_its_space_unless_it_opens_a_turn():
     positive = TOKENIZER.encode(" positive"), TOKENIZER.encode("positive")
     template = task_template(TASK)
     assert template.answers(TOKENIZER, ["a"], [" positive"]) == [positive[0]]
@@ -72,15 +72,15 @@ def test_an_answer_keeps_its_blank_unless_it_opens_a_turn():
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=8), st.booleans())
-def test_what_was_said_follows_the_prompt_letter_by_letter(said, chat):
+def test_generated_text_follows_the_prompt_character_by_character(text, chat):
     template = replace(SUM, chat=chat, chain=True)
     start = TOKENIZER.decode(template.encode(TOKENIZER, "2?"))
-    assert TOKENIZER.decode(template.encode(TOKENIZER, "2?", " " + said)) == f"{start} {said}"
+    assert TOKENIZER.decode(template.encode(TOKENIZER, "2?", " " + text)) == f"{start} {text}"
 
 
 def test_a_chain_ends_in_its_conclusion_whether_or_not_the_model_came_to_one():
     chain = replace(SUM, chain=True)
-    begun = chain.begun
+    begun = chain.answer_start
     assert chain.conclude(f"{begun} 1 + 1 = 2. So the answer is 2. Q: 3?") == " 1 + 1 = 2. So the answer is"
     assert chain.conclude(f"{begun} 1 + 1 = \n") == " 1 + 1 = So the answer is"
 
@@ -115,4 +115,4 @@ def test_templates_that_cannot_work_are_refused():
         Template("Well?")
     with pytest.raises(InputError, match="these examples have no chains"):
         task_template(TASK, TRAIN[:2], chain=True)
-    assert task_template(TASK, chain=True).begun == " Let's think step by step."
+    assert task_template(TASK, chain=True).answer_start == " Let's think step by step."

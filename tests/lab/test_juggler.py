@@ -11,14 +11,13 @@ from minillm.data.word_problems import PRETRAINED_STEPS, Problem, problems
 from minillm.lab.juggler import (
     DIRECT,
     STEP_BY_STEP,
-    WAYS,
-    JugglerSettings,
-    Marked,
-    Student,
+    STRATEGIES,
+    Graded,
+    Juggler,
     ask,
+    grade,
     guess,
     juggle,
-    mark,
     paired,
     shares,
     table,
@@ -28,18 +27,18 @@ from minillm.lab.juggler import (
 
 JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 START = " Let's think step by step."
-RIGHT, WRONG = Marked(Reading("16", "16"), "16", True), Marked(Reading("17", "17"), "16", True)
+RIGHT, WRONG = Graded(Reading("16", "16"), "16", True), Graded(Reading("17", "17"), "16", True)
 
 
-def prompt(way, shots):
-    return template(way, shots).render(JUGGLER.text)
+def prompt(strategy, shots):
+    return template(strategy, shots).render(JUGGLER.text)
 
 
-def test_only_the_prompt_tells_one_way_from_another():
+def test_strategies_differ_only_in_the_prompt():
     shot = Problem("baker", "Ben", 20, ("half",), ("round",))
     assert prompt(DIRECT, [shot]) == f"Question: {JUGGLER.text}\nAnswer: The answer is"
     assert prompt(STEP_BY_STEP, [shot]) == f"Question: {JUGGLER.text}\nAnswer:{START}"
-    few, chained = (way for way in WAYS if way.shots)
+    few, chained = (strategy for strategy in STRATEGIES if strategy.shots)
     assert prompt(few, [shot]) == (
         f"Question: {shot.text}\nAnswer: The answer is 10.\n\nQuestion: {JUGGLER.text}\nAnswer: The answer is"
     )
@@ -47,26 +46,28 @@ def test_only_the_prompt_tells_one_way_from_another():
 
 
 def test_what_is_asked_looks_as_what_was_trained_on():
-    for way in WAYS:
-        shown = template(way, [JUGGLER])
-        assert (JUGGLER.question + (JUGGLER.chain if way.chain else JUGGLER.direct)).startswith(prompt(way, []))
-        if way.shots:
-            assert shown.solved(JUGGLER.shot) == (JUGGLER.chain if way.chain else JUGGLER.direct)
+    for strategy in STRATEGIES:
+        shown = template(strategy, [JUGGLER])
+        assert (JUGGLER.question + (JUGGLER.chain if strategy.chain else JUGGLER.direct)).startswith(
+            prompt(strategy, [])
+        )
+        if strategy.shots:
+            assert shown.solution(JUGGLER.shot) == (JUGGLER.chain if strategy.chain else JUGGLER.direct)
 
 
-def test_an_answer_is_marked_strictly_and_flexibly_and_its_reasons_are_checked():
-    assert mark(JUGGLER, JUGGLER.direct, chain=False) == RIGHT
-    assert mark(JUGGLER, JUGGLER.chain, chain=True) == RIGHT
+def test_an_answer_is_graded_strictly_and_flexibly_and_its_reasons_are_checked():
+    assert grade(JUGGLER, JUGGLER.direct, chain=False) == RIGHT
+    assert grade(JUGGLER, JUGGLER.chain, chain=True) == RIGHT
     lucky = JUGGLER.chain.replace("48 are golf: 24", "48 are golf: 12")
-    assert mark(JUGGLER, lucky, chain=True) == RIGHT._replace(sound=False)
-    assert mark(JUGGLER, " The answer is 17.", chain=False) == WRONG
+    assert grade(JUGGLER, lucky, chain=True) == RIGHT._replace(sound=False)
+    assert grade(JUGGLER, " The answer is 17.", chain=False) == WRONG
     unfinished = f"{START} Half of 48 are golf: 24. Two thirds of 24 are blue: 16"
-    assert mark(JUGGLER, unfinished, chain=True) == Marked(Reading(None, "16"), "16", False)
-    assert mark(JUGGLER, " The answer is many.", chain=False) == Marked(Reading(None, None), "16", True)
+    assert grade(JUGGLER, unfinished, chain=True) == Graded(Reading(None, "16"), "16", False)
+    assert grade(JUGGLER, " The answer is many.", chain=False) == Graded(Reading(None, None), "16", True)
 
 
 def test_shares_are_of_all_answers_and_unsound_ones_of_the_right():
-    lucky, silent = RIGHT._replace(sound=False), Marked(Reading(None, "16"), "16", False)
+    lucky, silent = RIGHT._replace(sound=False), Graded(Reading(None, "16"), "16", False)
     found = shares([RIGHT, RIGHT, RIGHT, lucky, silent, WRONG, WRONG, WRONG])
     assert found["strict"] == 4 / 8
     assert found["flexible"] == 5 / 8
@@ -86,47 +87,41 @@ def test_the_difference_is_taken_problem_by_problem():
 
 def test_what_a_guess_would_have_is_far_from_what_is_asked():
     asked = list(islice(problems(5, steps=(2,)), 200))
-    assert 0 < guess(asked, JugglerSettings(), 2) < 0.2
+    assert 0 < guess(asked, Juggler(), 2) < 0.2
 
 
-class Teacher(Student):
+def teacher(asked, strategy):
     """Answers step by step without a mistake, and at once always 1."""
-
-    def __init__(self):
-        pass
-
-    def solve(self, asked, way, settings):
-        return [mark(p, p.chain if way.chain else " The answer is 1.", way.chain) for p in asked]
+    return [grade(p, p.chain if strategy.chain else " The answer is 1.", strategy.chain) for p in asked]
 
 
-def test_all_ways_are_asked_the_same_unseen_problems_for_every_number_of_steps():
-    found = ask(Teacher(), JugglerSettings(problems=20))
+def test_all_strategies_are_asked_the_same_unseen_problems_for_every_number_of_steps():
+    found = ask(teacher, Juggler(problems=20))
     assert [(row["steps"], row["way"]) for row in found["ways"]] == [
-        (steps, way.name) for steps in PRETRAINED_STEPS for way in WAYS
+        (steps, strategy.name) for steps in PRETRAINED_STEPS for strategy in STRATEGIES
     ]
     for row in found["ways"]:
         assert (row["strict"] == 1.0) == ("chain" in row["way"] or row["way"] == "self-consistency")
     assert all(row["mean"] > 0.5 for row in found["chain_less_direct"])
-    assert found == ask(Teacher(), JugglerSettings(problems=20))
+    assert found == ask(teacher, Juggler(problems=20))
 
 
-def test_the_experiment_runs_from_nothing_to_its_table(tmp_path):
-    settings = JugglerSettings(preset="nano", steps=3, problems=4, samples=2)
-    found = juggle(settings, tmp_path, device="cpu")
+def test_the_experiment_runs_from_scratch_to_its_table(tmp_path):
+    found = juggle(Juggler(preset="nano", steps=3, problems=4, samples=2, device="cpu", out=tmp_path))
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
     assert found["training_steps"] == 3
-    said = table(found)
-    assert all(way.name in said for way in WAYS)
-    assert "3 steps: a chain makes" in said
+    printed = table(found)
+    assert all(strategy.name in printed for strategy in STRATEGIES)
+    assert "3 steps: a chain makes" in printed
 
 
 def test_settings_that_cannot_work_are_refused():
     with pytest.raises(InputError, match="problems"):
-        JugglerSettings(problems=1)
+        Juggler(problems=1)
 
 
 def test_nothing_that_was_trained_on_is_asked_and_nothing_twice():
-    settings = JugglerSettings(problems=30)
+    settings = Juggler(problems=30)
     first = unseen(settings, 3, ())
     known = {problem.numbers for problem in first[::2]}
     second = unseen(settings, 3, known)

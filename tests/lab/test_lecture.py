@@ -12,16 +12,16 @@ from minillm.lab.lecture import EXAMPLES, example
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_can_be_answered_as_expected_in_two_ways(name):
     one = example(name)
-    assert len({template.name for template in one.ways}) == 2
+    assert len({template.name for template in one.templates}) == 2
     assert one.labels is None or f" {one.expected}" in one.labels
-    for template in one.ways:
+    for template in one.templates:
         answers = {shot.answer for shot in template.shots}
         assert answers <= set(one.labels or answers)
         assert one.text not in [shot.text for shot in template.shots]
 
 
 def test_every_sum_in_a_chain_that_is_shown_adds_up_and_leads_to_its_answer():
-    shots = {shot for one in EXAMPLES.values() for way in one.ways for shot in way.shots if shot.chain}
+    shots = {shot for one in EXAMPLES.values() for way in one.templates for shot in way.shots if shot.chain}
     assert shots
     for shot in shots:
         sums = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", shot.chain)

@@ -2,21 +2,26 @@
 
 from tests.mutations import mutation
 
-TEMPLATE, BOUNDARY, CHOOSING, KEPT, SCORING, MEASURES, CALIBRATION, ANSWERING, EXTRACTION, LABELLING = (
+TEMPLATE, BOUNDARY, EXTRACTION = (
+    (f"data/{name}.py", f"data/test_{name}.py") for name in ("templates", "boundary", "extraction")
+)
+CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
-    for name in (
-        "template", "boundary", "choosing", "kept", "scoring", "measures", "calibration", "answering", "extraction",
-        "labelling",
-    )
-)  # fmt: skip
+    for name in ("choosing", "prompt_cache", "scoring", "measures", "calibration", "answering", "labelling")
+)
 
 
 PROMPTING_MUTATIONS = [
     mutation("examples without their chains", TEMPLATE, "{CHAIN_CUE} {shot.chain}{self", "{CHAIN_CUE}{self"),
-    mutation("a blank at the start of a turn", TEMPLATE, "(self.begun + said).lstrip()", "(self.begun + said)"),
+    mutation(
+        "a space at the start of a turn",
+        TEMPLATE,
+        "(self.answer_start + generated).lstrip()",
+        "(self.answer_start + generated)",
+    ),
     mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
     mutation("a conclusion that is drawn twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
-    mutation("a trailing blank let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
+    mutation("a trailing space let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
     mutation(
         "a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):", "== tokenizer.encode(answer):"
     ),
@@ -24,9 +29,9 @@ PROMPTING_MUTATIONS = [
     mutation("the nearest example first", CHOOSING, ".indices.flip(-1)", ".indices"),
     mutation("dot products for cosines", CHOOSING, "F.normalize(found, dim=-1)", "found"),
     mutation("an order twice", CHOOSING, "if order not in found:", "if True:"),
-    mutation("a start read again for each row", KEPT, "prompt[len(self.start) :] for", "prompt for"),
-    mutation("a start of which a token is lost", KEPT, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
-    mutation("a start that leaves a row nothing", KEPT, "for row in rows) - 1)", "for row in rows))"),
+    mutation("a start processed again for each row", CACHE, "prompt[len(self.start) :] for", "prompt for"),
+    mutation("a start of which a token is lost", CACHE, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
+    mutation("a start that leaves a row nothing", CACHE, "for row in rows) - 1)", "for row in rows))"),
     mutation(
         "the token after the one foretold",
         SCORING,
@@ -37,20 +42,20 @@ PROMPTING_MUTATIONS = [
         "a prompt read for every answer", SCORING, "different = list(dict.fromkeys(inputs))", "different = list(inputs)"
     ),
     mutation("another branch's answer", SCORING, "if _starts_with(some, answer[:-1]))", "if True)"),
-    mutation("lengths with the blank", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
+    mutation("lengths with the space", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
     mutation("bytes for characters", MEASURES, "[len(w) for w in words]", "[len(w.encode()) for w in words]"),
     mutation("information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),
     mutation("a mean of log-probabilities", CALIBRATION, ".exp().mean(1).log()", ".mean(1)"),
     mutation(
         "probabilities over all words", CALIBRATION, "(log_softmax(scores) - expected)", "(scores * 2 - expected)"
     ),
-    mutation("a stop that is kept", ANSWERING, "_cut(tokenizer.decode", "(lambda text, _: text)(tokenizer.decode"),
-    mutation("one seed for all samples", ANSWERING, "speech.seed + 10_000 * sample", "speech.seed"),
+    mutation("a stop text that stays", ANSWERING, "_cut(tokenizer.decode", "(lambda text, _: text)(tokenizer.decode"),
+    mutation("one seed for all samples", ANSWERING, "settings.seed + 10_000 * sample", "settings.seed"),
     mutation(
         "a second stage without the first",
         ANSWERING,
-        "_replace(said=questions[n].template.conclude(found[n]))",
-        "_replace(said=questions[n].template.conclusion)",
+        "_replace(generated=questions[n].template.conclude(found[n]))",
+        "_replace(generated=questions[n].template.conclusion)",
     ),
     mutation(
         "answers in the order of their lengths",
@@ -61,7 +66,7 @@ PROMPTING_MUTATIONS = [
     mutation("the first number there is", EXTRACTION, "flexible[-1]", "flexible[0]"),
     mutation("the shortest label that fits", EXTRACTION, "key=len, reverse=True", "key=len"),
     mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
-    mutation("silence that votes", EXTRACTION, "if answer is not None)", ")"),
+    mutation("a missing answer that votes", EXTRACTION, "if answer is not None)", ")"),
     mutation(
         "one set of content-free texts for all", LABELLING, "templates = templates[:1]", "templates = templates[:2]"
     ),

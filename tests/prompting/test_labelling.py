@@ -7,8 +7,8 @@ import torch
 from minillm.data.templates import Question, task_template
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
-from minillm.prompting.labelling import neutral_questions, preferences
-from minillm.prompting.prompt_cache import Reader
+from minillm.prompting.labelling import content_free_questions, label_scores
+from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import answer_scores
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
 from tests.tolerances import assert_close
@@ -26,11 +26,11 @@ def whole(questions, answers=ANSWERS):
 
 
 def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
-    neutral = neutral_questions(QUESTIONS)
-    assert [question.text for question in neutral] == list(CONTENT_FREE)
-    found = preferences(Reader(DECODER), TOKENIZER, QUESTIONS, neutral, ANSWERS)
+    content_free = content_free_questions(QUESTIONS)
+    assert [question.text for question in content_free] == list(CONTENT_FREE)
+    found = label_scores(PromptCache(DECODER), TOKENIZER, QUESTIONS, content_free, ANSWERS)
     assert_close(found.scores, whole(QUESTIONS), "law")
-    assert_close(found.after()["acc"], calibrated(whole(QUESTIONS), whole(neutral)[None]), "law")
+    assert_close(found.after()["acc"], calibrated(whole(QUESTIONS), whole(content_free)[None]), "law")
     start = torch.tensor([[TOKENIZER.bos, *TOKENIZER.encode(" the")]])
     assert_close(found.prior[0], log_softmax(DECODER(start))[0, 0, start[0, 1]], "law")
     assert_close(found.before()["acc_norm"][:, 2], whole(QUESTIONS)[:, 2] / 4, "law")
@@ -38,34 +38,34 @@ def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
 
 def test_where_each_text_has_examples_of_its_own_it_has_content_free_prompts_of_its_own():
     own = [Question(task_template(TASK, [TRAIN[n]]), question.text) for n, question in enumerate(QUESTIONS)]
-    neutral = neutral_questions(own)
-    assert len(neutral) == len(own) * len(CONTENT_FREE)
-    found = preferences(Reader(DECODER), TOKENIZER, own, neutral, ANSWERS).after()["acc"]
+    content_free = content_free_questions(own)
+    assert len(content_free) == len(own) * len(CONTENT_FREE)
+    found = label_scores(PromptCache(DECODER), TOKENIZER, own, content_free, ANSWERS).after()["acc"]
     for row, question in enumerate(own):
-        alone = preferences(Reader(DECODER), TOKENIZER, [question], neutral_questions([question]), ANSWERS)
+        alone = label_scores(PromptCache(DECODER), TOKENIZER, [question], content_free_questions([question]), ANSWERS)
         assert_close(found[row], alone.after()["acc"][0], "law")
 
 
 def test_a_content_free_question_comes_out_even():
     """With one content-free text; with three it is their mean that comes out even."""
     question = Question(SHARED, CONTENT_FREE[0])
-    found = preferences(Reader(DECODER), TOKENIZER, [question], [question] * len(CONTENT_FREE), ANSWERS)
+    found = label_scores(PromptCache(DECODER), TOKENIZER, [question], [question] * len(CONTENT_FREE), ANSWERS)
     for name, scores in found.after().items():
         assert_close(scores.exp(), torch.full((1, 3), 1 / 3, dtype=torch.float64), "law", name)
 
 
 def test_the_examples_are_read_once_for_rows_and_content_free_texts_together():
     questions = [Question(task_template(TASK, TRAIN[:8]), f"film {n}") for n in range(100, 150)]
-    neutral = neutral_questions(questions)
+    content_free = content_free_questions(questions)
     with tokens_read() as read:
-        found = preferences(Reader(DECODER), TOKENIZER, questions, neutral, (" no", " yes"))
-    lengths = [len(question.encode(TOKENIZER)) for question in [*questions, *neutral]]
+        found = label_scores(PromptCache(DECODER), TOKENIZER, questions, content_free, (" no", " yes"))
+    lengths = [len(question.encode(TOKENIZER)) for question in [*questions, *content_free]]
     assert found.tokens == read[0] + sum(length - read[0] for length in lengths)
     assert read[0] > lengths[0] * 0.8
     assert sum(read) < sum(lengths) / 4
 
 
-def test_labels_open_a_chats_turn_without_a_blank():
+def test_labels_open_a_chats_turn_without_a_space():
     chat = [question._replace(template=replace(SHARED, chat=True)) for question in QUESTIONS]
-    found = preferences(Reader(DECODER), TOKENIZER, chat, neutral_questions(chat), ANSWERS)
+    found = label_scores(PromptCache(DECODER), TOKENIZER, chat, content_free_questions(chat), ANSWERS)
     assert_close(found.scores, whole(chat, [answer.lstrip() for answer in ANSWERS]), "law")

@@ -32,6 +32,14 @@ def test_precision_is_float32_or_bfloat16_and_autocast_follows_it():
         assert (x @ x).dtype == torch.float32
 
 
+def test_bfloat16_is_chosen_only_where_torch_uses_the_instructions_for_it(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    for capability, precision in (("AVX512", "bfloat16"), ("AVX2", "float32"), ("DEFAULT", "float32")):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert best_precision(torch.device("cpu")) == precision
+    assert best_precision(torch.device("mps")) == "float32"
+
+
 def test_the_peak_counts_what_was_freed_again():
     before = peak_memory(torch.device("cpu"))
     if before is None:

@@ -98,7 +98,7 @@ def test_an_interrupt_saves_what_there_is_and_goes_on():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(TrainingSettings(epochs=2), validate=validate, interrupted=lambda: saved.append(True))
+        fit(TrainingSettings(epochs=2), validate=validate, on_interrupt=lambda: saved.append(True))
     assert saved == [True]
 
     def loss(batch):
@@ -106,7 +106,7 @@ def test_an_interrupt_saves_what_there_is_and_goes_on():
 
     with pytest.raises(KeyboardInterrupt):
         train(
-            Line(), EXAMPLES, loss, lambda _: 3, TrainingSettings(), interrupted=lambda: saved.append("before a step")
+            Line(), EXAMPLES, loss, lambda _: 3, TrainingSettings(), on_interrupt=lambda: saved.append("before a step")
         )
     assert saved == [True], "where nothing was learned, nothing is saved"
 
@@ -121,7 +121,7 @@ def test_the_rate_climbs_in_a_straight_line_and_falls_by_a_cosine():
 
 
 class Diary:
-    """A learner that learns nothing, and writes down what it is asked."""
+    """A learner that learns nothing, and records its calls."""
 
     def __init__(self, losses):
         self.losses, self.read, self.rates = iter(losses), [], []
@@ -130,7 +130,7 @@ class Diary:
         self.read.append(batches)
         return next(self.losses)
 
-    def move(self, rate):
+    def optimizer_step(self, rate):
         self.rates.append(rate)
 
     def state(self):

@@ -11,7 +11,7 @@ import torch
 
 import minillm
 from minillm import InputError
-from minillm.lab.pretrain import PretrainSettings, Run, pretrain
+from minillm.lab.pretrain import Pretrain, Run, pretrain
 from minillm.training.learners import TorchLearner
 from minillm.training.numpy_learner import NumpyLearner
 from tests.tolerances import assert_close
@@ -23,11 +23,13 @@ LOSSES = 20
 @pytest.fixture
 def settings(tmp_path):
     (tmp_path / "shells.txt").write_text(TEXT)
-    return PretrainSettings(data=str(tmp_path / "shells.txt"), preset="nano", tokenizer="characters", steps=LOSSES)
+    return Pretrain(
+        data=tmp_path / "shells.txt", preset="nano", tokenizer="characters", steps=LOSSES, device="cpu", backend="numpy"
+    )
 
 
-def torch_in_float64(settings, out):
-    run = Run(settings, out, torch.device("cpu"))
+def torch_in_float64(settings):
+    run = Run(replace(settings, backend="torch"), torch.device("cpu"))
     run.decoder.double().train()
     for batches in run.steps():
         run.loop.step(batches)
@@ -37,8 +39,8 @@ def torch_in_float64(settings, out):
 
 
 def test_numpy_has_torchs_first_twenty_losses_and_learns_what_torch_learns(settings, tmp_path):
-    ours = pretrain(settings, tmp_path / "numpy", backend="numpy", every=8)
-    torchs = torch_in_float64(settings, tmp_path / "torch")
+    ours = pretrain(replace(settings, out=tmp_path / "numpy", every=8))
+    torchs = torch_in_float64(settings)
     assert isinstance(ours.loop.learner, NumpyLearner)
     assert isinstance(torchs.loop.learner, TorchLearner)
     losses = ours.loop.history.losses
@@ -51,13 +53,13 @@ def test_numpy_has_torchs_first_twenty_losses_and_learns_what_torch_learns(setti
     assert losses[-1] < losses[0] - 1, "it learns"
 
 
-def short(settings):
-    return replace(settings, steps=4)
+def short(settings, out, **changes):
+    return replace(settings, steps=4, out=out, every=2, **changes)
 
 
 def test_it_writes_what_torch_writes(settings, tmp_path):
-    run = pretrain(short(settings), tmp_path / "numpy", backend="numpy")
-    pretrain(short(settings), tmp_path / "torch", device="cpu")
+    run = pretrain(short(settings, tmp_path / "numpy"))
+    pretrain(short(settings, tmp_path / "torch", backend="torch"))
     assert sorted(os.listdir(tmp_path / "numpy")) == sorted(os.listdir(tmp_path / "torch"))
     ours, torchs = (json.loads((tmp_path / name / "curve.json").read_text()) for name in ("numpy", "torch"))
     assert ours.keys() == torchs.keys()
@@ -70,16 +72,16 @@ def test_it_writes_what_torch_writes(settings, tmp_path):
 
 
 def test_a_run_that_is_stopped_goes_on_bit_for_bit_and_only_in_numpy(settings, tmp_path):
-    whole = pretrain(short(settings), tmp_path / "whole", backend="numpy", every=2)
+    whole, cut = pretrain(short(settings, tmp_path / "whole")), short(settings, tmp_path / "cut")
 
     def interrupt(measured):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(short(settings), tmp_path / "cut", backend="numpy", every=2, say=interrupt)
+        pretrain(cut, interrupt)
     with pytest.raises(InputError, match="holds a run with backend 'numpy', and this one has 'torch'"):
-        pretrain(short(settings), tmp_path / "cut", device="cpu")
-    rest = pretrain(short(settings), tmp_path / "cut", backend="numpy", every=2)
+        pretrain(replace(cut, backend="torch"))
+    rest = pretrain(cut)
     assert rest.loop.history.losses == whole.loop.history.losses
     assert rest.measured == whole.measured
     assert all(torch.equal(*pair) for pair in zip(rest.decoder.parameters(), whole.decoder.parameters(), strict=True))
@@ -89,16 +91,16 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit_and_only_in_numpy(settings, t
     ("changes", "sentence"),
     [
         ({"backend": "jax"}, "no backend 'jax'; there are: torch, numpy"),
-        ({"backend": "numpy", "device": "cuda"}, "numpy computes on the CPU, not on cuda"),
+        ({"device": "cuda"}, "numpy computes on the CPU, not on cuda"),
     ],
 )
 def test_what_numpy_cannot_do_is_a_sentence(settings, tmp_path, changes, sentence):
     with pytest.raises(InputError, match=sentence):
-        pretrain(settings, tmp_path / "none", **changes)
+        pretrain(replace(settings, out=tmp_path / "none", **changes))
     assert not (tmp_path / "none").exists()
 
 
 def test_numpy_is_not_divided_among_processes(settings, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(InputError, match="numpy trains in one process"):
-        pretrain(settings, tmp_path / "none", backend="numpy")
+        pretrain(replace(settings, out=tmp_path / "none"))

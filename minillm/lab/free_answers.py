@@ -1,0 +1,109 @@
+"""Adapting to free answers: the loss is on the answers' tokens alone, and what is measured is their continuation.
+
+Measured on rows that were not trained on: the loss in nats per token, and the share of greedy answers that equal the
+expected ones, surrounding whitespace aside.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from minillm.adapt import Method
+from minillm.data.batches import length_buckets, pad_left
+from minillm.data.exchanges import Exchange, Exchanges
+from minillm.errors import InputError
+from minillm.generation import generate
+from minillm.lab.experiment import Experiment
+from minillm.prompting.scoring import answer_log_probabilities
+from minillm.runtime.device import autocast
+from minillm.runtime.progress import progress
+from minillm.training.loop import train
+from minillm.training.schedule import TrainingSettings
+
+BATCH = 16
+EncodedRow = tuple[list[int], list[int]]
+"""Prompt ids, answer ids."""
+
+
+@dataclass
+class Measured:
+    """The test rows and the training, in seconds and nats."""
+
+    nats_per_token: float
+    exact_match: float
+    train_seconds: float
+    eval_seconds: float
+    tokens_per_second: float
+    validation: list[float]
+    losses: list[float]
+
+
+def adapt_to_answers(
+    experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
+    on_trained: Callable[[Method], None],
+) -> Measured:  # fmt: skip
+    """Train a method on the answers, choose the epoch with the lowest validation loss, and measure it on test rows."""
+    rows, validation, test = (encode(experiment, rows) for rows in (task.train, task.validation, task.test))
+
+    def loss(rows: list[EncodedRow]) -> tuple[Tensor, int]:
+        prompts, answers = zip(*rows, strict=True)
+        return -answer_log_probabilities(method, prompts, answers).sum(), sum(len(answer) for answer in answers)
+
+    history = train(
+        method, rows, loss, lambda row: len(row[0]) + len(row[1]), settings,
+        validate=lambda: -held_out(experiment, method, validation), on_interrupt=lambda: on_trained(method),
+    )  # fmt: skip
+    on_trained(method)
+    start = time.perf_counter()
+    nats, exact = held_out(experiment, method, test), exact_match(experiment, method, task.test, test)
+    return Measured(
+        nats_per_token=nats,
+        exact_match=exact,
+        train_seconds=history.seconds,
+        eval_seconds=time.perf_counter() - start,
+        tokens_per_second=history.tokens / history.seconds,
+        validation=[-score for score in history.validation],
+        losses=history.losses,
+    )
+
+
+def encode(experiment: Experiment, rows: Sequence[Exchange]) -> list[EncodedRow]:
+    """The ids of prompts and of answers, with the end of text: a model must also learn where an answer ends."""
+    tokenizer = experiment.tokenizer
+    if tokenizer.eos is None:
+        raise InputError("this tokenizer has no end of text, and free answers need one")
+    return [(tokenizer.encode(row.prompt), [*tokenizer.encode(row.answer), tokenizer.eos]) for row in rows]
+
+
+@torch.no_grad()
+def held_out(experiment: Experiment, method: Method, rows: Sequence[EncodedRow]) -> float:
+    """The mean loss of the answers' tokens, in nats."""
+    total, count = 0.0, 0
+    batches = length_buckets([len(prompt) + len(answer) for prompt, answer in rows], BATCH)
+    for batch in progress(batches, desc="held-out loss", unit="batch"):
+        prompts, answers = zip(*(rows[index] for index in batch), strict=True)
+        with autocast(experiment.device, experiment.precision):
+            total -= answer_log_probabilities(method, prompts, answers).sum().item()
+        count += sum(len(answer) for answer in answers)
+    return total / count
+
+
+def exact_match(
+    experiment: Experiment, method: Method, rows: Sequence[Exchange], encoded: Sequence[EncodedRow]
+) -> float:  # fmt: skip
+    """The share of rows whose greedy answer is the expected one, surrounding whitespace aside."""
+    right, device, end = 0, experiment.device, experiment.tokenizer.eos
+    assert end is not None
+    for batch in progress(length_buckets([len(prompt) for prompt, _ in encoded], BATCH), desc="answers", unit="batch"):
+        ids, mask = pad_left([encoded[index][0] for index in batch])
+        # One token more than the longest expected answer: enough to see that it does not end there.
+        longest = max(len(encoded[index][1]) for index in batch) + 1
+        with autocast(device, experiment.precision):
+            out = generate(method, ids.to(device), max_new_tokens=longest, stop=[end], mask=mask.to(device))
+        for index, answer in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+            text = experiment.tokenizer.decode(answer[: answer.index(end)] if end in answer else answer)
+            right += text.strip() == rows[index].answer.strip()
+    return right / len(rows)
