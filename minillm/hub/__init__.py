@@ -27,8 +27,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     """A decoder, in evaluation mode and on the CPU, and its tokenizer (None where the files have none).
 
     `source` is `tiny`, a name that `minillm pull` knows (pulled now if it is not there yet), a directory with
-    config.json and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known name goes
-    before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files that are
+    config.json and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known
+    name goes before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files that are
     damaged, incomplete, or ask for a computation that minillm does not have.
     """
     if not dtype.is_floating_point:
@@ -88,8 +88,8 @@ def locate(source: str | Path) -> Path:
     if path.is_dir() or path.is_file():
         return path
     raise InputError(
-        f"there is no model {str(source)!r}; known names are {', '.join([TINY.name, *loadable])}, and a directory with config.json "
-        "and safetensors, a .gguf file or hf:NAME would do too"
+        f"there is no model {str(source)!r}; known names are {', '.join([TINY.name, *loadable])}, and a directory with "
+        "config.json and safetensors, a .gguf file or hf:NAME would do too"
     )
 
 

@@ -10,5 +10,4 @@ pretrain       `minillm pretrain`: a tiny language model from scratch
 juggler        `minillm lab juggler`: does a chain of thought help a tiny model?
 check          `minillm check`: the ladder of trust
 report         tables, pictures and standard errors
-embedded       the base `tiny`, trained on first use
 """

@@ -21,7 +21,6 @@ from minillm.data.word_problems import word_problems_task
 from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed
 from minillm.hub.pull import pull
-from minillm.lab.embedded import base_path
 from minillm.runtime.device import best_precision, pick_device, use_threads
 from minillm.runtime.options import Names, Text
 from minillm.tokenizer import Tokenizer
@@ -79,7 +78,7 @@ class ExperimentOptions:
     """The base, the labelled text and the device: options that the commands of the lab share."""
 
     base: str = "smollm2-135m-instruct"
-    """A pulled name, a directory in Hugging Face's layout, a .gguf file, or tiny (trained here, no download)."""
+    """A pulled name, a directory in Hugging Face's layout, a .gguf file, or tiny (comes with minillm)."""
     task: str = "reviews"
     """The labelled text: reviews, or word_problems (generated, meant for the base tiny)."""
     train: int = 500
@@ -139,7 +138,7 @@ class ExperimentOptions:
         """Load the base. Raises InputError for one without a tokenizer."""
         use_threads(self.threads)
         device = pick_device(self.device)
-        decoder, tokenizer = hub.load(base_path(self.base))
+        decoder, tokenizer = hub.load(self.base)
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, and texts need one")
         return Experiment(decoder.to(device), tokenizer, task, device, best_precision(device), self.seed, out)

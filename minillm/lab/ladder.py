@@ -15,9 +15,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from minillm import hub
 from minillm.errors import InputError
 from minillm.lab import methods
-from minillm.lab.embedded import base_path
 from minillm.lab.experiment import ExperimentOptions, labels, versions
 from minillm.lab.report import draw, picture, standard_error, table
 from minillm.operations import backend, current_backend
@@ -93,7 +93,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     pick_device(options.device)
     options = replace(options, threads=use_threads(options.threads))
     options.load_task()
-    base_path(options.base)
+    hub.locate(options.base)
     path = options.out / "ladder.json"
     described = json.loads(json.dumps({**options.described(), "versions": versions()}))
     finished = {} if options.fresh else _finished(path, described)

@@ -1,5 +1,6 @@
 """What `minillm.load` accepts, and what it says of everything else."""
 
+import shutil
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import minillm
-from minillm import DecoderConfig, InputError
+from minillm import DecoderConfig, InputError, hub
 from minillm.hub import pull as pulling
 
 from .gguf_writing import llama_config, random_decoder, write_llama
@@ -93,7 +94,7 @@ def test_loading_needs_neither_transformers_nor_a_pickle(tmp_path):
 
 
 def test_the_base_tiny_comes_with_the_package_and_is_the_pinned_one(monkeypatch, tmp_path):
-    decoder, tokenizer = load("tiny")
+    decoder, tokenizer = minillm.load("tiny")
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 826_880
     assert sum(path.stat().st_size for path in hub.TINY.iterdir()) < 2_000_000
     assert tokenizer is not None
@@ -106,4 +107,4 @@ def test_the_base_tiny_comes_with_the_package_and_is_the_pinned_one(monkeypatch,
     data[-1] ^= 1
     (copy / "model.safetensors").write_bytes(data)
     with pytest.raises(InputError, match="missing or damaged"):
-        load("tiny")
+        minillm.load("tiny")
