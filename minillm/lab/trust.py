@@ -142,9 +142,7 @@ def by_ratio(
     return worst([Measured(*one) for one in found])
 
 
-def _rounded_inputs(
-    case: Case, random: np.random.Generator, dtype: torch.dtype
-) -> tuple[Arrays, np.ndarray, Arrays]:
+def _rounded_inputs(case: Case, random: np.random.Generator, dtype: torch.dtype) -> tuple[Arrays, np.ndarray, Arrays]:
     """What the dtype can hold: inputs and a gradient of the output; and what numpy computes from them."""
     inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
     dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
