@@ -79,6 +79,12 @@ def backend(name: str) -> Iterator[None]:
         raise InputError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
     if name == TRITON and find_spec("triton") is None:
         raise InputError("triton is not installed, and the kernels need it: pip install 'minillm[kernels]' (Linux)")
+    with _chosen(name):
+        yield
+
+
+@contextmanager
+def _chosen(name: str | None) -> Iterator[None]:
     before, _choice.name = _choice.name, name
     try:
         yield
@@ -92,13 +98,11 @@ def current_backend() -> str | None:
 
 
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under the backend of this moment, whichever thread calls it and whenever: a checkpointed block."""
+    """The function under the choice of this moment, whichever thread calls it and whenever: a checkpointed block."""
     name = _choice.name
-    if name is None:
-        return function
 
     def under_backend(*arguments: Any) -> Any:
-        with backend(name):
+        with _chosen(name):
             return function(*arguments)
 
     return under_backend
