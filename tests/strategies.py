@@ -6,11 +6,13 @@ that blocks are full, nearly empty or just overrun.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
+import minillm
 from minillm.lab.check_operations import operation_case
 from minillm.reference.attention import visible_keys as numpy_visible_keys
 
@@ -251,6 +253,12 @@ OPERATIONS = {
     "updated_norms": ("dora", updated_norms),
 }
 """Each operation's file, and its arguments: arrays and what is no array."""
+
+
+def implemented_in(room):
+    """Operations that have an implementation there, by its text: without triton a kernel's file cannot be imported."""
+    files = {name: Path(minillm.__file__).parent / room / f"{file}.py" for name, (file, _) in OPERATIONS.items()}
+    return [name for name, path in files.items() if path.exists() and f"\ndef {name}(" in path.read_text("utf-8")]
 
 
 @st.composite

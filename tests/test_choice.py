@@ -23,8 +23,7 @@ from minillm.kernels import _measured
 from minillm.lab.check_operations import FROZEN, operation_cases
 from minillm.ops import attention as plain_attention
 from tests.decoders import STYLES, random_decoder
-from tests.strategies import OPERATIONS
-from tests.test_operations import with_a_file_in
+from tests.strategies import OPERATIONS, implemented_in
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -216,7 +215,7 @@ def test_on_a_cpu_the_choice_costs_no_operation_of_torchs(monkeypatch):
     for case in operation_cases(DecoderConfig.tiny(), np.random.default_rng(0)):
         file, name = OPERATIONS[case.what][0], case.what
         plain = getattr(import_module(f"minillm.ops.{file}"), name)
-        fast = getattr(import_module(f"minillm.fast.{file}"), name) if name in with_a_file_in("fast") else plain
+        fast = getattr(import_module(f"minillm.fast.{file}"), name) if name in implemented_in("fast") else plain
         for forced, implementation in (("plain", plain), ("fast", fast), (None, fast)):
             with under(forced):
                 found = dispatched(case)

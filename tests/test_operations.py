@@ -1,17 +1,15 @@
 """The ladder of trust: every operation x implementation x (output, every gradient) against numpy, on drawn sizes."""
 
-from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import minillm
 from minillm import operations
 from minillm.lab.trust import against_numpy, by_ratio, differences, here
 from minillm.operations import FAST, PLAIN, TRITON, backend
-from tests.strategies import FOR_KERNELS, FOR_ROUNDING, OPERATIONS, cases, randoms
+from tests.strategies import FOR_KERNELS, FOR_ROUNDING, OPERATIONS, cases, implemented_in, randoms
 from tests.tolerances import assert_good
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -21,21 +19,14 @@ dtypes = st.sampled_from((torch.float32, torch.bfloat16))
 few = settings(max_examples=max(settings.default.max_examples // 5, 1))
 
 
-def with_a_file_in(room):
-    """Operations that have an implementation there, by its text: without triton a kernel's file cannot be imported."""
-    home = Path(minillm.__file__).parent / room
-    files = {name: home / f"{file}.py" for name, (file, _) in OPERATIONS.items()}
-    return [name for name, path in files.items() if path.exists() and f"\ndef {name}(" in path.read_text("utf-8")]
-
-
 def test_every_operation_is_under_test():
     assert set(operations.__all__) - NO_OPERATIONS == set(OPERATIONS)
 
 
 every_backend = pytest.mark.parametrize("by", [PLAIN, FAST])
-every_fast_one = pytest.mark.parametrize("name", with_a_file_in("fast"))
+every_fast_one = pytest.mark.parametrize("name", implemented_in("fast"))
 every_torch_one = pytest.mark.parametrize(
-    ("name", "by"), [(name, PLAIN) for name in OPERATIONS] + [(name, FAST) for name in with_a_file_in("fast")]
+    ("name", "by"), [(name, PLAIN) for name in OPERATIONS] + [(name, FAST) for name in implemented_in("fast")]
 )
 
 
@@ -66,7 +57,7 @@ def test_the_fast_form_is_as_near_to_numpy_as_the_formula(name, dtype, data, ran
     assert_good(found, f"numpy vs the fast form, {dtype}")
 
 
-@pytest.mark.parametrize("name", with_a_file_in("kernels"))
+@pytest.mark.parametrize("name", implemented_in("kernels"))
 @few
 @given(data=st.data(), dtype=dtypes, random=randoms)
 def test_the_kernel_is_as_near_to_numpy_as_the_fast_form(name, dtype, data, random):
