@@ -1,6 +1,5 @@
 """The ladder of trust: every operation x implementation x (output, every gradient) against numpy, on drawn sizes."""
 
-
 import pytest
 import torch
 from hypothesis import given, settings
