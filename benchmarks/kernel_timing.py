@@ -16,7 +16,7 @@ from benchmarks.kernel_works import Draw, Run, Work
 from minillm.errors import InputError
 from minillm.lab.check import find_config, shrunk
 from minillm.lab.check_operations import operation_cases
-from minillm.lab.trust import Measured, by_kernel
+from minillm.lab.trust import Measured, by_ratio
 from minillm.ops import TORCH, TRITON, backend
 
 OURS, REFERENCE = "minillm", "torch"
@@ -73,7 +73,7 @@ def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
     for dtype in (torch.float32, torch.bfloat16):
         random = np.random.default_rng(0)
         for case in operation_cases(shrunk(find_config(CONFIG)), random):
-            found = by_kernel(case, random, dtype, device)
+            found = by_ratio(case, random, dtype, device)
             if found is not None:
                 _refuse(case.what, str(dtype), found)
                 here = errors.setdefault(str(dtype).removeprefix("torch."), {})

@@ -9,7 +9,6 @@ the fast one. The choice belongs to a thread; `bound` carries it into work that 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -79,6 +78,12 @@ def backend(name: str) -> Iterator[None]:
         raise InputError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
     if name == TRITON and find_spec("triton") is None:
         raise InputError("triton is not installed, and the kernels need it: pip install 'minillm[kernels]' (Linux)")
+    with _chosen(name):
+        yield
+
+
+@contextmanager
+def _chosen(name: str | None) -> Iterator[None]:
     before, _choice.name = _choice.name, name
     try:
         yield
@@ -92,13 +97,11 @@ def current_backend() -> str | None:
 
 
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under the backend of this moment, whichever thread calls it and whenever: a checkpointed block."""
+    """The function under the choice of this moment, whichever thread calls it and whenever: a checkpointed block."""
     name = _choice.name
-    if name is None:
-        return function
 
     def under_backend(*arguments: Any) -> Any:
-        with backend(name):
+        with _chosen(name):
             return function(*arguments)
 
     return under_backend
@@ -122,9 +125,8 @@ def _torch(plain: ModuleType, fast: ModuleType) -> Any:
     return plain if _choice.name == PLAIN else fast
 
 
-def _kernels(file: str) -> Any:
-    """Imported when they are needed: triton is not on every machine, and takes its time."""
-    return import_module(f"minillm.kernels.{file}")
+# A kernel's file is imported where it is needed, by a statement: triton is not on every machine and takes its time, and
+# torch.compile traces no import by name.
 
 
 def linear(
@@ -139,14 +141,18 @@ def layer_norm(
 ) -> Float[Tensor, "*N D"]:
     """(x - mean x) / sqrt(var x + eps) · weight + bias, over the last axis."""
     if by_kernel("layer_norm", hidden, hidden.shape[:-1].numel(), hidden.shape[-1]):
-        return _kernels("norm").layer_norm(hidden, weight, bias, eps)
+        from minillm.kernels import norm as kernels
+
+        return kernels.layer_norm(hidden, weight, bias, eps)
     return _torch(plain_norm, fast_norm).layer_norm(hidden, weight, bias, eps)
 
 
 def rms_norm(hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*N D"]:
     """x / sqrt(mean x² + eps) · weight, over the last axis."""
     if by_kernel("rms_norm", hidden, hidden.shape[:-1].numel(), hidden.shape[-1]):
-        return _kernels("norm").rms_norm(hidden, weight, eps)
+        from minillm.kernels import norm as kernels
+
+        return kernels.rms_norm(hidden, weight, eps)
     return plain_norm.rms_norm(hidden, weight, eps)
 
 
@@ -156,7 +162,9 @@ def rotary(
     """Turn the pair (x[i], x[i + K/2]) by its position's angle."""
     # The kernel has no gradient for tables, which are made of whole numbers and need none.
     if by_kernel("rotary", vectors, vectors.numel()) and not (cos.requires_grad or sin.requires_grad):
-        return _kernels("positions").rotary(vectors, cos, sin)
+        from minillm.kernels import positions as kernels
+
+        return kernels.rotary(vectors, cos, sin)
     return plain_positions.rotary(vectors, cos, sin)
 
 
@@ -171,7 +179,9 @@ def attention(
 ) -> Float[Tensor, "B H T K"]:
     """Causal attention to the prefix and to the real tokens (`mask`) among the keys."""
     if dropout_probability == 0 and by_kernel("attention", query, *_attention_sizes(query, key, mask, prefix)):
-        return _kernels("attention").attention(query, key, value, mask=mask, prefix=prefix)
+        from minillm.kernels import attention as kernels
+
+        return kernels.attention(query, key, value, mask=mask, prefix=prefix)
     return _torch(plain_attention, fast_attention).attention(
         query, key, value, mask=mask, prefix=prefix, dropout_probability=dropout_probability
     )
@@ -186,14 +196,18 @@ def _attention_sizes(query: Tensor, key: Tensor, mask: Tensor | None, prefix: Pr
 def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
     """x Φ(x) by its tanh approximation."""
     if by_kernel("gelu", up, up.numel()):
-        return _kernels("feed_forward").gelu(up)
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.gelu(up)
     return _torch(plain_feed_forward, fast_feed_forward).gelu(up)
 
 
 def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
     """gate σ(gate) · up."""
     if by_kernel("swiglu", gate, gate.numel()):
-        return _kernels("feed_forward").swiglu(gate, up)
+        from minillm.kernels import feed_forward as kernels
+
+        return kernels.swiglu(gate, up)
     return _torch(plain_feed_forward, fast_feed_forward).swiglu(gate, up)
 
 
@@ -202,7 +216,9 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """-Σ log softmax(hidden Wᵀ)[label], in nats, summed over the labelled rows."""
     if by_kernel("linear_cross_entropy", hidden, *hidden.shape, len(weight)):
-        return _kernels("linear_cross_entropy").linear_cross_entropy(hidden, weight, labels)
+        from minillm.kernels import linear_cross_entropy as kernels
+
+        return kernels.linear_cross_entropy(hidden, weight, labels)
     return _torch(plain_linear_cross_entropy, fast_linear_cross_entropy).linear_cross_entropy(hidden, weight, labels)
 
 
@@ -223,7 +239,9 @@ def lora(
     dtype = _computed_in(weight)
     x, weight, dropped = x.to(dtype), _constant(weight, dtype), None if dropped is None else dropped.to(dtype)
     if len(a) <= KERNEL_RANK and by_kernel("lora", x, x.shape[:-1].numel(), *weight.shape, len(a)):
-        return _kernels("lora").lora(x, weight, bias, a, b, scale, dropped)
+        from minillm.kernels import lora as kernels
+
+        return kernels.lora(x, weight, bias, a, b, scale, dropped)
     bias, a, b = None if bias is None else bias.to(dtype), a.to(dtype), b.to(dtype)
     return _torch(plain_lora, fast_lora).lora(x, weight, bias, a, b, scale, dropped)
 
@@ -243,7 +261,9 @@ def lora_by_row(
     dtype = _computed_in(weight)
     x, weight = x.to(dtype), _constant(weight, dtype)
     if a.shape[1] <= KERNEL_RANK and by_kernel("lora_by_row", x, *x.shape[:-1], *weight.shape, a.shape[1]):
-        return _kernels("lora_by_row").lora_by_row(x, weight, bias, a, b, adapter)
+        from minillm.kernels import lora_by_row as kernels
+
+        return kernels.lora_by_row(x, weight, bias, a, b, adapter)
     bias, a, b = None if bias is None else bias.to(dtype), a.to(dtype), b.to(dtype)
     return _torch(plain_lora_by_row, fast_lora_by_row).lora_by_row(x, weight, bias, a, b, adapter)
 

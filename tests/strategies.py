@@ -1,43 +1,24 @@
-"""What hypothesis draws: prime sizes, so that no wrong axis fits by luck, and the numbers to fill them with."""
+"""What hypothesis draws: sizes, masks and labels, and the arguments of every operation.
 
-from typing import NamedTuple
+Sizes are prime, so that no wrong axis fits by luck. Those for kernels are also powers of two and their neighbours, so
+that blocks are full, nearly empty or just overrun.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from hypothesis import strategies as st
 
+import minillm
+from minillm.lab.check_operations import operation_case
+from minillm.reference.attention import visible_keys as numpy_visible_keys
+
 sizes = st.sampled_from((1, 2, 3, 5))
 randoms = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 leading_axes = st.lists(sizes, max_size=2).map(tuple)
-
-
-class AttentionCase(NamedTuple):
-    """Arguments of attention by name, the prefix as plain arrays (key, value, gate) or None."""
-
-    arrays: dict
-    mask: np.ndarray | None
-    prefix: tuple | None
-    random: np.random.Generator
-
-
-@st.composite
-def attention_cases(draw):
-    """Grouped heads, queries at the end of more keys, padding on either side, prefixes of every kind."""
-    random = draw(randoms)
-    batch, queries, width, groups, sharing = (draw(sizes) for _ in range(5))
-    keys = queries + (draw(sizes) if draw(st.booleans()) else 0)
-    heads = groups * sharing
-    arrays = {
-        "query": random.normal(size=(batch, heads, queries, width)),
-        "key": random.normal(size=(batch, groups, keys, width)),
-        "value": random.normal(size=(batch, groups, keys, width)),
-    }
-    mask = draw(masks(batch, keys)) if draw(st.booleans()) else None
-    prefix = None
-    if draw(st.booleans()):
-        shape = (draw(st.sampled_from((1, batch))), groups, draw(sizes), width)
-        gate = random.normal(size=heads) if draw(st.booleans()) else None
-        prefix = (random.normal(size=shape), random.normal(size=shape), gate)
-    return AttentionCase(arrays, mask, prefix, random)
 
 
 @st.composite
@@ -56,3 +37,236 @@ def labels(draw, rows, classes, ignored=-100):
     """Some rows have no label; perhaps none has."""
     drawn = np.array(draw(st.lists(st.integers(-1, classes - 1), min_size=rows, max_size=rows)), int)
     return np.where(drawn < 0, ignored, drawn)
+
+
+class Sizes(NamedTuple):
+    axes: tuple = (0, 1, 2)
+    batch: tuple = (1, 2, 3, 5)
+    rows: tuple = (1, 2, 3, 5)
+    widths: tuple = (1, 2, 3, 5)
+    heads: tuple = (1, 2, 3)
+    tokens: tuple = (1, 2, 3, 5)
+    cached: tuple = (0, 0, 1, 3)
+    prompts: tuple = (1, 2, 5)
+    ranks: tuple = (1, 2, 3, 5)
+    vocabularies: tuple = (1, 2, 3, 5, 13)
+    real: tuple = (0.0, 0.5, 0.9)
+    spreads: tuple = (0.1, 1.0, 5.0)
+
+
+SMALL = Sizes()
+# So many numbers that an error is a share of the largest, and nothing so steep or flat that its gradient cancels.
+FOR_ROUNDING = Sizes(
+    axes=(1, 2), batch=(2, 3, 5), rows=(5, 7), widths=(7, 13, 31), tokens=(7, 13), vocabularies=(5, 13),
+    ranks=(2, 3, 5), real=(0.9,), spreads=(0.1, 1.0),
+)  # fmt: skip
+FOR_KERNELS = Sizes(
+    batch=(1, 2), rows=(0, 1, 2, 3, 5, 13, 67), widths=(1, 2, 3, 7, 16, 17, 31, 37, 61, 64, 97, 127, 128),
+    tokens=(1, 5, 17, 31), cached=(0, 0, 1, 19), prompts=(0, 1, 17), ranks=(1, 2, 5, 8, 16, 17, 64),
+    vocabularies=(1, 2, 61, 64),
+)  # fmt: skip
+
+
+@dataclass
+class Drawing:
+    """One example of hypothesis: what it may choose, and the numbers that it does not have to."""
+
+    draw: Callable[[Any], Any]
+    random: np.random.Generator
+    sizes: Sizes
+
+    def one_of(self, *values):
+        return self.draw(st.sampled_from(values))
+
+    def size(self, name):
+        return self.one_of(*getattr(self.sizes, name))
+
+    def leading(self):
+        return ((), (self.size("rows"),), (3, self.size("rows")))[self.size("axes")]
+
+    def normal(self, *shape):
+        return self.random.normal(size=shape)
+
+    def matrix(self, *shape):
+        """Rows of about unit length, whatever their width: no part of a sum drowns the others."""
+        return self.normal(*shape) / np.sqrt(shape[-1])
+
+    def spread(self, *shape):
+        """Numbers at least 0.5 apart, and from 0: where they nearly agree, a norm is too steep for differences."""
+        order = self.random.permuted(np.broadcast_to(np.arange(shape[-1]), shape), axis=-1)
+        return (order + self.random.uniform(0.25, 0.75, shape)) * self.random.choice((-1.0, 1.0), shape)
+
+
+def softmax(d):
+    return {"scores": d.size("spreads") * d.normal(*d.leading(), d.size("widths"))}
+
+
+def embedding(d):
+    vocabulary = d.size("vocabularies")
+    ids = d.random.integers(0, vocabulary, (d.size("batch"), d.size("tokens")))
+    return {"ids": ids, "weight": d.normal(vocabulary, d.size("widths"))}
+
+
+def dropout(d):
+    hidden, probability = d.normal(*d.leading(), d.size("widths")), d.one_of(0.0, 0.1, 0.7)
+    return {"hidden": hidden, "probability": probability, "keep": d.random.random(hidden.shape) >= probability}
+
+
+def token_positions(d):
+    return {"mask": d.draw(masks(d.size("batch"), d.size("tokens"))), "start": d.draw(st.integers(0, 7))}
+
+
+def _positions(d):
+    return d.random.integers(0, 8000, (d.size("batch"), d.size("tokens"))).astype(float)
+
+
+def sinusoidal(d):
+    return {"positions": _positions(d), "width": d.one_of(2, 6, 10)}
+
+
+def rotary_tables(d):
+    return {"positions": _positions(d), "head_width": d.one_of(2, 6, 10), "theta": d.one_of(100.0, 100_000.0)}
+
+
+def rotary(d):
+    """One row of tables for all rows of the batch, with its axis or without, or one for each."""
+    batch, tokens, half = d.size("batch"), d.size("tokens"), d.size("widths")
+    angles = d.normal(*d.one_of((), (1,), (batch,)), tokens, half)
+    return {"vectors": d.normal(batch, d.size("heads"), tokens, 2 * half), "cos": np.cos(angles), "sin": np.sin(angles)}
+
+
+def linear(d):
+    inner, outer = d.size("widths"), d.size("widths")
+    bias = d.one_of(None, d.normal(outer))
+    return {"x": d.normal(*d.leading(), inner), "weight": d.matrix(outer, inner), "bias": bias}
+
+
+def rms_norm(d):
+    """A small eps and a large one: where in the formula it stands matters only for the large one."""
+    width = d.size("widths")
+    return {"hidden": d.spread(*d.leading(), width), "weight": d.normal(width), "eps": d.one_of(1e-5, 0.3)}
+
+
+def layer_norm(d):
+    arguments = rms_norm(d)
+    return arguments | {"bias": d.normal(len(arguments["weight"]))}
+
+
+def attention(d):
+    """Grouped heads, queries at the end of more keys, any mask, prefixes of every kind."""
+    batch, groups, width, queries = d.size("batch"), d.size("heads"), d.size("widths"), d.size("tokens")
+    heads, keys = groups * d.size("heads"), queries + d.size("cached")
+    arguments = {"query": d.normal(batch, heads, queries, width)}
+    arguments |= {side: d.normal(batch, groups, keys, width) for side in ("key", "value")}
+    if d.one_of(False, True):
+        share = d.size("real")
+        arguments["mask"] = d.random.random((batch, keys)) < share
+        arguments["mask"][0, 0] = share > 0
+    if d.one_of(False, True):
+        shape = d.one_of(1, batch), groups, d.size("prompts"), width
+        arguments |= {f"prefix.{side}": d.normal(*shape) for side in ("key", "value")}
+        if shape[2] and d.one_of(False, True):
+            arguments["prefix.gate"] = d.normal(heads)
+    return arguments
+
+
+def attention_weights(d):
+    arguments = attention(d)
+    query, key = arguments["query"], arguments["key"]
+    visible = numpy_visible_keys(query.shape[2], key.shape[2], arguments.get("mask"))
+    return {"query": query, "key": key, "visible": visible}
+
+
+def visible_keys(d):
+    arguments = attention(d)
+    sizes = {"queries": arguments["query"].shape[2], "keys": arguments["key"].shape[2]}
+    return sizes | {"mask": arguments.get("mask")}
+
+
+def relu(d):
+    """Away from 0, where relu has no gradient."""
+    up = d.normal(*d.leading(), d.size("widths"))
+    return {"up": up + 0.01 * np.sign(up)}
+
+
+def gelu(d):
+    """A sigmoid is hardly more than a line near 0, and hardly more than a step far out."""
+    return {"up": d.size("spreads") * d.normal(*d.leading(), d.size("widths"))}
+
+
+def swiglu(d):
+    gate = gelu(d)["up"]
+    return {"gate": gate, "up": d.normal(*gate.shape)}
+
+
+def linear_cross_entropy(d):
+    rows, width, vocabulary = d.size("rows"), d.size("widths"), d.size("vocabularies")
+    drawn = d.draw(labels(rows, vocabulary))
+    return {"hidden": d.normal(rows, width), "weight": d.normal(vocabulary, width), "labels": drawn}
+
+
+def lora(d):
+    arguments, rank = linear(d), d.size("ranks")
+    outer, inner = arguments["weight"].shape
+    if d.one_of(False, True):
+        arguments["dropped"] = d.normal(*arguments["x"].shape)
+    return arguments | {"a": d.matrix(rank, inner), "b": d.matrix(outer, rank), "scale": 1.7}
+
+
+def lora_by_row(d):
+    """Some adapters have no row, and some rows no adapter."""
+    (outer, inner), rank, adapters = (d.size("widths"), d.size("widths")), d.size("ranks"), d.one_of(1, 3)
+    batch, tokens, bias = d.size("batch"), d.size("rows"), d.one_of(None, d.normal(outer))
+    arguments = {"x": d.normal(batch, tokens, inner), "weight": d.matrix(outer, inner), "bias": bias}
+    arguments |= {"a": d.matrix(adapters, rank, inner), "b": d.matrix(adapters, outer, rank)}
+    return arguments | {"adapter": d.random.integers(-1, adapters, batch)}
+
+
+def updated_norms(d):
+    """Rows that are not short: the length has a kink at 0."""
+    outer, inner, rank = d.size("widths"), d.size("widths"), d.size("ranks")
+    weight, a, b = (0.1 * d.normal(*shape) for shape in ((outer, inner), (rank, inner), (outer, rank)))
+    return {"weight": 1 + weight, "a": a, "b": b, "scale": 1.7}
+
+
+OPERATIONS = {
+    "softmax": ("softmax", softmax),
+    "log_softmax": ("softmax", softmax),
+    "embedding": ("embedding", embedding),
+    "dropout": ("dropout", dropout),
+    "token_positions": ("positions", token_positions),
+    "sinusoidal": ("positions", sinusoidal),
+    "rotary_tables": ("positions", rotary_tables),
+    "rotary": ("positions", rotary),
+    "linear": ("linear", linear),
+    "rms_norm": ("norm", rms_norm),
+    "layer_norm": ("norm", layer_norm),
+    "attention": ("attention", attention),
+    "attention_weights": ("attention", attention_weights),
+    "visible_keys": ("attention", visible_keys),
+    "relu": ("feed_forward", relu),
+    "gelu": ("feed_forward", gelu),
+    "swiglu": ("feed_forward", swiglu),
+    "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy),
+    "lora": ("lora", lora),
+    "lora_by_row": ("lora_by_row", lora_by_row),
+    "updated_norms": ("dora", updated_norms),
+}
+"""Each operation's file, and its arguments: arrays and what is no array."""
+
+
+def implemented_in(room):
+    """Operations that have an implementation there, by its text: without triton a kernel's file cannot be imported."""
+    files = {name: Path(minillm.__file__).parent / room / f"{file}.py" for name, (file, _) in OPERATIONS.items()}
+    return [name for name, path in files.items() if path.exists() and f"\ndef {name}(" in path.read_text("utf-8")]
+
+
+@st.composite
+def arguments(draw, name, sizes=SMALL):
+    return OPERATIONS[name][1](Drawing(draw, draw(randoms), sizes))
+
+
+@st.composite
+def cases(draw, name, sizes=SMALL):
+    """An operation with its arguments, for a rung of the ladder of trust."""
+    return operation_case(OPERATIONS[name][0], name, **draw(arguments(name, sizes)))

@@ -28,8 +28,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
 
     `source` is `tiny`, a name that `minillm pull` knows (pulled now if it is not there yet), a directory with
     config.json and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known
-    name goes before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files that are
-    damaged, incomplete, or ask for a computation that minillm does not have.
+    name goes before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files
+    that are damaged, incomplete, or ask for a computation that minillm does not have.
     """
     if not dtype.is_floating_point:
         raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")

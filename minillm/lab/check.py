@@ -23,7 +23,7 @@ from minillm.errors import InputError, check_seed
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.ladder import versions
-from minillm.lab.trust import Case, Measured, against_numpy, by_kernel, differences, here, worst
+from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
 from minillm.runtime.files import write_text
@@ -137,7 +137,7 @@ def rungs(settings: Check) -> dict[str, Rung]:
     }
     if settings.kernels:
         with backend(TRITON):  # raises here, once, where it cannot be had
-            found[KERNEL] = lambda case, random: by_kernel(case, random, dtype, device)
+            found[KERNEL] = lambda case, random: by_ratio(case, random, dtype, device)
     return found
 
 

@@ -5,7 +5,7 @@
     fast           the fast implementation, in float64 on the CPU, against numpy with the same limit
     here           torch in the user's dtype, on the user's device, against numpy in float64 on the same rounded inputs
     kernel         the kernel in the user's dtype against numpy in float64, from the same rounded inputs: its error may
-                   be twice that of torch in this dtype, and 4 ulp
+                   be twice that of torch in this dtype, and 4 ulp; so may the fast form's, and 8 ulp, be the formula's
 
 Each rung names the part (the output, a gradient) with the largest error for its limit; both are shares of the part's
 size. For `here` rounding sets the limit: 8 ulp of the dtype, and 8 times the change of the exact result when every
@@ -52,11 +52,12 @@ class Case:
 
 
 class Measured(NamedTuple):
-    """The part that is furthest off for its limit; both are shares of the part's size."""
+    """The part that is furthest off for its limit, both as shares of the part's size, and its most wrong number."""
 
     part: str
     error: float
     limit: float
+    largest: str = ""
 
     @property
     def good(self) -> bool:
@@ -66,6 +67,11 @@ class Measured(NamedTuple):
     @property
     def severity(self) -> float:
         return self.error / self.limit if math.isfinite(self.error) else math.inf
+
+    def sentence(self, compared: str) -> str:
+        """Of an error that is too large, in a comparison of this name."""
+        part = self.part.removeprefix("the ")
+        return f"{part}: relative error {self.error:.1e} > {self.limit:.0e} ({compared}){self.largest}"
 
 
 def differences(case: Case, random: np.random.Generator) -> Measured | None:
@@ -99,39 +105,48 @@ def against_numpy(case: Case, random: np.random.Generator, name: str = PLAIN) ->
     expected = _by_numpy(case, case.inputs, dout)
     with backend(name):
         actual = _by_torch(case, case.inputs, dout, expected, torch.float64, torch.device("cpu"))
-    return worst([Measured(part, error, EXACT) for part, error in _errors(actual, expected).items()])
+    errors = _errors(actual, expected).items()
+    return worst([Measured(part, error, EXACT, largest) for part, (error, largest) in errors])
 
 
 def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured:
     """Torch in this dtype and on this device, against numpy in float64, from what the dtype can hold."""
-    inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
-    dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
-    expected = _by_numpy(case, inputs, dout)
+    inputs, dout, expected = _rounded_inputs(case, random, dtype)
     actual = _by_torch(case, inputs, dout, expected, dtype, device)
     ulp = torch.finfo(dtype).eps
     inside = torch.finfo(torch.promote_types(dtype, torch.float32)).eps if case.wide else ulp
     nearby = {name: _perturbed(array, inside, random) for name, array in inputs.items()}
     moved = _errors(_by_numpy(case, nearby, dout), expected)
-    errors = _errors(actual, expected)
-    return worst([Measured(part, error, FACTOR * (ulp + moved[part])) for part, error in errors.items()])
+    errors = _errors(actual, expected).items()
+    return worst([Measured(part, error, FACTOR * (ulp + moved[part][0]), largest) for part, (error, largest) in errors])
 
 
-def by_kernel(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured | None:
-    """The kernel, and torch next to it, against numpy in float64; None where no kernel of ours took part.
+def by_ratio(
+    case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device, name: str = TRITON
+) -> Measured | None:
+    """The kernel and the fast form, or the fast form and the formula, against numpy in float64.
 
-    The kernel's outputs are filled with NaN before, so that a place it leaves out is found.
+    The error of the first may be twice that of the second and 4 ulp, or 8 where both add up in this dtype, in orders of
+    their own. None where no kernel of ours took part. What a kernel will write is filled with NaN before, so that a
+    place that it leaves out is found.
     """
+    inputs, dout, expected = _rounded_inputs(case, random, dtype)
+    with backend(FAST if name == TRITON else PLAIN):
+        simpler = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
+    with backend(name), _poisoned_memory(), OurKernels() as kernels:
+        errors = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
+    if name == TRITON and not kernels.seen:
+        return None
+    limit = (4 if name == TRITON else FACTOR) * torch.finfo(dtype).eps
+    found = ((part, error, 2 * simpler[part][0] + limit, largest) for part, (error, largest) in errors.items())
+    return worst([Measured(*one) for one in found])
+
+
+def _rounded_inputs(case: Case, random: np.random.Generator, dtype: torch.dtype) -> tuple[Arrays, np.ndarray, Arrays]:
+    """What the dtype can hold: inputs and a gradient of the output; and what numpy computes from them."""
     inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
     dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
-    expected = _by_numpy(case, inputs, dout)
-    with backend(FAST):
-        plain = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
-    with backend(TRITON), _poisoned_memory(), OurKernels() as kernels:
-        errors = _errors(_by_torch(case, inputs, dout, expected, dtype, device), expected)
-    if not kernels.seen:
-        return None
-    limit = 4 * torch.finfo(dtype).eps
-    return worst([Measured(part, error, 2 * plain[part] + limit) for part, error in errors.items()])
+    return inputs, dout, _by_numpy(case, inputs, dout)
 
 
 class OurKernels(TorchDispatchMode):
@@ -211,22 +226,28 @@ def _perturbed(array: np.ndarray, share: float, random: np.random.Generator) -> 
     return array * (1 + share * random.choice((-1.0, 1.0), array.shape))
 
 
-def _errors(actual: Arrays, expected: Arrays) -> dict[str, float]:
-    """How far each part is off, as a share of its size; the gradients of one layer have one size."""
+def _errors(actual: Arrays, expected: Arrays) -> dict[str, tuple[float, str]]:
+    """How far each part is off, as a share of its size, and where; the gradients of one layer have one size."""
     return {
-        part: _distance(actual[part], array, max(np.abs(other).max(initial=0) for other in _siblings(part, expected)))
+        part: relative_error(actual[part], array, max(np.abs(one).max(initial=0) for one in _siblings(part, expected)))
         for part, array in expected.items()
     }
 
 
-def _distance(actual: np.ndarray, expected: np.ndarray, size: float) -> float:
+def relative_error(actual: np.ndarray, expected: np.ndarray, size: float) -> tuple[float, str]:
+    """The largest error as a share of a size, and the two numbers; infinite where the shapes are not the same."""
     if actual.shape != expected.shape:
-        return math.inf
-    return float(np.abs(actual - expected).max(initial=0) / max(size, SMALLEST))
+        return math.inf, f", the shape is {actual.shape} instead of {expected.shape}"
+    if not expected.size:
+        return 0.0, ""
+    errors = np.abs(actual - expected)
+    place = np.unravel_index(errors.argmax(), errors.shape)
+    largest = f", largest at {[int(axis) for axis in place]}: {actual[place]:#.3g} instead of {expected[place]:#.3g}"
+    return float(errors[place] / max(size, SMALLEST)), largest
 
 
 def _siblings(name: str, parts: Arrays) -> list[np.ndarray]:
-    """The part and those beside it: `key.weight` for `key.bias`, which mathematics may leave without a gradient."""
+    """The part and those next to it: `key.weight` for `key.bias`, which mathematics may leave without a gradient."""
     parent, dot, _ = name.rpartition(".")
     return [array for other, array in parts.items() if other == name or (dot and other.rpartition(".")[0] == parent)]
 

@@ -68,7 +68,7 @@ def test_a_ridge_is_scikit_learns(classes, weighted):
     head = fitted("ridge", classes, features + 3, labels, alpha=2.5, class_weight=ours)
     oracle = RidgeClassifier(alpha=2.5, class_weight=theirs).fit(features + 3, labels)
     scores, expected = head.scores(torch.tensor(features + 3)).numpy(), oracle.decision_function(features + 3)
-    assert_close(scores[:, 1] if classes == 2 else scores, expected, "twin")
+    assert_close(scores[:, 1] if classes == 2 else scores, expected, "numpy")
 
 
 def test_a_centroid_is_scikit_learns():

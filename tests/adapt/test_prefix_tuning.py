@@ -147,7 +147,7 @@ def test_a_random_start_is_spread_in_every_layer_as_the_keys_and_values_of_words
             assert (drawn[layer].mean() - real[layer].mean()).abs() < 0.2 * real[layer].std()
     torch.manual_seed(0)
     by_mlp = PrefixTuning(decoder, 13, hidden=17).state()
-    assert_close(by_mlp["keys"], method.keys, "twin", "what the MLP writes at first")
+    assert_close(by_mlp["keys"], method.keys, "numpy", "what the MLP writes at first")
 
 
 @given(sizes, sizes, sizes, sizes, randoms)

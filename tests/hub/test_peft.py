@@ -144,7 +144,7 @@ def test_merged_by_peft_is_merged_by_us(tmp_path):
     merged = PeftModel.from_pretrained(model, tmp_path / "adapter").merge_and_unload()
     with torch.no_grad():
         expected = merged(IDS).logits
-        assert (minillm.adapters.merge(method)(IDS) - expected).abs().max() < 1e-5 * expected.abs().max()
+        assert (minillm.adapt.merge(method)(IDS) - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def saved(tmp_path):
         ({"rank_pattern": {"(a+)+$": 2}}, "no regular expressions"),
         ({"rank_pattern": [2]}, "no regular expressions"),
         ({"alpha_pattern": {"q_proj": "big"}}, "must be a number above 0"),
-        ({"lora_dropout": 2}, "no probability"),
+        ({"lora_dropout": 2}, r"dropout must be in \[0, 1\)"),
         ({"lora_dropout": "much"}, "dropout"),
     ],
 )

@@ -1,43 +1,23 @@
-"""Attention's kernel equals numpy's, output and every gradient: causal, grouped, padded, behind any prefix."""
+"""Attention's kernel: in many tiles, where its numbers lie, and with a prefix that it does not copy."""
 
 import math
 
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
-from minillm import ops
 from minillm.config import DecoderConfig
-from minillm.decoder import Decoder, KeyValues
+from minillm.decoder import Decoder
 from minillm.kernels import attention as kernels
-from minillm.ops.attention import Prefix, attention, explicit_attention
+from minillm.key_values import KeyValues
+from minillm.operations import FAST, TRITON, Prefix, attention, attention_weights, backend
+from minillm.ops.attention import attention as plain_attention
+from minillm.ops.attention import prepend, visible_keys
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
-from tests.strategies import randoms
+from tests.strategies import FOR_KERNELS, cases, randoms
 from tests.tolerances import assert_close
 
 SMALL = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 1, "num_stages": 1}
-small = st.sampled_from((1, 2))
-
-
-@st.composite
-def cases(draw):
-    """Arguments by name. The mask is any: the rule is not only for padding at the sides."""
-    random = draw(randoms)
-    batch, groups, width = draw(small), draw(small), draw(st.sampled_from((1, 3, 16, 20, 64, 97)))
-    heads = groups * draw(st.sampled_from((1, 2, 3)))
-    queries = draw(st.sampled_from((1, 5, 17, 31)))
-    keys = queries + draw(st.sampled_from((0, 0, 1, 19)))
-    arguments = {"query": random.normal(size=(batch, heads, queries, width))}
-    arguments |= {side: random.normal(size=(batch, groups, keys, width)) for side in ("key", "value")}
-    if draw(st.booleans()):
-        arguments["mask"] = random.random((batch, keys)) < draw(st.sampled_from((0.0, 0.5, 0.9)))
-    if draw(st.booleans()):
-        shape = draw(st.sampled_from((1, batch))), groups, draw(st.sampled_from((0, 1, 17))), width
-        arguments |= {f"prefix.{side}": random.normal(size=shape) for side in ("key", "value")}
-        if draw(st.booleans()) and shape[2]:
-            arguments["prefix.gate"] = random.normal(size=heads)
-    return arguments, random
 
 
 @pytest.fixture
@@ -52,26 +32,18 @@ def stripes_of_few(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
 
 
-@examples
-@given(cases(), dtypes)
-def test_attentions_kernel_equals_numpys(case, dtype):
-    arguments, random = case
-    assert_the_kernel_is_right("attention", "attention", random, dtype, **arguments)
-
-
 @pytest.mark.usefixtures("small_tiles", "stripes_of_few")
 @examples
-@given(cases(), dtypes)
-def test_in_many_tiles_it_is_the_same(case, dtype):
-    arguments, random = case
-    assert_the_kernel_is_right("attention", "attention", random, dtype, **arguments)
+@given(cases("attention", FOR_KERNELS), randoms, dtypes)
+def test_in_many_tiles_it_is_the_same(case, random, dtype):
+    assert_the_kernel_is_right(case, random, dtype)
 
 
 def _random(*shapes):
     return [torch.randn(shape, device=DEVICE, requires_grad=True) for shape in shapes]
 
 
-def _slopes(out, leaves):
+def _gradients(out, leaves):
     torch.manual_seed(1)
     return torch.autograd.grad(out, leaves, torch.randn_like(out))
 
@@ -82,12 +54,12 @@ def test_numbers_are_read_where_they_lie():
     query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
     prefix = _random((1, 2, 16, 3), (1, 2, 16, 3))
     results = []
-    for name in (ops.TORCH, ops.TRITON):
+    for name in (FAST, TRITON):
         turned = [side.transpose(1, 2) for side in (query, key, value)]
         behind = Prefix(*(side.permute(0, 1, 3, 2) for side in prefix))
-        with ops.backend(name):
+        with backend(name):
             out = attention(*turned, prefix=behind)
-        results.append([out, *_slopes(out, [query, key, value, *prefix])])
+        results.append([out, *_gradients(out, [query, key, value, *prefix])])
     assert out.transpose(1, 2).is_contiguous()
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected, "law in float32")
@@ -101,22 +73,23 @@ def test_prefix_attention_is_a_mean_of_attention_to_the_text_and_to_the_prefix()
     both, over_both = kernels._attention(query, key, value, mask, *prompt)
     text, over_text = kernels._attention(query, key, value, mask, None, None)
     mass = (1 - torch.exp2(over_text - over_both)).unflatten(2, (21, 2)).transpose(2, 3).reshape(1, 4, 21, 1)
-    weights = explicit_attention(query, key, value, mask=mask, prefix=Prefix(*prompt))[1]
+    keys, _, real = prepend(Prefix(*prompt), key, value, mask)
+    weights = attention_weights(query, keys, visible_keys(21, 28, real, DEVICE))
     assert_close(mass, weights[..., :7].sum(-1, keepdim=True), "law in float32")
     scores = query @ prompt[0].repeat_interleave(2, 1).mT / math.sqrt(16)
-    read = scores.softmax(-1) @ prompt[1].repeat_interleave(2, 1)
-    assert_close(both, (1 - mass) * text + mass * read, "law in float32")
+    attended = scores.softmax(-1) @ prompt[1].repeat_interleave(2, 1)
+    assert_close(both, (1 - mass) * text + mass * attended, "law in float32")
 
 
 @pytest.mark.usefixtures("small_tiles", "stripes_of_few")
-def test_the_slope_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
-    """A prefix kept in float32 before a text of bfloat16: rounded once on its way in, its slope not at all."""
+def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
+    """A prefix in float32 before a text of bfloat16: rounded once on its way in, its gradient not at all."""
     sides = [side.detach().bfloat16() for side in _random((3, 2, 9, 16), *[(3, 1, 9, 16)] * 2)]
     prefix = _random((1, 1, 3, 16), (1, 1, 3, 16))
     runs = []
     for _ in range(2):
-        with ops.backend(ops.TRITON):
-            runs.append(_slopes(attention(*sides, prefix=Prefix(*prefix)), prefix))
+        with backend(TRITON):
+            runs.append(_gradients(attention(*sides, prefix=Prefix(*prefix)), prefix))
     for one, other in zip(*runs, strict=True):
         assert one.dtype == torch.float32
         assert torch.equal(one, other)
@@ -127,38 +100,38 @@ def test_a_prefix_that_is_a_constant_costs_no_second_pass(monkeypatch):
     monkeypatch.setattr(kernels, "_slopes_of_prefix", None)
     query, key, value, *prompt = _random((1, 1, 3, 4), *[(1, 1, 3, 4)] * 2, *[(1, 1, 2, 4)] * 2)
     constant = Prefix(*(side.detach() for side in prompt))
-    with ops.backend(ops.TRITON):
+    with backend(TRITON):
         out = attention(query, key, value, prefix=constant)
-    assert all(slope.isfinite().all() for slope in _slopes(out, [query, key, value]))
+    assert all(gradient.isfinite().all() for gradient in _gradients(out, [query, key, value]))
 
 
 def test_what_the_kernel_is_measured_against_is_right_on_this_device_too():
     """Torch's own way in half precision behind a prefix, which on a GPU names the causal rule and writes no mask."""
     sides = [side.detach().bfloat16() for side in _random((2, 4, 9, 16), *[(2, 2, 9, 16)] * 2, *[(1, 2, 5, 16)] * 2)]
-    with ops.backend(ops.TORCH):
+    with backend(FAST):
         out = attention(*sides[:3], prefix=Prefix(*sides[3:]))
     exact = [side.double() for side in sides]
-    expected = explicit_attention(*exact[:3], prefix=Prefix(*exact[3:]))[0]
+    expected = plain_attention(*exact[:3], prefix=Prefix(*exact[3:]))
     assert (out.double() - expected).abs().max() <= 4 * 2**-8 * expected.abs().max()
 
 
 def test_dropout_is_left_to_torch():
     sides = torch.randn(3, 2, 2, 5, 3, device=DEVICE)
     results = []
-    for name in (ops.TORCH, ops.TRITON):
+    for name in (FAST, TRITON):
         torch.manual_seed(1)
-        with ops.backend(name):
+        with backend(name):
             results.append(attention(*sides, dropout_probability=0.4))
     assert torch.equal(*results)
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
-def test_where_there_is_no_query_there_is_no_slope(batch, queries):
+def test_where_there_is_no_query_the_gradients_are_zero(batch, queries):
     query, key, value, *prompt = _random((batch, 2, queries, 3), *[(batch, 1, 5, 3)] * 2, *[(1, 1, 2, 3)] * 2)
-    with ops.backend(ops.TRITON):
+    with backend(TRITON):
         out = attention(query, key, value, prefix=Prefix(*prompt))
     assert out.shape == query.shape
-    assert all(torch.equal(slope, torch.zeros_like(slope)) for slope in _slopes(out, [key, value, *prompt]))
+    assert all(torch.equal(found, torch.zeros_like(found)) for found in _gradients(out, [key, value, *prompt]))
 
 
 @pytest.mark.parametrize("prefixed", [False, True])
@@ -182,9 +155,9 @@ def test_a_decoder_by_kernels_is_the_decoder_by_torch(kind):
     prefix = None if kind == "none" else KeyValues(*sides, gate)
     learned = [*decoder.parameters(), *([] if prefix is None else sides)]
     results = []
-    for name in (ops.TORCH, ops.TRITON):
-        with ops.backend(name):
+    for name in (FAST, TRITON):
+        with backend(name):
             logits = decoder(ids, prefix=prefix, mask=mask)
-            results.append([logits, *_slopes(logits, learned)])
+            results.append([logits, *_gradients(logits, learned)])
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected, "law in float32")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from minillm import InputError
 from minillm.kernels.cuda import norm as cuda
+from minillm.lab.check_operations import operation_case
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
 from tests.strategies import randoms
 
@@ -96,7 +97,7 @@ rows = st.one_of(st.tuples(st.sampled_from((0, 1, 2, 5))), st.just((3, 2)))
 @given(rows, widths, st.sampled_from((1e-5, 0.3)), dtypes, randoms)
 def test_the_norm_in_cuda_equals_numpys(rows, width, eps, dtype, random):
     hidden, weight = random.normal(size=(*rows, width)), random.normal(size=width)
-    assert_the_kernel_is_right("norm", "rms_norm", random, dtype, hidden=hidden, weight=weight, eps=eps)
+    assert_the_kernel_is_right(operation_case("norm", "rms_norm", hidden=hidden, weight=weight, eps=eps), random, dtype)
 
 
 @pytest.mark.parametrize("width", [7, 2056])

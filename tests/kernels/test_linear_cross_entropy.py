@@ -1,4 +1,4 @@
-"""The loss by its kernel equals numpy's, with every gradient that is wanted and none that is not, a chunk at a time."""
+"""The loss by its kernel: every gradient that is needed and none that is not, a chunk of logits at a time."""
 
 import numpy as np
 import pytest
@@ -9,28 +9,33 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.kernels import linear_cross_entropy as kernels
-from minillm.ops import TORCH, TRITON, backend
-from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from minillm.lab.check_operations import operation_case
+from minillm.operations import FAST, IGNORED, TRITON, backend, linear_cross_entropy
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
 from tests.kernels.fenced import assert_nothing_else_is_written
-from tests.strategies import labels, randoms
+from tests.strategies import FOR_KERNELS, cases, randoms
 
-rows, widths = st.sampled_from((0, 1, 2, 5, 13)), st.sampled_from((1, 3, 17, 61))
 # Every row is a chunk; a few rows are; all of them are.
 chunks = st.sampled_from((1, 2048, kernels.CHUNK_BYTES))
 
 
-@pytest.mark.parametrize("vocabulary", [1, 2, 64, 127, 509])
+def _case(hidden, weight, labels):
+    arguments = {"hidden": hidden, "weight": weight, "labels": np.array(labels)}
+    return operation_case("linear_cross_entropy", "linear_cross_entropy", **arguments)
+
+
 @examples
-@given(st.data(), rows, widths, chunks, randoms)
-def test_the_loss_equals_numpys(vocabulary, data, rows, width, chunk, random):
+@given(st.data(), chunks, randoms)
+def test_in_chunks_it_is_the_same(data, chunk, random):
+    vocabulary = data.draw(st.sampled_from((1, 2, 64, 127, 509)))
     # The order in which BLAS adds up a long row in float32 may be worth more than 4 ulp: see below.
     dtype = data.draw(dtypes if vocabulary < 100 else st.just(torch.bfloat16))
-    arguments = {"hidden": random.normal(size=(rows, width)), "weight": random.normal(size=(vocabulary, width))}
-    arguments["labels"] = data.draw(labels(rows, vocabulary))
+    case = data.draw(
+        cases("linear_cross_entropy", FOR_KERNELS._replace(rows=(0, 1, 2, 5, 13), vocabularies=(vocabulary,)))
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "CHUNK_BYTES", chunk)
-        assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, dtype, **arguments)
+        assert_the_kernel_is_right(case, random, dtype)
 
 
 def _inputs(rows=5, width=3, vocabulary=7):
@@ -40,27 +45,24 @@ def _inputs(rows=5, width=3, vocabulary=7):
 
 def test_large_logits_overflow_nowhere():
     random = np.random.default_rng(0)
-    arguments = {"hidden": 1e4 * random.normal(size=(5, 61)), "weight": np.eye(61)}
-    arguments["labels"] = random.integers(0, 61, 5)
-    assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, torch.float32, **arguments)
+    case = _case(1e4 * random.normal(size=(5, 61)), np.eye(61), random.integers(0, 61, 5))
+    assert_the_kernel_is_right(case, random, torch.float32)
 
 
 @pytest.mark.parametrize("vocabulary", [127, 509])
 def test_a_long_rows_softmax_is_exact_in_float32(vocabulary):
     """The head is the identity: hidden states are the logits, and their gradients are the kernel's own."""
     random = np.random.default_rng(0)
-    arguments = {"hidden": 3 * random.normal(size=(3, vocabulary)), "weight": np.eye(vocabulary)}
-    arguments["labels"] = np.array([0, IGNORED, vocabulary - 1])
-    assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, torch.float32, **arguments)
+    case = _case(3 * random.normal(size=(3, vocabulary)), np.eye(vocabulary), [0, IGNORED, vocabulary - 1])
+    assert_the_kernel_is_right(case, random, torch.float32)
 
 
 @pytest.mark.parametrize("label", [0, 8192, 16_410])
 def test_a_row_of_several_blocks_is_one_softmax(label):
     """Three blocks, the last not full; one labelled row among others."""
     random = np.random.default_rng(0)
-    arguments = {"hidden": random.normal(size=(3, 3)), "weight": random.normal(size=(16_411, 3))}
-    arguments["labels"] = np.array([IGNORED, label, IGNORED])
-    assert_the_kernel_is_right("linear_cross_entropy", "linear_cross_entropy", random, torch.bfloat16, **arguments)
+    case = _case(random.normal(size=(3, 3)), random.normal(size=(16_411, 3)), [IGNORED, label, IGNORED])
+    assert_the_kernel_is_right(case, random, torch.bfloat16)
 
 
 def test_rows_without_a_label_have_no_loss_and_no_gradient():
@@ -71,16 +73,16 @@ def test_rows_without_a_label_have_no_loss_and_no_gradient():
     assert hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
 
 
-def test_only_what_is_wanted_of_labelled_rows_is_multiplied():
+def test_only_what_is_needed_of_labelled_rows_is_multiplied():
     """2 N D V FLOPs for the loss, as many for each gradient; N counts the labelled rows, whatever the chunks."""
     hidden, weight, labels = _inputs(rows=5)
     labels[1] = labels[4] = IGNORED
     product = 2 * 3 * hidden.shape[1] * len(weight)
     for wanted in ((True, True), (True, False), (False, True), (False, False)):
         with FlopCounterMode(display=False) as flops, torch.no_grad():
-            _, *slopes = kernels._linear_cross_entropy._init_fn(hidden, weight, labels, torch.float32, *wanted)
+            _, *gradients = kernels._linear_cross_entropy._init_fn(hidden, weight, labels, torch.float32, *wanted)
         assert flops.get_total_flops() == (1 + sum(wanted)) * product
-        assert [slope.numel() > 0 for slope in slopes] == list(wanted)
+        assert [gradient.numel() > 0 for gradient in gradients] == list(wanted)
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
@@ -130,20 +132,20 @@ def test_the_weights_gradient_is_summed_in_float32_and_rounded_once(monkeypatch)
     assert weight.grad.flatten().tolist() == [-80.0, 80.0]
 
 
-def test_a_gradient_is_multiplied_by_the_losses_own_each_time_it_is_asked_for():
+def test_a_gradient_is_multiplied_by_the_losses_own_each_time():
     hidden, weight, labels = _inputs()
     loss = kernels.linear_cross_entropy(hidden, weight, labels)
     once = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
-    for slope, tripled in zip(once, torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=True), strict=True):
-        assert torch.allclose(3 * slope, tripled)
+    for one, tripled in zip(once, torch.autograd.grad(3 * loss, (hidden, weight), retain_graph=True), strict=True):
+        assert torch.allclose(3 * one, tripled)
     assert torch.equal(once[0], torch.autograd.grad(loss, hidden)[0])
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
     hidden, weight, labels = _inputs()
-    (slope,) = torch.autograd.grad(kernels.linear_cross_entropy(hidden, weight, labels), hidden, create_graph=True)
+    (gradient,) = torch.autograd.grad(kernels.linear_cross_entropy(hidden, weight, labels), hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="register_autograd"):
-        slope.sum().backward()
+        gradient.sum().backward()
 
 
 def test_nothing_is_written_beyond_the_last():
@@ -163,15 +165,15 @@ def test_a_label_that_is_no_word_is_seen_in_the_loss(label):
 def test_autocast_multiplies_in_half_precision_as_it_does_in_torch():
     hidden, weight, labels = _inputs(rows=13, width=61, vocabulary=127)
     found = {}
-    for name in (TORCH, TRITON):
+    for name in (FAST, TRITON):
         with backend(name), torch.autocast(DEVICE.type, torch.bfloat16):
             loss = linear_cross_entropy(hidden, weight, labels)
         found[name] = (loss, *torch.autograd.grad(loss, (hidden, weight)))
     exact = linear_cross_entropy(hidden, weight, labels)
-    for one, other in zip(found[TORCH], found[TRITON], strict=True):
+    for one, other in zip(found[FAST], found[TRITON], strict=True):
         assert one.dtype == other.dtype == torch.float32
         assert torch.allclose(one, other, atol=0.03 * one.detach().abs().max().item())
-    assert abs(found[TRITON][0] - found[TORCH][0]) < abs(found[TRITON][0] - exact) / 10
+    assert abs(found[TRITON][0] - found[FAST][0]) < abs(found[TRITON][0] - exact) / 10
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])

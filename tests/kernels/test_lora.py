@@ -1,49 +1,18 @@
-"""LoRA's kernels equal numpy's, output and every gradient: with one adapter for all rows, and with one for each."""
+"""LoRA's kernels: in stripes, with one adapter for all rows or one for each, and in a decoder."""
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from minillm import ops
 from minillm.adapt import Family, LoRA
 from minillm.kernels import lora as kernels
+from minillm.kernels.lora_by_row import lora_by_row as kernel_by_row
 from minillm.lab.trust import OurKernels
-from minillm.ops.lora import lora, lora_by_row
+from minillm.operations import KERNEL_RANK, TRITON, backend, lora, lora_by_row
 from tests.decoders import STYLES, random_decoder
-from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck, rows, widths
+from tests.kernels.against_numpy import DEVICE, opcheck
 from tests.kernels.fenced import assert_nothing_else_is_written
-from tests.strategies import randoms
 
-leading = st.one_of(st.tuples(rows), st.tuples(st.just(3), rows))
-ranks = st.sampled_from((1, 2, 5, 8, 16, 17, 64))
 IDS = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [9, 2, 6, 5], [5, 8, 9, 7]], device=DEVICE)
-
-
-def arrays(random, **shapes):
-    """Rows of unit length, whatever their width: no part of a sum drowns the others."""
-    return {name: random.normal(size=shape) / np.sqrt(shape[-1]) for name, shape in shapes.items()}
-
-
-@examples
-@given(leading, widths, widths, ranks, st.booleans(), st.booleans(), dtypes, randoms)
-def test_loras_kernel_equals_numpys(leading, inner, outer, rank, has_bias, has_dropped, dtype, random):
-    arguments = arrays(random, weight=(outer, inner), a=(rank, inner), b=(outer, rank))
-    arguments |= {"x": random.normal(size=(*leading, inner)), "bias": random.normal(size=outer) if has_bias else None}
-    if has_dropped:
-        arguments["dropped"] = random.normal(size=(*leading, inner))
-    assert_the_kernel_is_right("lora", "lora", random, dtype, scale=1.7, **arguments)
-
-
-@examples
-@given(st.sampled_from((0, 1, 4)), rows, widths, widths, ranks, st.sampled_from((1, 3)), st.booleans(), dtypes, randoms)
-def test_the_kernel_of_a_mixed_batch_equals_numpys(batch, tokens, inner, outer, rank, members, biased, dtype, random):
-    """Some adapters have no row, and some rows no adapter."""
-    arguments = arrays(random, weight=(outer, inner), a=(members, rank, inner), b=(members, outer, rank))
-    adapter = random.integers(-1, members, batch)
-    x, bias = random.normal(size=(batch, tokens, inner)), random.normal(size=outer) if biased else None
-    assert_the_kernel_is_right("lora", "lora_by_row", random, dtype, x=x, bias=bias, adapter=adapter, **arguments)
 
 
 def adapted(dtype=torch.float32, tokens=5, inner=13, outer=11, rank=3):
@@ -77,7 +46,7 @@ def test_from_b_at_zero_the_output_is_the_linears_and_a_has_no_gradient_at_all(d
 def test_no_adapter_is_the_plain_linear_whatever_the_others_hold():
     x, weight, bias, a, b = adapted()
     none = torch.tensor([-1], device=DEVICE)
-    out = kernels.lora_by_row(x, weight, bias, a * torch.nan, b * torch.inf, none)
+    out = kernel_by_row(x, weight, bias, a * torch.nan, b * torch.inf, none)
     out.sum().backward()
     assert torch.allclose(out, torch.nn.functional.linear(x, weight, bias), atol=1e-6)
     assert torch.allclose(x.grad, weight.sum(0).expand_as(x), atol=1e-6)
@@ -86,7 +55,7 @@ def test_no_adapter_is_the_plain_linear_whatever_the_others_hold():
 def test_all_rows_by_one_adapter_of_several_are_what_lora_makes_of_them():
     x, weight, bias, a, b = adapted(tokens=12)
     factors = torch.cat([a + 1, a]), torch.cat([b + 1, b])
-    rows = kernels.lora_by_row(x.view(3, 4, -1), weight, bias, *factors, torch.tensor([1, 1, 1], device=DEVICE))
+    rows = kernel_by_row(x.view(3, 4, -1), weight, bias, *factors, torch.tensor([1, 1, 1], device=DEVICE))
     together = kernels.lora(x, weight, bias, a[0], b[0], 1)
     assert torch.allclose(rows.view_as(together), together, atol=1e-5)
     dout = torch.randn_like(together)
@@ -98,18 +67,18 @@ def test_all_rows_by_one_adapter_of_several_are_what_lora_makes_of_them():
         assert torch.allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("wants", range(5))
-def test_each_gradient_is_right_alone(wants):
+@pytest.mark.parametrize("needs", range(5))
+def test_each_gradient_is_right_alone(needs):
     inputs = [tensor.detach() for tensor in adapted()]
     dropped = inputs.pop(2).new_ones(inputs[0].shape)
     x, weight, a, b = inputs
-    wanted = (x, a, b, dropped, weight)[wants].requires_grad_()
+    needed = (x, a, b, dropped, weight)[needs].requires_grad_()
     out = kernels.lora(x, weight, None, a[0], b[0], 0.5, dropped)
-    if wanted is weight:
+    if needed is weight:
         assert torch.autograd.grad(out.sum(), weight, allow_unused=True) == (None,)
         return
     expected = x @ weight.T + 0.5 * dropped @ a[0].T @ b[0].T
-    (found,), (right,) = (torch.autograd.grad(result.square().sum(), wanted) for result in (out, expected))
+    (found,), (right,) = (torch.autograd.grad(result.square().sum(), needed) for result in (out, expected))
     assert torch.allclose(found, right, rtol=1e-4, atol=1e-4)
 
 
@@ -117,7 +86,7 @@ def test_each_gradient_is_right_alone(wants):
 def test_factors_may_be_wider_than_the_matrix(wide):
     x, weight, bias, *factors = adapted(torch.bfloat16)
     a, b = (side.detach()[0].to(wide).requires_grad_() for side in factors)
-    with ops.backend(ops.TRITON):
+    with backend(TRITON):
         out = lora(x, weight, bias.to(wide), a, b, 0.5)
     out.sum().backward()
     assert (out.dtype, x.grad.dtype) == (torch.bfloat16, torch.bfloat16)
@@ -127,8 +96,8 @@ def test_factors_may_be_wider_than_the_matrix(wide):
 
 
 def test_a_rank_that_no_register_holds_is_left_to_torch():
-    x, weight, bias, a, b = adapted(rank=ops.lora.KERNEL_RANK + 1)
-    with ops.backend(ops.TRITON), OurKernels() as kernels_seen:
+    x, weight, bias, a, b = adapted(rank=KERNEL_RANK + 1)
+    with backend(TRITON), OurKernels() as kernels_seen:
         lora(x, weight, bias, a[0], b[0], 0.5)
         lora_by_row(x, weight, bias, a, b, torch.zeros(1, dtype=torch.long, device=DEVICE))
     assert kernels_seen.seen == []
@@ -152,7 +121,7 @@ def test_nothing_is_written_beyond_the_last():
     assert_nothing_else_is_written(kernels._lora_backward, dout, x, weight, a, b, adapter, low, 0.5, wanted)
 
 
-def slopes_of(model, run):
+def gradients_of(model, run):
     model.zero_grad()
     out = run()
     out.square().mean().backward()
@@ -167,9 +136,9 @@ def test_an_adapted_decoder_is_the_same_by_kernels_as_by_torch(mixed):
         torch.nn.init.normal_(parameter, std=0.2)
     family = Family(decoder, {"one": one, "other": other})
     model, run = (family, lambda: family(IDS, ["one", "other", "base", "one"])) if mixed else (one, lambda: one(IDS))
-    by_torch = slopes_of(model, run)
-    with ops.backend(ops.TRITON), OurKernels() as seen:
-        by_kernels = slopes_of(model, run)
+    by_torch = gradients_of(model, run)
+    with backend(TRITON), OurKernels() as seen:
+        by_kernels = gradients_of(model, run)
     assert "minillm::lora" in seen.seen
     for found, expected in zip(by_kernels, by_torch, strict=True):
         assert (found - expected).abs().max() <= 1e-4 * expected.abs().max().clamp(min=1e-3)

@@ -1,43 +1,55 @@
-"""The prefix MLP in numpy, by differences; `tests/adapt/test_prefix_tuning.py` compares torch's with it."""
+"""The prefix's MLP in numpy: by differences, and against the one that is trained."""
+
+from dataclasses import replace
 
 import numpy as np
+import torch
 from hypothesis import given
+from torch.func import functional_call
 
+from minillm.adapt import PrefixTuning
+from minillm.lab.trust import Case, against_numpy, differences
 from minillm.reference.prefix import prefix_backward, prefix_forward
 from minillm.reference.tower import KeyValues
-from tests.rungs import slope_by_differences
+from tests.decoders import STYLES, random_decoder
 from tests.strategies import randoms, sizes
-from tests.tolerances import assert_close
+from tests.tolerances import assert_good
 
 
-def _inputs(random, length, width, inner, layers, groups, head_width):
-    outer = layers * 2 * groups * head_width
-    shapes = {"embeddings": (length, width), "inner_weight": (inner, width), "inner_bias": inner}
-    shapes |= {"outer_weight": (outer, inner), "outer_bias": outer}
-    return {name: random.normal(size=shape) for name, shape in shapes.items()}
+def numpys_names(mlp):
+    """The MLP's parameters: numpy calls `inner.weight` inner_weight."""
+    return [(name.replace(".", "_"), parameter) for name, parameter in mlp.named_parameters()]
 
 
-@given(sizes, sizes, sizes, sizes, randoms)
-def test_the_mlps_gradients_are_those_of_differences(length, width, layers, groups, random):
-    inputs = _inputs(random, length, width, 3, layers, groups, 2)
-    out, cache = prefix_forward(**inputs, layers=layers, groups=groups)
-    assert out.keys.shape == out.values.shape == (layers, 1, groups, length, 2)
-    dout = KeyValues(*random.normal(size=(2, *out.keys.shape)))
-    gradients = prefix_backward(dout, cache)
-    assert gradients.keys() == inputs.keys()
+@given(sizes, sizes, sizes, randoms)
+def test_the_mlps_gradients_are_those_of_differences_and_torchs(length, layers, groups, random):
+    config = replace(STYLES["Llama"], layers=layers, width=4 * groups, heads=groups, kv_heads=groups)
+    mlp = PrefixTuning(random_decoder(config), length, hidden=7).mlp
+    names = [name for name, _ in mlp.named_parameters()]
 
-    def loss():
-        written, _ = prefix_forward(**inputs, layers=layers, groups=groups)
-        return (written.keys * dout.keys + written.values * dout.values).sum()
+    def forward(inputs):
+        found, cache = prefix_forward(**inputs, layers=layers, groups=groups)
+        return np.stack(found.sides[:2])[:, :, 0], cache
 
-    for name, gradient in gradients.items():
-        assert_close(gradient, slope_by_differences(loss, inputs[name]), "difference", name)
+    def backward(dout, cache):
+        return prefix_backward(KeyValues(*dout[:, :, None]), cache)
+
+    def run(inputs, dtype, device):
+        return torch.stack(functional_call(mlp, dict(zip(names, inputs.values(), strict=True)), ()))
+
+    inputs = {name: random.normal(size=parameter.shape) for name, parameter in numpys_names(mlp)}
+    case = Case("the MLP", inputs, forward, backward, run)
+    assert backward(forward(inputs)[0], forward(inputs)[1]).keys() == inputs.keys()
+    assert_good(differences(case, random), "numpy vs differences, float64")
+    assert_good(against_numpy(case, random), "numpy vs torch, float64")
 
 
 def test_a_position_of_the_prefix_is_made_from_its_own_row_alone():
-    inputs = _inputs(np.random.default_rng(0), 5, 7, 3, 2, 3, 2)
-    before, _ = prefix_forward(**inputs, layers=2, groups=3)
-    inputs["embeddings"][2] += 1
-    after, _ = prefix_forward(**inputs, layers=2, groups=3)
+    random, shapes = np.random.default_rng(0), {"inner_weight": (3, 7), "inner_bias": 3, "outer_bias": 24}
+    inputs = {name: random.normal(size=shape) for name, shape in (shapes | {"outer_weight": (24, 3)}).items()}
+    embeddings = random.normal(size=(5, 7))
+    before, _ = prefix_forward(embeddings, **inputs, layers=2, groups=3)
+    embeddings[2] += 1
+    after, _ = prefix_forward(embeddings, **inputs, layers=2, groups=3)
     changed = (before.keys != after.keys).any((0, 1, 2, 4)) | (before.values != after.values).any((0, 1, 2, 4))
     assert changed.tolist() == [False, False, True, False, False]

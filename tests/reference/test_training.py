@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from minillm.key_values import KeyValues
-from minillm.ops.linear_cross_entropy import IGNORED, linear_cross_entropy
+from minillm.adapt import PrefixTuning
+from minillm.operations import IGNORED, linear_cross_entropy
 from minillm.reference.adamw import no_moments
 from minillm.reference.decoder import features_forward, keys_values_backward, keys_values_forward
 from minillm.reference.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
@@ -15,6 +15,7 @@ from minillm.reference.prefix import prefix_backward, prefix_forward
 from minillm.reference.training import language_model_loss, next_token_labels, training_step
 from tests.decoders import STYLES, random_decoder
 from tests.reference.test_decoder import LowRank, numpy_weights
+from tests.reference.test_prefix import numpys_names
 from tests.tolerances import assert_close
 
 STEPS, RATE, DECAY, CLIP = 20, 3e-3, 0.1, 1.0
@@ -140,12 +141,10 @@ def test_a_soft_prompt_has_torchs_first_twenty_losses(style):
 
 @every_style
 def test_prefix_tuning_through_its_mlp_has_torchs_first_twenty_losses(style):
-    decoder = random_decoder(STYLES[style]).requires_grad_(False)
-    weights, config, random = numpy_weights(decoder), decoder.config, np.random.default_rng(1)
-    outer = config.layers * 2 * config.kv_heads * config.head_width
-    shapes = {"embeddings": (5, config.width), "inner_weight": (7, config.width), "inner_bias": 7}
-    shapes |= {"outer_weight": (outer, 7), "outer_bias": outer}
-    start = {name: 0.3 * random.normal(size=shape) for name, shape in shapes.items()}
+    decoder = random_decoder(STYLES[style])
+    method = PrefixTuning(decoder, 5, hidden=7)
+    weights, config = numpy_weights(decoder), decoder.config
+    start = {name: parameter.detach().numpy().copy() for name, parameter in numpys_names(method.mlp)}
 
     def loss_and_gradients(now, ids, mask):
         prefix, cache = prefix_forward(**now, layers=config.layers, groups=config.kv_heads)
@@ -154,15 +153,8 @@ def test_prefix_tuning_through_its_mlp_has_torchs_first_twenty_losses(style):
         return loss, prefix_backward(gradients["prefix"], cache)
 
     expected = _numpy_losses(start, loss_and_gradients, config)
-    tensors = {name: torch.from_numpy(array.copy()).requires_grad_() for name, array in start.items()}
-
-    def loss_of(ids, mask):
-        inner = torch.tanh(tensors["embeddings"] @ tensors["inner_weight"].T + tensors["inner_bias"])
-        made = inner @ tensors["outer_weight"].T + tensors["outer_bias"]
-        keys, values = made.view(5, config.layers, 2, config.kv_heads, -1).permute(2, 1, 3, 0, 4).unsqueeze(2)
-        return _torch_loss(decoder, ids, mask, KeyValues(keys, values))
-
-    _check(expected, _torch_losses(tensors.values(), loss_of, config))
+    trained = method.trainable().values()
+    _check(expected, _torch_losses(trained, lambda ids, mask: _torch_loss(decoder, ids, mask, method.prefix()), config))
 
 
 @every_style

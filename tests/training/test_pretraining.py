@@ -317,9 +317,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     ]  # fmt: skip
     (_, printed) = (process.communicate(timeout=120)[0] for process in both)
     losses, parameters = json.loads(printed)
-    assert_close(np.array(losses), np.array(one.history.losses), "law", steps=one.steps)
+    assert_close(np.array(losses), np.array(one.history.losses), "law", terms=one.steps)
     for name, parameter in one.learner.parameters.items():
-        assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name, steps=one.steps)
+        assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name, terms=one.steps)
 
 
 @pytest.mark.parametrize(
