@@ -1,4 +1,4 @@
-"""LoRA with a backward pass by hand: 6 N R (I + O) FLOPs per step beyond the frozen layer, 2 N R I fewer if x needs none.
+"""LoRA with its own backward pass: 6 N R (I + O) FLOPs per step beyond the frozen layer, 2 N R I fewer without dx.
 
 The gradients of A and of x share s g B, which autograd computes for each of them. The gradient of B reuses x Aᵀ of the
 forward pass, and the update is added to the frozen product in place.

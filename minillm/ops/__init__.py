@@ -1,4 +1,4 @@
-"""The operations of figure 1 as formulas, in plain torch: the definition that every other implementation is tested against.
+"""The operations of figure 1 as formulas, in plain torch: all other implementations are tested against them.
 
 Pure functions on tensors, differentiated by autograd, without parameters of their own. Each file has the same name in
 `reference` (numpy, forward and backward by hand), and in `fast` and `kernels` where a faster version exists. The

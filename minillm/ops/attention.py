@@ -65,8 +65,8 @@ def visible_keys(
     causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if mask is None:
         return causal[None, None]
-    own = torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
-    return rearrange(causal & mask[:, None] | own, "B T S -> B 1 T S")
+    itself = torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
+    return rearrange(causal & mask[:, None] | itself, "B T S -> B 1 T S")
 
 
 def for_each_head(side: Float[Tensor, "B G S K"], heads: int) -> Float[Tensor, "B H S K"]:
@@ -81,8 +81,8 @@ def prepend(
 
     A float32 prefix is rounded to the dtype of the text; its gradient is summed over the rows in float32.
     """
-    prefixes = (side.expand(key.shape[0], -1, -1, -1).to(key.dtype) for side in (prefix.key, prefix.value))
-    key, value = (torch.cat(both, 2) for both in zip(prefixes, (key, value), strict=True))
+    before = (side.expand(key.shape[0], -1, -1, -1).to(key.dtype) for side in (prefix.key, prefix.value))
+    key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
     return key, value, None if mask is None else F.pad(mask, (prefix.key.shape[2], 0), value=True)
 
 

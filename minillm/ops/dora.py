@@ -1,7 +1,7 @@
 """The row norms of an updated matrix, which DoRA divides by (Liu et al. 2024, equation 5).
 
-|w + s b A|² = |w|² + 2 s b·(A w) + s² b (A Aᵀ) bᵀ for each row w of W and b of B: 4 R I O + 6 R² (I + O) FLOPs per step,
-independent of the number of tokens, and W + s B A is never formed.
+|w + s b A|² = |w|² + 2 s b·(A w) + s² b (A Aᵀ) bᵀ for each row w of W and b of B. A step costs 4 R I O + 6 R² (I + O)
+FLOPs, independent of the number of tokens, and W + s B A is never formed.
 """
 
 from torch import Tensor

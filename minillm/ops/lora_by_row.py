@@ -17,8 +17,8 @@ def lora_by_row(
 ) -> Float[Tensor, "B T O"]:
     """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i; -1 means no update.
 
-    Each adapter is stacked once, however many rows use it. B includes the scale, and smaller ranks are padded with zeros
-    (Chen et al. 2023: a grouped product).
+    Each adapter is stacked once, however many rows use it. B includes the scale, and smaller ranks are padded with
+    zeros (Chen et al. 2023: a grouped product).
     """
     a, b = (stacked_with_none(side)[adapter] for side in (a, b))
     return linear(x, weight, bias) + x @ a.mT @ b.mT

@@ -1,8 +1,8 @@
 """Splitting text into words before bytes are merged, as GPT-2 does (Radford et al. 2019), without its regex.
 
 A word is a run of letters, of numbers, of whitespace or of other characters, with one space before it where there is
-one. English endings ('s, 'll, ...) are words of their own. A run of whitespace before a word ends one character early, so
-that a last space joins the word. SmolLM2 first splits off every digit, and then splits the text between digits.
+one. English endings ('s, 'll, ...) are words of their own. A run of whitespace before a word ends one character early,
+so that a last space joins the word. SmolLM2 first splits off every digit, and then splits the text between digits.
 """
 
 import unicodedata
