@@ -189,7 +189,9 @@ def _unused_character(messages: Any, template: str | None) -> str:
     try:
         used = set(json.dumps(messages, ensure_ascii=False)) | set(template or "")
     except (TypeError, ValueError):
-        raise InputError("messages must be a list of objects with string fields such as role and content") from None
+        raise InputError(
+            "a conversation must be a list of messages: objects with string fields such as role and content"
+        ) from None
     for code in range(0xF0000, 0xFFFFE):
         if chr(code) not in used:
             return chr(code)

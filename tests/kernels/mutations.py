@@ -18,49 +18,49 @@ def _fenced(where):
 
 KERNEL_MUTATIONS = [
     mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher) +", "total +"),
-    mutation("words beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
-    mutation("a label left with its share", LOSS, "tl.where(place == label, share - 1.0, share)", "share"),
-    mutation("a label that no one misses", LOSS, 'other=float("nan")', "other=0.0"),
-    mutation("a slope that does not know its loss's", LOSS, "slope, factor[None],", "slope, factor[None] ** 0,"),
-    mutation("a weight that learns from the last chunk", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
+    mutation("logits beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
+    mutation("a label without its - 1", LOSS, "tl.where(place == label, p - 1.0, p)", "p"),
+    mutation("an invalid label that is not seen", LOSS, 'other=float("nan")', "other=0.0"),
+    mutation("a gradient without the loss's own", LOSS, "gradient, factor[None],", "gradient, factor[None] ** 0,"),
+    mutation("a weight trained on the last chunk alone", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
     mutation(
-        "a weight's slope summed in half precision",
+        "a weight's gradient summed in half precision",
         LOSS,
         "torch.addmm(total, left.float(), right.float(), out=total)",
         "total.copy_(torch.addmm(total, left.float(), right.float()).bfloat16())",
     ),
     mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
-    mutation("slopes beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
+    mutation("gradients beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
     mutation("an unscaled update", LORA, "(total * scale)", "total"),
-    mutation("every row by the first adapter", LORA, "    down += member * rank * inner\n", ""),
+    mutation("every row with the first adapter", LORA, "    down += member * rank * inner\n", ""),
     mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
-    mutation("an adapter that learns from every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
-    mutation("slopes of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
-    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
+    mutation("an adapter trained on every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
+    mutation("gradients of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
+    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=valid)", "element_ty))"),
     mutation(
         "stripes beyond their columns",
         _fenced(LORA),
         "total, mask=(rank_place < rank)[:, None] & (column < columns)[None, :])",
         "total)",
     ),
-    mutation("a slope of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
+    mutation("a gradient of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
     mutation(
-        "an input that learns from the update alone",
+        "an input gradient from the update alone",
         LORA,
-        "if wanted[0] and weight is not None:",
+        "if needed[0] and weight is not None:",
         "if False:",
     ),
     mutation(
-        "numbers beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
+        "elements beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
     ),
-    mutation("a gelu whose slope has no cube", FEED_FORWARD, "(3.0 * z * z * CUBE + 1.0) * SLOPE", "SLOPE"),
-    mutation("a gate that is a constant", FEED_FORWARD, "(1.0 + z * rest * steepness)", "1.0"),
-    mutation("a factor that passes what the gate stops", FEED_FORWARD, "(slope * z * share)", "(slope * z)"),
-    mutation("a gelu that multiplies by its gate", FEED_FORWARD, "slope *= x", "slope += x"),
-    mutation("a gradient that turns on", POSITIONS, "s = -s", "s = s"),
+    mutation("a gelu whose gradient has no cube", FEED_FORWARD, "(3.0 * z * z * CUBE + 1.0) * LINEAR", "LINEAR"),
+    mutation("a gate that is a constant", FEED_FORWARD, "(1.0 + z * rest * derivative)", "1.0"),
+    mutation("a factor that passes what the gate stops", FEED_FORWARD, "(dy * z * sigmoid)", "(dy * z)"),
+    mutation("a gelu that multiplies by its gate", FEED_FORWARD, "dy *= x", "dy += x"),
+    mutation("a gradient that rotates forward", POSITIONS, "s = -s", "s = s"),
     mutation("angles of the first row for all", POSITIONS, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
     mutation(
-        "heads beyond the last", _fenced(POSITIONS), "there = (row < rows) & (pair < half)", "there = pair < half"
+        "heads beyond the last", _fenced(POSITIONS), "valid = (row < rows) & (pair < half)", "valid = pair < half"
     ),
     mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
     mutation(
@@ -107,5 +107,5 @@ KERNEL_MUTATIONS = [
     mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
     mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
     mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
-    mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
+    mutation("a gradient along the row itself", CUDA, "(dnormed - wide(x[i].at[j]) * scale * along)", "(dnormed)"),
 ]  # fmt: skip

@@ -97,7 +97,7 @@ def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_
 
 
 def test_a_prefix_that_is_a_constant_costs_no_second_pass(monkeypatch):
-    monkeypatch.setattr(kernels, "_slopes_of_prefix", None)
+    monkeypatch.setattr(kernels, "_prefix_gradients", None)
     query, key, value, *prompt = _random((1, 1, 3, 4), *[(1, 1, 3, 4)] * 2, *[(1, 1, 2, 4)] * 2)
     constant = Prefix(*(side.detach() for side in prompt))
     with backend(TRITON):
