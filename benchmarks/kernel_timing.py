@@ -1,8 +1,7 @@
-"""A work on all its sides: checked against the same in a wider precision, and then timed, the sides taking turns."""
+"""One work on all its sides: checked against a wider precision, and then timed, the sides taking turns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -13,11 +12,12 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Rounds
 from benchmarks.gpu_clock import Call
 from benchmarks.kernel_works import Draw, Run, Work
+from minillm import operations
 from minillm.errors import InputError
 from minillm.lab.check import find_config, shrunk
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.trust import Measured, by_ratio
-from minillm.ops import TORCH, TRITON, backend
+from minillm.operations import FAST, TRITON, backend
 
 OURS, REFERENCE = "minillm", "torch"
 PASSES = ("forward", "forward + backward")
@@ -28,7 +28,7 @@ Parts = dict[str, Tensor]
 
 @dataclass
 class Timed:
-    """A pass of a work: its sides' rounds, their errors, the sizes `ops` chooses by, and who could not take part."""
+    """A pass of a work: rounds and errors of its sides, the sizes that choose the kernel, and the sides that failed."""
 
     work: Work
     which: str
@@ -39,36 +39,33 @@ class Timed:
 
     @property
     def speedup(self) -> float:
-        """Our kernel beside torch."""
+        """The speedup of our kernel over torch."""
         ratios = zip(self.comparison.rounds, self.comparison.ratios(), strict=True)
         return next(ratio.of_medians for rounds, ratio in ratios if rounds.side == OURS)
 
 
-class _Asked(Exception):
+class _Sizes(Exception):
     def __init__(self, sizes: tuple[int, ...]):
         self.sizes = sizes
 
 
-def asked_sizes(work: Work) -> tuple[int, ...] | None:
-    """The sizes by which the operation asks for its kernel, overheard where it asks; None if it has none to ask for."""
+def kernel_sizes(work: Work) -> tuple[int, ...] | None:
+    """The sizes by which the operation chooses its kernel, intercepted at the choice; None if it has no kernel."""
 
-    def listen(operation: str, tensor: Tensor, *sizes: int) -> bool:
-        assert operation == work.operation, f"{work.operation} asks for the kernel of {operation}"
-        raise _Asked(sizes)
+    def intercept(operation: str, tensor: Tensor, *sizes: int) -> bool:
+        assert operation == work.operation, f"{work.operation} chooses the kernel of {operation}"
+        raise _Sizes(sizes)
 
-    module = import_module(f"minillm.ops.{work.file}")
-    if not hasattr(module, "by_kernel") or not hasattr(module, work.operation):
-        return None
-    with mock.patch.object(module, "by_kernel", listen):
+    with mock.patch.object(operations, "by_kernel", intercept):
         try:
             work.run(**work.arguments(Draw(torch.device("meta"), work.dtype)))
-        except _Asked as question:
-            return question.sizes
+        except _Sizes as found:
+            return found.sizes
     return None
 
 
 def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
-    """The error of every kernel at sizes that numpy can follow, by dtype. Raises InputError for one that is wrong."""
+    """The error of every kernel against numpy at small sizes, by dtype. Raises InputError for a wrong kernel."""
     errors: dict[str, dict[str, float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         random = np.random.default_rng(0)
@@ -84,13 +81,13 @@ def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
 def _refuse(what: str, dtype: str, found: Measured) -> None:
     if not found.good:
         raise InputError(
-            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')}: {found.part} is off by "
-            f"{found.error:.1e} of its size, and {found.limit:.1e} is allowed; nothing of it is worth timing"
+            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')} and is not timed: relative error of {found.part} "
+            f"must be at most {found.limit:.1e}, got {found.error:.1e}"
         )
 
 
 def sides_of(work: Work) -> dict[str, Run]:
-    """Ours and torch's program of the operation, its peers, its yardsticks."""
+    """Our kernel, torch's program, the peers and the yardsticks of the operation."""
 
     def by(name: str) -> Run:
         def run(**arguments: Any) -> Any:
@@ -99,11 +96,11 @@ def sides_of(work: Work) -> dict[str, Run]:
 
         return run
 
-    return {OURS: by(TRITON), REFERENCE: by(TORCH), **work.peers, **work.yardsticks}
+    return {OURS: by(TRITON), REFERENCE: by(FAST), **work.peers, **work.yardsticks}
 
 
 def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors among them, by name, and those of a prefix too."""
+    """The tensors among the arguments, by name, including those of a prefix."""
     found: dict[str, Tensor] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
@@ -122,23 +119,23 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def computed(run: Run, arguments: dict[str, Any], slopes: Sequence[Tensor]) -> Parts:
+def computed(run: Run, arguments: dict[str, Any], douts: Sequence[Tensor]) -> Parts:
     """The outputs and every gradient, by name."""
-    outs, wanted = outputs(run(**arguments)), trained(arguments)
-    given = [slope.to(out.dtype) for slope, out in zip(slopes, outs, strict=True)]
-    gradients = torch.autograd.grad(outs, list(wanted.values()), given, allow_unused=True)
-    # A yardstick does not read everything.
-    found = {name: slope for name, slope in zip(wanted, gradients, strict=True) if slope is not None}
+    outs, inputs = outputs(run(**arguments)), trained(arguments)
+    given = [dout.to(out.dtype) for dout, out in zip(douts, outs, strict=True)]
+    gradients = torch.autograd.grad(outs, list(inputs.values()), given, allow_unused=True)
+    # A yardstick does not use all inputs.
+    found = {name: gradient for name, gradient in zip(inputs, gradients, strict=True) if gradient is not None}
     return {f"output {place}": out.detach() for place, out in enumerate(outs)} | found
 
 
-def slopes_for(run: Run, arguments: dict[str, Any]) -> list[Tensor]:
+def output_gradients(run: Run, arguments: dict[str, Any]) -> list[Tensor]:
     with torch.no_grad():
         return [torch.randn_like(out) for out in outputs(run(**arguments))]
 
 
 def errors(found: Parts, expected: Parts) -> dict[str, float]:
-    """How far each part is off, as a share of its size."""
+    """The largest error of each part, relative to its largest element."""
     return {
         name: ((found[name].to(right.dtype) - right).abs().max() / right.abs().max()).item()
         for name, right in expected.items()
@@ -159,16 +156,16 @@ def widened(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def checked(work: Work, arguments: dict[str, Any], missing: dict[str, str]) -> dict[str, dict[str, float]]:
     """Each side's errors at this size, against torch in the next wider precision on the same device.
 
-    Raises InputError where our kernel's is not within twice torch's and 4 ulp; who cannot compute it goes to `missing`.
+    Raises InputError if our kernel's error is more than twice torch's plus 4 ulp. Sides that fail go to `missing`.
     """
     sides = sides_of(work)
-    slopes = slopes_for(sides[REFERENCE], arguments)
+    douts = output_gradients(sides[REFERENCE], arguments)
     dtype = torch.float64 if work.dtype == torch.float32 else torch.float32
-    expected = computed(sides[REFERENCE], widened(arguments, dtype), slopes)
+    expected = computed(sides[REFERENCE], widened(arguments, dtype), douts)
     found: dict[str, dict[str, float]] = {}
     for name, run in sides.items():
         try:
-            parts = computed(run, arguments, slopes)
+            parts = computed(run, arguments, douts)
         except Exception as problem:
             if name in (OURS, REFERENCE):
                 raise
@@ -183,7 +180,7 @@ def checked(work: Work, arguments: dict[str, Any], missing: dict[str, str]) -> d
 
 
 def input_sets(work: Work, device: torch.device, cache_bytes: int, rounds: int) -> list[dict[str, Any]]:
-    """So many inputs that what is left of one of them in the cache is gone when its turn comes again."""
+    """Enough inputs that each one has left the cache before it is used again."""
     first = work.arguments(Draw(device, work.dtype))
     size = sum(tensor.nbytes for tensor in tensors(first).values())
     count = min(max(2, 1 + -(-2 * cache_bytes // size)), max(rounds, 2))
@@ -204,7 +201,7 @@ def timed(work: Work, sizes: tuple[int, ...], clock: Any, rounds: int) -> Iterat
 
 
 def forward_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
-    """As when nothing is trained."""
+    """Calls without gradients."""
 
     def call(arguments: dict[str, Any]) -> Callable[[], Any]:
         @torch.no_grad()
@@ -218,10 +215,10 @@ def forward_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
 
 def both_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
     def call(arguments: dict[str, Any]) -> Callable[[], Any]:
-        slopes, wanted = slopes_for(run, arguments), list(trained(arguments).values())
+        douts, inputs = output_gradients(run, arguments), list(trained(arguments).values())
 
         def both() -> None:
-            torch.autograd.grad(outputs(run(**arguments)), wanted, slopes, allow_unused=True)
+            torch.autograd.grad(outputs(run(**arguments)), inputs, douts, allow_unused=True)
 
         return both
 

@@ -1,14 +1,13 @@
-"""What the benchmark of the kernels times: operations at the sizes of real models, their cost, and who else does it.
+"""The works of the kernel benchmark: operations at the sizes of real models, their cost, and their peers.
 
-A cost is what a pass needs at least, in the unit that bounds it: products count two FLOPs, scores that the causal rule
-hides none, and those that a backward pass makes again are counted, as is usual; or every byte that goes in is read
-once, and every one that comes out written once. Whether an operation has a kernel is not known here.
+A cost is the least that a pass needs, in the unit that bounds it. FLOPs: a product counts two per term, masked scores
+count none, and scores that a backward pass recomputes are counted, as is usual. Bytes: every input is read once and
+every output written once. This module does not know which operations have a kernel.
 """
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.attention import Prefix
+from minillm import operations
+from minillm.operations import Prefix
 
 FLOP, BYTE = "FLOP", "B"
 LIGER = find_spec("liger_kernel") is not None
@@ -25,11 +25,11 @@ Run = Callable[..., Any]
 
 
 class Draw:
-    """Fresh inputs on a device, each of a normal distribution."""
+    """Random inputs on a device, normally distributed."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0):
         self.place = {"device": device, "dtype": dtype}
-        # On torch's meta device tensors have shapes and no numbers.
+        # Tensors on torch's meta device have shapes but no data.
         self.generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, spread: float = 1.0, frozen: bool = False) -> Tensor:
@@ -42,12 +42,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Work:
-    """An operation of `ops` at one size: its arguments, and the cost of its forward and of its backward pass.
+    """An operation at one size: its arguments, and the cost of its forward and of its backward pass.
 
-    `peers` compute the same from the same arguments; `yardsticks` compute less, and say what ours adds to that.
+    `peers` compute the same from the same arguments; `yardsticks` compute less, to show the overhead over that.
     """
 
-    file: str
     operation: str
     about: str
     arguments: Callable[[Draw], dict[str, Any]]
@@ -62,11 +61,11 @@ class Work:
         return f"{self.operation}, {self.about}, {str(self.dtype).removeprefix('torch.')}"
 
     def run(self, **arguments: Any) -> Any:
-        return getattr(import_module(f"minillm.ops.{self.file}"), self.operation)(**arguments)
+        return getattr(operations, self.operation)(**arguments)
 
 
 def works() -> list[Work]:
-    """All of it; what the kernels have to show comes first."""
+    """All works, the most important ones first."""
     return [
         *(lora_work(8192, width, 16) for width in (4096, 768)),
         *(attention_work(8, 16, 16, 64, tokens, prompt) for tokens in (1024, 2048) for prompt in (64, 0)),
@@ -85,29 +84,26 @@ def works() -> list[Work]:
     ]
 
 
-NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+NORMS = ("layer_norm", "rms_norm")
 
 
 def norm_work(name: str, rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Work:
-    adds, layer = name.startswith("add"), "layer" in name
+    layer = name == "layer_norm"
 
     def arguments(draw: Draw) -> dict[str, Any]:
-        update = {"update": draw(rows, width)} if adds else {}
         bias = {"bias": draw(width)} if layer else {}
-        return {"hidden": draw(rows, width), **update, "weight": draw(width), **bias, "eps": 1e-5}
+        return {"hidden": draw(rows, width), "weight": draw(width), **bias, "eps": 1e-5}
 
     peers: dict[str, Run] = {}
     if name == "rms_norm":
         peers["F.rms_norm"] = lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, eps)
-        # In place it would write over the slopes that the next round is given.
+        # In place it would overwrite the output gradients of the next round.
         peers |= _liger("liger_rms_norm", lambda hidden, weight, eps: (hidden, weight, eps), in_place=False)
     if name == "layer_norm":
         peers |= _liger("liger_layer_norm", lambda hidden, weight, bias, eps: (hidden, weight, bias, eps))
     numbers, vector = rows * width * dtype.itemsize, width * dtype.itemsize
-    forward = (4 if adds else 2) * numbers + (1 + layer) * vector
-    # The sum's slope is that of both terms, and is written once.
-    backward = (4 if adds else 3) * numbers + (2 + layer) * vector
-    return Work("norm", name, f"{rows} x {width}", arguments, BYTE, (forward, backward), dtype, peers)
+    forward, backward = 2 * numbers + (1 + layer) * vector, 3 * numbers + (2 + layer) * vector
+    return Work(name, f"{rows} x {width}", arguments, BYTE, (forward, backward), dtype, peers)
 
 
 def attention_work(
@@ -126,7 +122,7 @@ def attention_work(
     forward = 4 * batch * heads * width * (tokens * (tokens + 1) // 2 + tokens * prompt)
     yardsticks: dict[str, Run] = {"SDPA, no prefix": without} if prompt else {}
     return Work(
-        "attention", "attention", about, arguments, FLOP, (forward, forward * 5 // 2), dtype, yardsticks=yardsticks
+        "attention", about, arguments, FLOP, (forward, forward * 5 // 2), dtype, yardsticks=yardsticks
     )  # fmt: skip
 
 
@@ -137,7 +133,7 @@ def lora_work(tokens: int, width: int, rank: int, dtype: torch.dtype = torch.bfl
         factors = {"a": draw(rank, width, spread=spread), "b": draw(width, rank, spread=spread)}
         return {"x": draw(tokens, width), "weight": weight, "bias": None, **factors, "scale": 2.0}
 
-    def plainly(x: Tensor, weight: Tensor, bias: None, a: Tensor, b: Tensor, scale: float) -> Tensor:
+    def formula(x: Tensor, weight: Tensor, bias: None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         return F.linear(x, weight) + scale * F.linear(F.linear(x, a), b)
 
     def frozen(x: Tensor, weight: Tensor, **_: Any) -> Tensor:
@@ -145,15 +141,15 @@ def lora_work(tokens: int, width: int, rank: int, dtype: torch.dtype = torch.bfl
 
     product, update = 2 * tokens * width**2, 2 * tokens * rank * 2 * width
     return Work(
-        "lora", "lora", f"{tokens} x {width}, rank {rank}", arguments, FLOP, (product + update, product + 2 * update),
-        dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
+        "lora", f"{tokens} x {width}, rank {rank}", arguments, FLOP, (product + update, product + 2 * update),
+        dtype, {"formula": formula}, {"the frozen Linear": frozen},
     )  # fmt: skip
 
 
 def rows_work(
     batch: int, tokens: int, width: int, rank: int, adapters: int, dtype: torch.dtype = torch.bfloat16
 ) -> Work:
-    """LoRA with an adapter for each row of a batch."""
+    """LoRA with a separate adapter for each row of a batch."""
 
     def arguments(draw: Draw) -> dict[str, Any]:
         spread = 1 / math.sqrt(width)
@@ -162,7 +158,7 @@ def rows_work(
         of_row = draw.below(adapters, batch)
         return {"x": draw(batch, tokens, width), "weight": weight, "bias": None, **factors, "adapter": of_row}
 
-    def plainly(x: Tensor, weight: Tensor, bias: None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
+    def formula(x: Tensor, weight: Tensor, bias: None, a: Tensor, b: Tensor, adapter: Tensor) -> Tensor:
         return F.linear(x, weight) + x @ a[adapter].mT @ b[adapter].mT
 
     def frozen(x: Tensor, weight: Tensor, **_: Any) -> Tensor:
@@ -170,8 +166,8 @@ def rows_work(
 
     product, update = 2 * batch * tokens * width**2, 2 * batch * tokens * rank * 2 * width
     return Work(
-        "lora", "lora_by_row", f"{batch} x {tokens} x {width}, rank {rank}, {adapters} adapters", arguments, FLOP,
-        (product + update, product + 2 * update), dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
+        "lora_by_row", f"{batch} x {tokens} x {width}, rank {rank}, {adapters} adapters", arguments, FLOP,
+        (product + update, product + 2 * update), dtype, {"formula": formula}, {"the frozen Linear": frozen},
     )  # fmt: skip
 
 
@@ -186,7 +182,7 @@ def loss_work(rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch
     liger = _liger("liger_fused_linear_cross_entropy", lambda **a: tuple(a.values()), reduction="sum")
     product = 2 * rows * width * vocabulary
     return Work(
-        "linear_cross_entropy", "linear_cross_entropy", f"{rows} x {width}, {vocabulary} words", arguments, FLOP,
+        "linear_cross_entropy", f"{rows} x {width}, vocabulary {vocabulary}", arguments, FLOP,
         (product, 2 * product), dtype, {"all logits at once": whole, **liger},
     )  # fmt: skip
 
@@ -200,7 +196,7 @@ def activation_work(name: str, rows: int, width: int, dtype: torch.dtype = torch
     peers = _liger("liger_swiglu", lambda gate, up: (gate, up)) if gated else {}
     numbers = rows * width * dtype.itemsize
     cost = (3 * numbers, 5 * numbers) if gated else (2 * numbers, 3 * numbers)
-    return Work("feed_forward", name, f"{rows} x {width}", arguments, BYTE, cost, dtype, peers)
+    return Work(name, f"{rows} x {width}", arguments, BYTE, cost, dtype, peers)
 
 
 def rotary_work(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Work:
@@ -210,11 +206,11 @@ def rotary_work(batch: int, heads: int, tokens: int, width: int, dtype: torch.dt
 
     about = f"batch {batch}, {heads} heads of {width}, {tokens} tokens"
     numbers = batch * tokens * width * dtype.itemsize * (2 * heads + 1)
-    return Work("positions", "rotary", about, arguments, BYTE, (numbers, numbers), dtype)
+    return Work("rotary", about, arguments, BYTE, (numbers, numbers), dtype)
 
 
 def _liger(name: str, order: Callable[..., tuple], **settings: Any) -> dict[str, Run]:
-    """The peer of that name, which takes its arguments in an order of its own; none where Liger is not installed."""
+    """The peer of that name, called with its own order of arguments; empty if Liger is not installed."""
 
     def run(**arguments: Any) -> Any:
         from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]

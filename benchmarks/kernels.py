@@ -1,9 +1,9 @@
-"""Our GPU kernels beside torch and Liger: checked first, then timed, against what the same GPU can do at best.
+"""Our GPU kernels next to torch and Liger: checked first, then timed, against the limits of the same GPU.
 
-Before anything is timed every kernel climbs its rung of the ladder of trust, against numpy, and again at the very sizes
-that are timed, against torch in a wider precision. Then the sides take turns, on the GPU's own clock. The share is that
-of this machine's bandwidth or of its products, as measured in the same run. Needs a CUDA device and triton; elsewhere
-`minillm check --kernels` checks the kernels. With `--write` the result becomes the rule by which minillm chooses.
+Before anything is timed, every kernel is compared with numpy at small sizes, and with torch in a wider precision at the
+timed sizes. Then the sides take turns, timed by the GPU's own clock. The share is relative to this machine's bandwidth
+or product rate, measured in the same run. Needs a CUDA device and triton; `minillm check --kernels` checks
+the kernels elsewhere. With `--write` the result becomes the rule by which minillm chooses.
 """
 
 import json
@@ -24,33 +24,33 @@ if TYPE_CHECKING:
     from benchmarks.kernel_works import Work
 
 PACKAGES = ("minillm", "torch", "triton", "liger-kernel")
-COLUMNS = ("side", "median", "achieved", "share", "times", "in single rounds", "off by")
+COLUMNS = ("side", "median", "achieved", "share", "speedup", "single rounds", "max error")
 UNITS = {"FLOP": ("TFLOP/s", 1e12), "B": ("GB/s", 1e9)}
 
 
 def measure(works: "Sequence[Work]", clock: Any, rounds: int, minutes: float) -> "tuple[list[Timed], list[str]]":
-    """Every work whose operation has a kernel, until the time is up; and what it was too short for."""
-    from benchmarks.kernel_timing import asked_sizes, timed
+    """(timings of every work whose operation has a kernel, titles of works that did not fit into the time)."""
+    from benchmarks.kernel_timing import kernel_sizes, timed
 
     found: list[Timed] = []
-    late: list[str] = []
+    skipped: list[str] = []
     end = time.monotonic() + 60 * minutes
-    asked = [(work, sizes) for work in works if (sizes := asked_sizes(work)) is not None]
-    for work, sizes in progress(asked, desc="timing", unit="work"):
+    with_kernel = [(work, sizes) for work in works if (sizes := kernel_sizes(work)) is not None]
+    for work, sizes in progress(with_kernel, desc="timing", unit="work"):
         if time.monotonic() > end:
-            late.append(work.title)
+            skipped.append(work.title)
         else:
             found += timed(work, sizes, clock, rounds)
-    return found, late
+    return found, skipped
 
 
 def ceiling(timed: "Timed", ceilings: dict[str, float]) -> float:
-    """What bounds this work here: the copy's bytes, or the products in its precision."""
+    """The limit of this work on this machine: bytes/s of a copy, or FLOP/s of products in its precision."""
     return ceilings["copy" if timed.work.unit == "B" else str(timed.work.dtype).removeprefix("torch.")]
 
 
 def table(timed: "Timed", ceilings: dict[str, float]) -> str:
-    """A line for each side; `times` is how many times as quick as torch it was."""
+    """A line per side; `speedup` is over torch."""
     rows = [COLUMNS, *_cells(timed, ceilings)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
@@ -59,12 +59,12 @@ def table(timed: "Timed", ceilings: dict[str, float]) -> str:
 
 
 def _overheads(timed: "Timed") -> Iterable[str]:
-    """How much longer both take than what they add to."""
+    """The time of both relative to each yardstick."""
     medians = {rounds.side: statistics.median(rounds.seconds) for rounds in timed.comparison.rounds}
     for name in timed.yardsticks:
         if name in medians:
             ours, torchs = (medians[side] / medians[name] for side in ("minillm", "torch"))
-            yield f"beside {name}: minillm takes {ours:.2f} times as long, torch {torchs:.2f}"
+            yield f"relative to {name}: minillm takes {ours:.2f} times as long, torch {torchs:.2f}"
 
 
 def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ...]]:
@@ -75,7 +75,7 @@ def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ..
         yield (
             rounds.side,
             f"{statistics.median(rounds.seconds) * 1e6:,.1f} µs",
-            # A yardstick does less than the work costs.
+            # A yardstick computes less than the cost of the work.
             "-" if rounds.side in timed.yardsticks else f"{rate / size:,.1f} {unit}",
             "-" if rounds.side in timed.yardsticks else f"{rate / ceiling(timed, ceilings):.0%}",
             f"{ratio.of_medians:.2f}",
@@ -85,7 +85,7 @@ def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ..
 
 
 def described(found: "Sequence[Timed]", **about: Any) -> dict[str, Any]:
-    """Everything that was measured, for a file."""
+    """All measurements, for a file."""
     works = [
         {
             "operation": timed.work.operation, "dtype": str(timed.work.dtype).removeprefix("torch."),
@@ -108,9 +108,9 @@ def _versions() -> dict[str, str]:
 
 
 def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
-    """What `ops` chooses by: for each operation, dtype and sizes the least by which our kernel was quicker than torch.
+    """The rows that choose the kernels: the speedup over torch for each operation, dtype and sizes.
 
-    The least of both passes, and of all works that ask with the same sizes: so it loses in none.
+    It is the minimum over both passes and all works with the same sizes, so a chosen kernel is slower in none.
     """
     least: dict[tuple, float] = {}
     for timed in found:
@@ -123,32 +123,34 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, measured: list[dict[str, Any]]) -> None:
-    """A line each, in place of what the file said of these operations on this GPU."""
+    """Replaces the rows of these operations on this GPU, one line per row."""
     from minillm.runtime.files import write_text
 
-    again = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
+    replaced = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
     before = json.loads(path.read_text("utf-8"))
-    kept = [row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in again]
-    write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in [*kept, *measured]) + "\n]\n")
+    others = [row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in replaced]
+    write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in [*others, *measured]) + "\n]\n")
 
 
 def main(rounds: int = 30, minutes: float = 7.0, write: bool = False, json: Path | None = None) -> None:
-    """Every kernel that is there.
+    """Check and time every kernel.
 
     Args:
-        rounds: How often each side computes each work.
-        minutes: When to begin no further work.
-        write: Write who was quicker to minillm/kernels/measured.json.
-        json: Write every round of every side here.
+        rounds: Rounds of each side and work.
+        minutes: Time after which no further work is started.
+        write: Write the speedups to minillm/kernels/measured.json.
+        json: Write all rounds of all sides to this file.
     """
     import torch
 
-    from minillm.ops import TRITON, backend
+    from minillm.operations import TRITON, backend
 
     if rounds < 1:
-        raise InputError(f"rounds is {rounds}; it must be at least 1")
+        raise InputError(f"rounds must be at least 1, got {rounds}")
     if not torch.cuda.is_available():
-        raise InputError("kernels are timed on a GPU, and CUDA finds none here; `minillm check --kernels` needs none")
+        raise InputError(
+            "kernels are timed on a GPU, and CUDA finds none; use `minillm check --kernels` to check them without one"
+        )
     with backend(TRITON):  # raises where triton is not installed
         pass
     _measure_here(rounds, minutes, write, json)
@@ -166,15 +168,19 @@ def _measure_here(rounds: int, minutes: float, write: bool, path: Path | None) -
     device = torch.device("cuda", torch.cuda.current_device())
     gpu, start = torch.cuda.get_device_properties(device).name, time.monotonic()
     errors, clock = check_against_numpy(device), CudaClock(device)
-    best = ceilings(clock, rounds)
-    found, late = measure(works(), clock, rounds, minutes - (time.monotonic() - start) / 60)
+    limits = ceilings(clock, rounds)
+    found, skipped = measure(works(), clock, rounds, minutes - (time.monotonic() - start) / 60)
     for timed in found:
-        print(table(timed, best), end="\n\n")
-    print(f"{gpu}: a copy {best['copy'] / 1e9:,.0f} GB/s, products {best['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16")
-    for title in late:
-        print(f"there was no time for {title}")
+        print(table(timed, limits), end="\n\n")
+    print(
+        f"{gpu}: a copy {limits['copy'] / 1e9:,.0f} GB/s, products {limits['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16"
+    )
+    for title in skipped:
+        print(f"skipped for lack of time: {title}")
     if path is not None:
-        whole = described(found, gpu=gpu, seconds=time.monotonic() - start, ceilings=best, errors=errors, late=late)
+        whole = described(
+            found, gpu=gpu, seconds=time.monotonic() - start, ceilings=limits, errors=errors, skipped=skipped
+        )
         write_text(path, json.dumps(whole, indent=2) + "\n")
     if write:
         write_rows(Path(kernels.__path__[0]) / "measured.json", rows(found, gpu))

@@ -1,4 +1,4 @@
-"""The benchmark of the kernels, all but the GPU's clock: costs, checks, turns, table, and the choice that it writes."""
+"""The kernel benchmark without the GPU's clock: costs, checks, turns, table, and the choice that it writes."""
 
 import json
 import math
@@ -14,7 +14,7 @@ pytest.importorskip("triton", reason="triton is not installed: pip install 'mini
 from benchmarks import kernel_timing, kernels
 from benchmarks.comparison import Comparison, Rounds
 from benchmarks.gpu_clock import ceilings
-from benchmarks.kernel_timing import asked_sizes, check_against_numpy, input_sets, outputs, sides_of, tensors, timed
+from benchmarks.kernel_timing import check_against_numpy, input_sets, kernel_sizes, outputs, sides_of, tensors, timed
 from benchmarks.kernel_works import (
     Draw,
     attention_work,
@@ -26,7 +26,8 @@ from benchmarks.kernel_works import (
 )
 from minillm import InputError
 from minillm.kernels import _measured
-from minillm.ops.attention import explicit_attention
+from minillm.ops.attention import attention as plain_attention
+from minillm.ops.norm import rms_norm as plain_rms_norm
 from tests.lab.test_check_kernels import operations_with_a_kernel
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -50,26 +51,25 @@ class HostClock:
         return found
 
 
-def test_every_operation_that_has_a_kernel_is_timed_with_and_under_its_name():
+def test_every_operation_with_a_kernel_is_timed_under_its_name():
     assert operations_with_a_kernel() <= {work.operation for work in ALL}
     assert len({work.title for work in ALL}) == len(ALL)
 
 
 @pytest.mark.parametrize("work", [work for work in ALL if work.unit == "B"], ids=lambda work: work.title)
-def test_the_bytes_of_a_forward_pass_are_those_that_go_in_and_come_out(work):
+def test_the_bytes_of_a_forward_pass_are_its_inputs_and_outputs(work):
     arguments = work.arguments(Draw(META, work.dtype))
     moved = [*tensors(arguments).values(), *outputs(sides_of(work)["torch"](**arguments))]
     assert sum(tensor.nbytes for tensor in moved) == work.cost[0]
 
 
-def test_the_bytes_of_a_norms_backward_pass_are_those_that_its_kernels_header_counts():
-    for name, each in (("rms_norm", 6), ("add_rms_norm", 8)):
-        backward = norm_work(name, 1000, 1024).cost[1]
-        assert round(backward / (1000 * 1024), 1) == each, "in bfloat16: the slopes and x are read, a slope is written"
+def test_the_bytes_of_a_norms_backward_pass_are_those_of_its_kernels_header():
+    backward = norm_work("rms_norm", 1000, 1024).cost[1]
+    assert round(backward / (1000 * 1024), 1) == 6, "in bfloat16: dout and x are read, dx is written"
 
 
 def flops_of(run, arguments):
-    """(forward, forward and backward), as torch counts products."""
+    """(forward, forward + backward), as torch counts products."""
     with FlopCounterMode(display=False) as counter:
         out = run(**arguments)
     forward = counter.get_total_flops()
@@ -81,47 +81,46 @@ def flops_of(run, arguments):
 @pytest.mark.parametrize(
     ("work", "side"),
     [
-        (lora_work(5, 7, 3), "as it is written"),
-        (rows_work(2, 5, 7, 3, 2), "as it is written"),
+        (lora_work(5, 7, 3), "formula"),
+        (rows_work(2, 5, 7, 3, 2), "formula"),
         (loss_work(5, 7, 11), "all logits at once"),
     ],
 )
 def test_flops_are_those_that_torch_counts(work, side):
-    """By the peer: products that add to what is there are not counted."""
+    """Counted for the peer, because torch does not count products that accumulate in place."""
     arguments = work.arguments(Draw(torch.device("cpu"), torch.float32))
     forward, both = flops_of(work.peers[side], arguments)
     assert work.cost == (forward, both - forward)
 
 
 @pytest.mark.parametrize("prompt", [0, 3])
-def test_flops_of_attention_are_those_that_torch_counts_but_for_what_the_causal_rule_hides(prompt):
+def test_flops_of_attention_are_those_that_torch_counts_without_masked_scores(prompt):
     work = attention_work(2, 4, 2, 8, 13, prompt)
     arguments = work.arguments(Draw(torch.device("cpu"), torch.float32))
-    forward, both = flops_of(lambda **given: explicit_attention(**given)[0], arguments)
+    forward, both = flops_of(plain_attention, arguments)
     hidden = 4 * 2 * 4 * 8 * (13 * 12 // 2)
     assert work.cost[0] == forward - hidden
-    # The backward pass has four products, and a fifth that makes the scores again.
+    # The backward pass has four products, and a fifth that recomputes the scores.
     assert both == 3 * forward
     assert work.cost[1] == work.cost[0] * 5 / 2
 
 
-def test_the_sizes_are_those_that_the_operation_asks_by(monkeypatch):
-    assert asked_sizes(norm_work("add_layer_norm", 8192, 4096)) == (8192, 4096)
-    monkeypatch.setattr("minillm.ops.norm._sizes", lambda hidden: (7, 8, 9))
-    assert asked_sizes(SMALL) == (7, 8, 9)
-    monkeypatch.delattr("minillm.ops.norm.by_kernel")
-    assert asked_sizes(SMALL) is None, "what asks for no kernel has none"
+def test_the_sizes_are_those_by_which_the_operation_chooses(monkeypatch):
+    assert kernel_sizes(norm_work("layer_norm", 8192, 4096)) == (8192, 4096)
+    assert kernel_sizes(attention_work(1, 4, 2, 8, 13, 3)) == (4, 13, 13, 8, 3, 0)
+    monkeypatch.setattr("minillm.operations.rms_norm", plain_rms_norm)
+    assert kernel_sizes(SMALL) is None, "without a choice there is no kernel"
 
 
-def test_inputs_are_fresh_and_so_many_that_none_is_in_the_cache_when_its_turn_comes():
+def test_inputs_are_random_and_too_many_for_the_cache():
     size = sum(tensor.nbytes for tensor in tensors(SMALL.arguments(Draw(META, SMALL.dtype))).values())
     assert len(input_sets(SMALL, DEVICE, 10 * size, 100)) == 21
     assert len(input_sets(SMALL, DEVICE, 10 * size, 5)) == 5, "a set for each round is enough"
     sets = input_sets(SMALL, DEVICE, 1, 100)
     assert len(sets) == 2
     assert not torch.equal(sets[0]["hidden"], sets[1]["hidden"])
-    again = input_sets(SMALL, DEVICE, 1, 100)
-    assert torch.equal(sets[1]["hidden"], again[1]["hidden"])
+    same = input_sets(SMALL, DEVICE, 1, 100)
+    assert torch.equal(sets[1]["hidden"], same[1]["hidden"])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -135,7 +134,7 @@ def test_all_sides_are_checked_and_take_their_turns_in_both_passes(dtype):
         assert found.missing == {}
 
 
-@pytest.mark.parametrize("wrong", [1.1, math.nan], ids=["off", "no number"])
+@pytest.mark.parametrize("wrong", [1.1, math.nan], ids=["wrong", "NaN"])
 def test_a_wrong_kernel_is_not_timed(wrong, monkeypatch):
     from minillm.kernels import norm
 
@@ -148,14 +147,14 @@ def test_a_wrong_kernel_is_not_timed(wrong, monkeypatch):
         list(timed(SMALL, (5, 7), HostClock(), 3))
 
 
-def test_right_kernels_are_named_with_their_errors(monkeypatch):
+def test_correct_kernels_are_listed_with_their_errors(monkeypatch):
     monkeypatch.setattr(kernel_timing, "CONFIG", "tiny")
     found = check_against_numpy(DEVICE)
     assert set(found) == {"float32", "bfloat16"}
     assert set(found["bfloat16"]) == operations_with_a_kernel()
 
 
-def test_a_peer_that_cannot_is_left_out_with_its_reason():
+def test_a_peer_that_fails_is_left_out_with_the_reason():
     def fails(**_):
         raise torch.OutOfMemoryError("no room")
 
@@ -178,7 +177,7 @@ def measured(work, which, sizes, seconds, yardsticks=()):
     return kernel_timing.Timed(work, which, sizes, comparison, yardsticks)
 
 
-def test_the_table_says_rate_share_of_the_ceiling_and_overhead():
+def test_the_table_has_rate_share_of_the_limit_and_overhead():
     work = lora_work(8192, 4096, 16)
     seconds = {"minillm": [4e-4], "torch": [5e-4], "the frozen Linear": [3.2e-4]}
     lines = kernels.table(measured(work, "forward", (1,), seconds, ["the frozen Linear"]), CEILINGS).splitlines()
@@ -189,16 +188,16 @@ def test_the_table_says_rate_share_of_the_ceiling_and_overhead():
     assert cells[5:] == [f"{rate / 8e14:.0%}", "1.25", "1.25", "to", "1.25", "1e-03"]
     assert lines[5].split()[:5] == ["the", "frozen", "Linear", "320.0", "µs"]
     assert lines[5].split()[5:7] == ["-", "-"]
-    assert lines[6] == "beside the frozen Linear: minillm takes 1.25 times as long, torch 1.56"
+    assert lines[6] == "relative to the frozen Linear: minillm takes 1.25 times as long, torch 1.56"
 
 
-def test_a_work_is_held_to_what_bounds_it():
+def test_a_work_is_compared_with_the_limit_of_its_unit_and_precision():
     for work, best in ((SMALL, 2e12), (lora_work(5, 7, 3), 8e14), (lora_work(5, 7, 3, torch.float32), 5e13)):
         assert kernels.ceiling(measured(work, "forward", (), {}), CEILINGS) == best
 
 
-def test_the_kernel_is_chosen_where_it_was_quicker_in_both_passes(tmp_path, monkeypatch):
-    """Written by the benchmark, read back by `ops`."""
+def test_the_kernel_is_chosen_where_it_was_faster_in_both_passes(tmp_path, monkeypatch):
+    """Written by the benchmark, read by `operations`."""
     path = tmp_path / "measured.json"
     other = {"gpu": "other", "operation": "rms_norm", "dtype": "bfloat16", "sizes": [1, 1], "speedup": 2.0}
     path.write_text(json.dumps([other, other | {"gpu": "this"}]))
@@ -217,14 +216,16 @@ def test_the_kernel_is_chosen_where_it_was_quicker_in_both_passes(tmp_path, monk
     monkeypatch.setattr(_measured, "MEASURED", read)
     won = partial(_measured._won, "this", "rms_norm", torch.bfloat16)
     assert (won((60, 100)), won((100, 3000))) == (False, True)
-    assert len(path.read_text().splitlines()) == len(json.loads(path.read_text())) + 2, "a line each, and the brackets"
+    assert len(path.read_text().splitlines()) == len(json.loads(path.read_text())) + 2, (
+        "one line per row, and the brackets"
+    )
 
 
-def test_no_work_is_begun_when_the_time_is_up_and_everything_can_be_written():
-    found, late = kernels.measure([SMALL], HostClock(), 2, minutes=0)
-    assert (found, late) == ([], [SMALL.title])
-    found, late = kernels.measure([SMALL], HostClock(), 2, minutes=1)
-    assert late == []
+def test_no_work_is_started_after_the_time_is_up_and_everything_can_be_written():
+    found, skipped = kernels.measure([SMALL], HostClock(), 2, minutes=0)
+    assert (found, skipped) == ([], [SMALL.title])
+    found, skipped = kernels.measure([SMALL], HostClock(), 2, minutes=1)
+    assert skipped == []
     written = json.loads(json.dumps(kernels.described(found, gpu="this", ceilings=CEILINGS), allow_nan=False))
     assert {"date", "versions", "gpu", "ceilings", "works"} <= set(written)
     assert written["versions"]["torch"] == torch.__version__
@@ -233,7 +234,7 @@ def test_no_work_is_begun_when_the_time_is_up_and_everything_can_be_written():
     assert [side["side"] for side in written["works"][0]["sides"]] == ["minillm", "torch", "F.rms_norm"]
 
 
-def test_ceilings_are_bytes_read_and_written_and_flops_a_second(monkeypatch):
+def test_ceilings_are_bytes_and_flops_per_second(monkeypatch):
     clock = HostClock()
     monkeypatch.setattr(clock, "in_turns", lambda sides, rounds: {name: [0.5, 0.25, 9.0] for name in sides})
     assert ceilings(clock, 3, square=16, copied=100) == {
@@ -241,12 +242,12 @@ def test_ceilings_are_bytes_read_and_written_and_flops_a_second(monkeypatch):
     }  # fmt: skip
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, which would be timed")
-def test_without_a_gpu_the_benchmark_says_so_in_one_sentence(monkeypatch, capsys):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is available and would be timed")
+def test_without_a_gpu_the_benchmark_exits_with_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["kernels.py"])
     with pytest.raises(SystemExit) as end:
         kernels.run(kernels.main, kernels.__doc__)
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("benchmark: kernels are timed on a GPU")
-    assert len(said.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("benchmark: kernels are timed on a GPU")
+    assert len(message.splitlines()) == 1
