@@ -81,8 +81,8 @@ def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
 def _refuse(what: str, dtype: str, found: Measured) -> None:
     if not found.good:
         raise InputError(
-            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')} and is not timed: relative error of {found.part} "
-            f"must be at most {found.limit:.1e}, got {found.error:.1e}"
+            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')} and is not timed: "
+            f"relative error of {found.part} must be at most {found.limit:.1e}, got {found.error:.1e}"
         )
 
 
