@@ -1,4 +1,4 @@
-"""The houses mirror each other: an operation has one name in ops, reference and kernels, and so have its arguments."""
+"""ops, reference and kernels mirror each other: an operation and its arguments have the same names in all of them."""
 
 import importlib
 import inspect
@@ -12,10 +12,8 @@ from minillm import shapes
 
 HOME = Path(minillm.__file__).parent
 
-# What numpy has no use for: it computes on one device, in one dtype, and draws no random numbers.
+# Arguments that numpy does not need: it computes on one device, in one dtype, and draws no random numbers.
 TORCH_ALONE = {"device", "dtype", "dropout_probability"}
-# Two torch programs for one formula have one twin.
-ONE_TWIN = {"explicit_attention": "attention"}
 # Differentiable in no argument: numpy needs no pair of functions for them.
 WITHOUT_GRADIENT = {"visible_keys", "token_positions", "sinusoidal", "rotary_tables"}
 
@@ -41,21 +39,21 @@ def _parameters(function):
     return [name for name in inspect.signature(function).parameters if name not in TORCH_ALONE]
 
 
-def test_every_file_of_ops_has_its_twin():
+def test_every_file_of_ops_has_a_reference_implementation():
     assert set(_stems("ops")) <= set(_stems("reference"))
     assert len(OPERATIONS) >= 15
 
 
 @pytest.mark.parametrize(("stem", "name"), OPERATIONS)
-def test_every_operation_has_a_twin_with_the_same_arguments(stem, name):
+def test_every_operation_has_a_reference_implementation_with_the_same_arguments(stem, name):
     operation = _public_functions("ops", stem)[name]
-    twins, name = _public_functions("reference", stem), ONE_TWIN.get(name, name)
-    twin = twins[name] if name in WITHOUT_GRADIENT else twins[f"{name}_forward"]
-    assert _parameters(twin) == _parameters(operation)
+    functions = _public_functions("reference", stem)
+    reference = functions[name] if name in WITHOUT_GRADIENT else functions[f"{name}_forward"]
+    assert _parameters(reference) == _parameters(operation)
 
 
 @pytest.mark.parametrize("stem", _stems("reference"))
-def test_what_goes_forward_comes_back(stem):
+def test_every_forward_has_a_backward(stem):
     functions = _public_functions("reference", stem)
     for name in functions:
         if name.endswith("_forward"):

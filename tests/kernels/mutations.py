@@ -1,4 +1,4 @@
-"""Ways to break the kernels, and to choose a wrong one, which the tests must notice; as in `tests/mutations.py`."""
+"""Ways to break the kernels and their choice, which the tests must detect; as in `tests/mutations.py`."""
 
 from tests.mutations import Mutation, mutation
 
@@ -11,9 +11,9 @@ CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
 def _fenced(where):
-    """Only the test that puts fences around new memory: without them, what is written there may crash Python."""
+    """Only the test with fences around new memory: without them a write out of bounds may crash Python."""
     file, test = where
-    return file, f"{test}::test_nothing_is_written_beyond_the_last"
+    return file, f"{test}::test_nothing_is_written_out_of_bounds"
 
 
 KERNEL_MUTATIONS = [
