@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.beside import run
 from benchmarks.comparison import cores
 from benchmarks.reviews import BASE
+from benchmarks.sides import run
 from minillm.errors import InputError
 
 if TYPE_CHECKING:

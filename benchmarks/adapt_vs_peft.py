@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.beside import Side, Worker, at_work, run, shares, take_turns
 from benchmarks.comparison import Comparison, Errors, check, cores, error, multiplies_bfloat16, write_json
 from benchmarks.reviews import Work, reviews
+from benchmarks.sides import Side, Worker, at_work, run, shares, take_turns
 from minillm.errors import InputError
 
 PEER, PEER_IN_HALF = "peer, float32", "peer, bfloat16"

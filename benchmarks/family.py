@@ -9,9 +9,9 @@ reviews without gradients; the LoRAs have rank 8 on query and value and random f
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import Side, at_work, run, take_turns
 from benchmarks.comparison import Comparison, check, cores, multiplies_bfloat16, write_json
 from benchmarks.reviews import reviews
+from benchmarks.sides import Side, at_work, run, take_turns
 from minillm.errors import InputError
 
 ONE = "one LoRA for all"

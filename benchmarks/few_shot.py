@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.beside import Side, at_work, run, shares, take_turns
 from benchmarks.comparison import Comparison, check, cores, multiplies_bfloat16, write_json
 from benchmarks.reviews import Work, few_shot
+from benchmarks.sides import Side, at_work, run, shares, take_turns
 
 PEER = "peer, float32"
 TARGET = 6.0

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.beside import run
+from benchmarks.sides import run
 from minillm.errors import InputError
 from minillm.runtime.progress import progress
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import Side, at_work, run
 from benchmarks.comparison import Comparison, Rounds, check, cores, write_json
+from benchmarks.sides import Side, at_work, run
 from minillm.runtime.progress import progress
 
 BASE = "smollm2-135m-instruct"

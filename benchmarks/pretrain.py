@@ -10,9 +10,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.beside import Side, at_work, run, take_turns
 from benchmarks.comparison import Comparison, check, cores, write_json
 from benchmarks.gpt_side import Ours, PlainTorch
+from benchmarks.sides import Side, at_work, run, take_turns
 
 VOCABULARY, CONTEXT, BATCH = 65, 64, 12
 TOLERANCE = 1e-4  # relative to the norm of the gradients, in float32

@@ -13,8 +13,8 @@ from hypothesis import strategies as some
 
 from benchmarks.adapt_reviews import numbers, standard_error_of_mean, summary, table
 from benchmarks.adapt_vs_peft import METHODS
-from benchmarks.beside import Side, at_work, shares, take_turns
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
+from benchmarks.sides import Side, at_work, shares, take_turns
 from minillm.errors import InputError
 
 ROOT = Path(__file__).parent.parent

@@ -155,7 +155,7 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
 
 def measure(name: str, options: Ladder) -> dict[str, Any]:
     """Run one rung in this process, and describe the outcome in JSON's types."""
-    # The task first: its errors are the quickest to find.
+    # The task first: loading it finds its errors at once.
     experiment = options.load(options.load_task(), options.out)
     outcome = methods.run(experiment, name)
     test = experiment.labelled.test

@@ -11,7 +11,7 @@ from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt.surgery import linears
 from minillm.data.tasks import LabelledText, Task
 from minillm.lab.experiment import Experiment, ExperimentOptions
-from minillm.lab.methods import FINE_TUNED, METHODS, MethodOptions, build
+from minillm.lab.methods import METHODS, MethodOptions, build
 from minillm.training.tokenizers import words
 
 ROWS = [LabelledText("so", 0), LabelledText("well", 1)]
@@ -31,15 +31,15 @@ def test_answers_that_the_tokenizer_cannot_tell_apart_are_refused():
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_in_bfloat16_frozen_matrices_are_held_in_it_and_the_float32_ones_are_freed(name):
+def test_in_bfloat16_frozen_matrices_are_held_in_it_and_nothing_holds_the_float32_ones(name):
     on = experiment(" good", " bad", precision="bfloat16")
-    matrices = [weakref.ref(matrix.weight) for matrix in linears(on.decoder).values()]
+    base = weakref.ref(on.decoder)
+    paths = [f"{path}.weight" for path in linears(on.decoder)]
     method = build(on, name, MethodOptions(r=2, layers=1, words="so"))
     gc.collect()
-    assert not any(matrix() is not None for matrix in matrices), "nothing holds the float32 base any longer"
-    for linear in linears(method.decoder).values():
-        if isinstance(linear, torch.nn.Linear) and name in FINE_TUNED:
-            assert linear.weight.dtype == (torch.float32 if linear.weight.requires_grad else torch.bfloat16)
+    assert base() is None
+    for path in paths:
+        assert method.base[path].dtype == (torch.float32 if path in method.trainable() else torch.bfloat16)
     assert all(parameter.dtype == torch.float32 for parameter in method.trainable().values())
 
 
