@@ -14,6 +14,8 @@ HOME = Path(minillm.__file__).parent
 
 # Arguments that numpy does not need: it computes on one device, in one dtype, and draws no random numbers.
 TORCH_ALONE = {"device", "dtype", "dropout_probability"}
+# Parts of an operation in torch that numpy writes inline.
+INLINE = {"for_each_head", "gated", "prepend", "stacked_with_none"}
 # Differentiable in no argument: numpy needs no pair of functions for them.
 WITHOUT_GRADIENT = {"visible_keys", "token_positions", "sinusoidal", "rotary_tables"}
 
@@ -32,7 +34,7 @@ def _public_functions(house, stem):
     }
 
 
-OPERATIONS = [(stem, name) for stem in _stems("ops") for name in _public_functions("ops", stem)]
+OPERATIONS = [(stem, name) for stem in _stems("ops") for name in _public_functions("ops", stem) if name not in INLINE]
 
 
 def _parameters(function):

@@ -39,7 +39,7 @@ KERNEL_MUTATIONS = [
     mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
     mutation("gradients beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
     mutation("an unscaled update", _suite(LORA, "lora"), "(total * scale)", "total"),
-    mutation("every row with the first adapter", _suite(LORA, "lora_by_row"), "    down += member * rank * inner\n", ""),
+    mutation("rows with the first adapter", _suite(LORA, "lora_by_row"), "    down += member * rank * inner\n", ""),
     mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
     mutation(
         "an adapter trained on every row", _suite(LORA, "lora_by_row"),
