@@ -105,7 +105,7 @@ MUTATIONS = [
     ),
     mutation("a kernel in which padding sees nothing", TILES, " | (key[None, :] == last[:, None])", ""),
     mutation("a stack of queries in another order", TILES, "row % GROUP * stride_h", "row % 2 * stride_h"),
-    mutation("a sum that does not fade", KERNEL, "total * faded", "total"),
+    mutation("a sum that is not rescaled", KERNEL, "total * rescale", "total"),
     mutation("a prefix that is seen without its last key", KERNEL, "(BLOCK_T,), prompt - 1", "(BLOCK_T,), prompt - 2"),
     mutation("gradients of queries without their delta", BACKWARD, " - delta[:, None]", ""),
     mutation(
