@@ -1,8 +1,8 @@
 """How well SmolLM2 learns the reviews: each method's accuracy over several seeds, with how sure the mean is.
 
 A seed is that of all that is random: the start of what is trained and the order of the rows. The rows are always the
-same. A method's rate was found on the validation rows (`minillm/lab/methods.py`), the epoch is chosen on them in each
-run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
+same. A method's rate was found on the validation rows (`minillm/training/methods.py`), the epoch is chosen on them in
+each run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
 own; a finished one is kept under `--out` and not run again.
 """
 
@@ -105,9 +105,9 @@ def main(
         out: The directory for what is written. Finished runs in it are not run again.
     """
     from minillm.lab.ladder import Ladder
-    from minillm.lab.methods import METHODS
     from minillm.lab.report import standard_error
     from minillm.runtime.files import write_text
+    from minillm.training.methods import METHODS
 
     ladders = [
         Ladder(
