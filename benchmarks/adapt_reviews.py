@@ -2,7 +2,7 @@
 
 A seed determines all that is random: the initial values of the trained parameters and the order of the rows. The rows
 themselves are always the same. The learning rate of each method was chosen on the validation rows
-(`minillm/lab/methods.py`), each run chooses its epoch on them, and scores the test rows once, at its end. Every run is
+(`minillm/training/methods.py`), each run chooses its epoch on them, and scores the test rows once, at its end. Every run is
 a rung of the ladder in its own process; finished runs are saved under `--out` and not repeated.
 """
 
@@ -105,7 +105,7 @@ def main(
         out: Output directory. Finished runs in it are not repeated.
     """
     from minillm.lab.ladder import Ladder
-    from minillm.lab.methods import METHODS
+    from minillm.training.methods import METHODS
     from minillm.lab.report import standard_error
     from minillm.runtime.files import write_text
 

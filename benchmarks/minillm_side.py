@@ -1,11 +1,11 @@
-"""minillm's contestants, built from the parts of the ladder: its training loop, scoring and feature computation.
+"""minillm's contestants, made of what the ladder is made of: its loop, its scoring, its feature store.
 
-Each has `keep_freed_memory` switched on, like minillm's commands. A contestant runs in its own process; its arguments
-and results are lists, dictionaries and numpy arrays.
+Each has `keep_freed_memory` switched on, as minillm's commands have. A contestant runs in a process of its own; what
+it takes and gives are lists, dictionaries and numpy arrays.
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from minillm.training.activation_cache import ActivationCache, lowest_trained_st
 from minillm.training.feature_cache import compute_features
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
+from minillm.training.methods import on_lowered_base
 from minillm.training.schedule import TrainingSettings
 
 WORDS = "Classify the movie review as negative or positive."
@@ -42,33 +43,29 @@ def experiment(precision: str) -> Experiment:
     keep_freed_memory()
     decoder, tokenizer = load(BASE)
     assert tokenizer is not None
-    return Experiment(decoder, tokenizer, None, CPU, precision, seed=0, out=Path())
+    return Experiment(decoder, tokenizer, CPU, precision, seed=0)
 
 
 def frozen_base(precision: str) -> Experiment:
-    """The base, with its frozen matrices in the given precision."""
+    """The base, with its frozen matrices in the precision."""
     found = experiment(precision)
-    found.lower_base()
+    found.decoder = on_lowered_base("features", found.decoder, precision, lambda decoder: decoder)
     return found
 
 
 def built(name: str, precision: str) -> Method:
-    """The method on its own base, with the frozen matrices in the given precision."""
-    if name != "last-blocks":
-        return METHODS[name](frozen_base(precision))
+    """The method on a base of its own, with the frozen matrices in the precision."""
     on = experiment(precision)
-    method = METHODS[name](on)
-    on.lower_base(method)
-    return method
+    return on_lowered_base(name, on.decoder, precision, lambda decoder: METHODS[name](replace(on, decoder=decoder)))
 
 
 def cache(method: Method) -> RowFeatures | None:
-    """An empty activation cache for the frozen layers below the trained ones, if there are any."""
+    """An activation cache of the frozen layers below the trained ones, if there are any; nothing is cached yet."""
     return ActivationCache(method).features if lowest_trained_stage(method) else None
 
 
 class Training:
-    """A method trained on the cross-entropy of the answers, with warm-up, cosine schedule and clipping."""
+    """A method trained on the answers' cross-entropy, with warm-up, cosine and clipping."""
 
     def __init__(self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str):
         self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
@@ -94,7 +91,7 @@ class Training:
         self.cached = cache(self.method)
 
     def probe(self, batch: list[int]) -> dict:
-        """The logits after each prompt, the loss and its gradients, which are compared before anything is timed."""
+        """The logits after each prompt, the loss and its gradients: what is compared before anything is timed."""
         ids, last = pad_right([self.work.prompts[row] for row in batch])
         with torch.no_grad(), autocast(CPU, self.precision):
             decoder = self.method.decoder
@@ -117,15 +114,15 @@ class Training:
 
 
 class Features:
-    """A linear probe on cached features. `c` is that of scikit-learn for a single weight vector."""
+    """Stored features, and the classifier on them. `c` is scikit-learn's, of a single weight vector."""
 
     def __init__(self, work: Work, precision: str, c: float):
         self.work, self.labels, self.recipe = work, torch.tensor(work.labels), FeatureRecipe(precision=precision)
-        # At the optimum the two classes have weights w/2 and -w/2, with half the penalty of w alone.
+        # Two classes' weights are w/2 and -w/2 at the optimum, penalised by half of what w alone would be.
         self.head = FrozenHead(frozen_base(precision).decoder, classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)
 
-    def compute(self, batches: list[list[int]]) -> np.ndarray:
+    def read(self, batches: list[list[int]]) -> np.ndarray:
         rows = [row for batch in batches for row in batch]
         texts = [self.work.prompts[row] for row in rows]
         self.found[rows] = compute_features(self.head.decoder, texts, self.recipe)
@@ -138,7 +135,7 @@ class Features:
 
 
 class Scoring:
-    """The probabilities of the answers after each prompt; a share's common prefix is processed once."""
+    """The answers' probabilities after each prompt; what the prompts of a share have in common is processed once."""
 
     def __init__(self, work: Work, precision: str):
         self.work, self.precision = work, precision

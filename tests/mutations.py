@@ -433,9 +433,9 @@ MUTATIONS = [
     ),
     mutation(
         "an interrupted adapter that is lost",
-        ("lab/methods.py", "adapters/test_commands.py"),
-        "on_interrupt=lambda: on_trained(method), name=name",
-        "name=name",
+        ("classifier.py", "adapters/test_commands.py"),
+        "on_interrupt=lambda: on_trained(self)",
+        "on_interrupt=lambda: None",
     ),
 ]
 # fmt: on

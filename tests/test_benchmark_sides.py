@@ -33,7 +33,7 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.setattr(
         minillm_side,
         "experiment",
-        lambda precision: Experiment(decoder, tokenizer, None, minillm_side.CPU, precision, seed=0, out=tmp_path),
+        lambda precision: Experiment(decoder, tokenizer, minillm_side.CPU, precision, seed=0),
     )
     monkeypatch.setattr(peer_side, "peer", lambda tuned: model)
 

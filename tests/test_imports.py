@@ -36,6 +36,7 @@ ROWS = [
     {"adapters"},
     {"training"},
     {"prompting"},
+    {"classifier"},
     {"lab"},
     {"cli"},
     {"__main__"},
