@@ -2,8 +2,8 @@
 
 A seed determines all that is random: the initial values of the trained parameters and the order of the rows. The rows
 themselves are always the same. The learning rate of each method was chosen on the validation rows
-(`minillm/training/methods.py`), each run chooses its epoch on them, and scores the test rows once, at its end. Every run is
-a rung of the ladder in its own process; finished runs are saved under `--out` and not repeated.
+(`minillm/training/methods.py`), each run chooses its epoch on them, and scores the test rows once, at its end. Every
+run is a rung of the ladder in its own process; finished runs are saved under `--out` and not repeated.
 """
 
 import json
@@ -105,9 +105,9 @@ def main(
         out: Output directory. Finished runs in it are not repeated.
     """
     from minillm.lab.ladder import Ladder
-    from minillm.training.methods import METHODS
     from minillm.lab.report import standard_error
     from minillm.runtime.files import write_text
+    from minillm.training.methods import METHODS
 
     ladders = [
         Ladder(

@@ -206,5 +206,5 @@ def test_answers_in_words_are_trained():
         ids = torch.tensor([tokenizer.encode(prompt)])
         written = minillm.generate(method, ids, max_new_tokens=8, stop=[tokenizer.eos])[0, ids.shape[1] :].tolist()
         assert tokenizer.decode(written[: written.index(tokenizer.eos)]) == answer
-    with pytest.raises(InputError, match="no .prompt, answer. pairs"):
+    with pytest.raises(InputError, match=r"no \(prompt, answer\) pairs"):
         minillm.train(method, tokenizer, [])
