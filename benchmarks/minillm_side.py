@@ -5,7 +5,7 @@ it takes and gives are lists, dictionaries and numpy arrays.
 """
 
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from minillm.training.activation_cache import ActivationCache, lowest_trained_st
 from minillm.training.feature_cache import compute_features
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
+from minillm.training.methods import on_lowered_base
 from minillm.training.schedule import TrainingSettings
 
 WORDS = "Classify the movie review as negative or positive."
@@ -42,24 +43,20 @@ def experiment(precision: str) -> Experiment:
     keep_freed_memory()
     decoder, tokenizer = load(BASE)
     assert tokenizer is not None
-    return Experiment(decoder, tokenizer, None, CPU, precision, seed=0, out=Path())
+    return Experiment(decoder, tokenizer, CPU, precision, seed=0)
 
 
 def frozen_base(precision: str) -> Experiment:
     """The base, with its frozen matrices in the precision."""
     found = experiment(precision)
-    found.lower_base()
+    found.decoder = on_lowered_base("features", found.decoder, precision, lambda decoder: decoder)
     return found
 
 
 def built(name: str, precision: str) -> Method:
     """The method on a base of its own, with the frozen matrices in the precision."""
-    if name != "last-blocks":
-        return METHODS[name](frozen_base(precision))
     on = experiment(precision)
-    method = METHODS[name](on)
-    on.lower_base(method)
-    return method
+    return on_lowered_base(name, on.decoder, precision, lambda decoder: METHODS[name](replace(on, decoder=decoder)))
 
 
 def cache(method: Method) -> RowFeatures | None:

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minillm.classifier import TextClassifier
     from minillm.config import DecoderConfig
     from minillm.decoder import Decoder
     from minillm.errors import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from minillm.hub import load, save
     from minillm.key_values import KeyValues
     from minillm.operations import backend
+    from minillm.prompting.fitting import train
     from minillm.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -24,16 +26,19 @@ _HOMES = {
     "DecoderConfig": "config",
     "InputError": "errors",
     "KeyValues": "key_values",
+    "TextClassifier": "classifier",
     "Tokenizer": "tokenizer",
     "backend": "operations",
     "generate": "generation",
     "load": "hub",
     "save": "hub",
     "stream": "generation",
+    "train": "prompting.fitting",
 }
 
 __all__ = [
-    "Decoder", "DecoderConfig", "InputError", "KeyValues", "Tokenizer", "backend", "generate", "load", "save", "stream",
+    "Decoder", "DecoderConfig", "InputError", "KeyValues", "TextClassifier", "Tokenizer", "backend", "generate", "load",
+    "save", "stream", "train",
 ]  # fmt: skip
 
 

@@ -105,7 +105,7 @@ MUTATIONS = [
     ),
     mutation("a kernel in which padding sees nothing", TILES, " | (key[None, :] == last[:, None])", ""),
     mutation("a stack of queries in another order", TILES, "row % GROUP * stride_h", "row % 2 * stride_h"),
-    mutation("a sum that does not fade", KERNEL, "total * faded", "total"),
+    mutation("a sum that is not rescaled", KERNEL, "total * rescale", "total"),
     mutation("a prefix that is seen without its last key", KERNEL, "(BLOCK_T,), prompt - 1", "(BLOCK_T,), prompt - 2"),
     mutation("gradients of queries without their delta", BACKWARD, " - delta[:, None]", ""),
     mutation(
@@ -433,9 +433,9 @@ MUTATIONS = [
     ),
     mutation(
         "an interrupted adapter that is lost",
-        ("lab/methods.py", "adapters/test_commands.py"),
-        "on_interrupt=lambda: on_trained(method), name=name",
-        "name=name",
+        ("classifier.py", "adapters/test_commands.py"),
+        "on_interrupt=lambda: on_trained(self)",
+        "on_interrupt=lambda: None",
     ),
 ]
 # fmt: on

@@ -6,6 +6,7 @@ reviews        the task `reviews`: film reviews, negative or positive
 word_problems  generated problems with worked solutions, and the task made of them
 exchanges      prompts with free answers
 text           text to pretrain on
+labels         texts and labels as a caller gives them
 templates      from a text to a prompt: zero-shot, few-shot, chain of thought, chat
 boundary       where a prompt's tokens end and an answer's begin
 extraction     the answer in a generated text, strictly or flexibly

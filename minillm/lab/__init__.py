@@ -1,7 +1,6 @@
 """Experiments, one file each: a dataclass of options, which is the command, and the `run` that does the work.
 
-experiment     the base, its tokenizer and a task, on a device: what the commands share
-methods        every method as the experiments use it: how it is built, trained and scored
+experiment     the base and its tokenizer on a device, and a classifier measured on a task: what the commands share
 ladder         `minillm ladder`: one task, one base, every method
 adapt          `minillm adapt`: one method, and the adapter it saves
 free_answers   adapting to free answers

@@ -2,28 +2,27 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from minillm.adapt import Adaptation
+from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.reviews import PROMPT
 from minillm.errors import InputError
-from minillm.lab import methods
-from minillm.lab.experiment import Experiment, ExperimentOptions, labels, parameter_count, tensor_bytes
+from minillm.lab.experiment import ExperimentOptions, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
-from minillm.lab.methods import MethodOptions
-from minillm.lab.report import standard_error
-from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, write_text
+from minillm.training.methods import METHODS, MethodOptions, training_settings
 
 MEASURED = "adapt.json"
-METHODS = ("features", *methods.METHODS)
+NAMES = ("features", *METHODS)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Adapt(MethodOptions, ExperimentOptions):
     """Adapt a base to a task by one method, and save the adapter: to labelled text, or to free answers.
 
@@ -68,17 +67,16 @@ class Adapt(MethodOptions, ExperimentOptions):
 
 def adapt(options: Adapt) -> dict[str, Any]:
     """Adapt, save the adapter and what was measured. Raises InputError before anything is written or trained."""
-    if options.method not in METHODS:
-        raise InputError(f"there is no method {options.method!r}; there are: {', '.join(METHODS)}")
+    if options.method not in NAMES:
+        raise InputError(f"there is no method {options.method!r}; there are: {', '.join(NAMES)}")
     check_directory(options.out)
     use_threads(options.threads)
     if options.free:
         if options.method == "features":
-            raise InputError(f"a classifier has no free answers; of the methods these have: {', '.join(METHODS[1:])}")
-        task = options.exchanges()
-        measured = to_answers(options.load(None, options.out), options, task)
+            raise InputError(f"a classifier has no free answers; of the methods these have: {', '.join(METHODS)}")
+        measured = to_answers(options, options.exchanges())
     else:
-        measured = to_labels(options.load(options.load_task(), options.out), options)
+        measured = to_labels(options)
     described = {
         "ladder": options.described(),
         "method": options.method,
@@ -90,27 +88,24 @@ def adapt(options: Adapt) -> dict[str, Any]:
     return {"method": options.method, **measured}
 
 
-def to_labels(experiment: Experiment, options: Adapt) -> dict[str, Any]:
-    """Adapt to labelled text and save the adapter."""
-    outcome = methods.run(experiment, options.method, options, lambda method: save(method, experiment))
-    test = experiment.labelled.test
-    share = accuracy(outcome.scores, labels(test))
-    return {
-        "accuracy": share,
-        "standard_error": standard_error(share, len(test)),
-        "trainable_parameters": outcome.trainable_parameters,
-        "stored_bytes": outcome.stored_bytes,
-        "train_seconds": outcome.train_seconds,
-        "eval_seconds": outcome.eval_seconds,
-        "chosen": outcome.chosen,
-    }
+def to_labels(options: Adapt) -> dict[str, Any]:
+    """Adapt to labelled text and save the classifier."""
+    task = options.load_task()
+    classifier = options.classifier(task, options.method, options, options.out)
+    found = run(classifier, task, lambda classifier: save(classifier.save, options.out))
+    only_of_a_ladder = ("tokens_per_second", "peak_memory_bytes", "precision")
+    return {name: value for name, value in found.items() if name not in only_of_a_ladder}
 
 
-def to_answers(experiment: Experiment, options: Adapt, task: Exchanges) -> dict[str, Any]:
+def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
     """Adapt to free answers and save the adapter."""
-    settings = methods.training_settings(experiment, options.method, options)
-    method = methods.build(experiment, options.method, options)
-    measured = adapt_to_answers(experiment, task, method, settings, lambda trained: save(trained, experiment))
+    experiment = options.load()
+    settings = training_settings(options.method, options, experiment.precision, options.seed)
+    method = experiment.build(options.method, options)
+    measured = adapt_to_answers(
+        experiment, task, method, settings,
+        lambda: save(partial(method.save, tokenizer=experiment.tokenizer), options.out),
+    )  # fmt: skip
     return {
         "trainable_parameters": parameter_count(method.trainable()),
         "stored_bytes": tensor_bytes(method.state()),
@@ -118,9 +113,10 @@ def to_answers(experiment: Experiment, options: Adapt, task: Exchanges) -> dict[
     }
 
 
-def save(method: Adaptation, experiment: Experiment) -> None:
+def save(write: Callable[[Path], None], out: Path) -> None:
     """Save an adapter once it is trained, before it is measured, or when its training is interrupted."""
-    # The measurements of another adapter, which was here before.
-    (experiment.out / MEASURED).unlink(missing_ok=True)
-    method.save(experiment.out, tokenizer=experiment.tokenizer)
-    print(f"the adapter is saved as far as it is trained: {experiment.out}", file=sys.stderr)
+    # What describes another adapter, which was here before.
+    for stale in (MEASURED, CLASSIFIER):
+        (out / stale).unlink(missing_ok=True)
+    write(out)
+    print(f"the adapter is saved as far as it is trained: {out}", file=sys.stderr)

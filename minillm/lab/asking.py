@@ -21,7 +21,7 @@ BRIEF = GenerationSettings(max_new_tokens=16, stop=("\n",))
 """For an answer without a chain of thought."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class AnswerOptions:
     """What is wanted besides the labels' scores."""
 

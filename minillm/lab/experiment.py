@@ -1,8 +1,9 @@
-"""What an experiment works on: a base, its tokenizer and perhaps a task, on a device."""
+"""What an experiment works on, a base and its tokenizer on a device, and a classifier measured on a task."""
 
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,69 +12,41 @@ import torch
 from torch import Tensor
 
 from minillm import hub
-from minillm.adapt import Method
-from minillm.adapt.surgery import frozen, lower
+from minillm.adapt import Adaptation, Method
+from minillm.classifier import TextClassifier
 from minillm.data.reviews import PROMPT, reviews_task
 from minillm.data.tables import table_task
 from minillm.data.tasks import LabelledText, Task
-from minillm.data.templates import task_template
 from minillm.data.word_problems import word_problems_task
 from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed
 from minillm.hub.pull import pull
-from minillm.runtime.device import best_precision, pick_device, use_threads
+from minillm.lab.report import standard_error
+from minillm.prompting.scoring import accuracy
+from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
 from minillm.runtime.options import Names, Text
 from minillm.tokenizer import Tokenizer
+from minillm.training.methods import Base, MethodOptions, build
 
 
 @dataclass
 class Experiment:
-    """A base and a task on a device. `precision` is that of the matrix products while training."""
+    """A base on a device. `precision` is that of the matrix products while training."""
 
     decoder: Decoder
     tokenizer: Tokenizer
-    task: Task | None
     device: torch.device
     precision: str
     seed: int
-    out: Path
 
-    def lower_base(self, method: Method | None = None) -> None:
-        """In bfloat16, hold the frozen matrices in it: the base's, or those of the body over it that is fine-tuned.
-
-        They take the float32 ones' place in the experiment, whose memory is free from here on.
-        """
-        if self.precision != "bfloat16":
-            return
-        if method is None:
-            self.decoder = frozen(self.decoder, torch.bfloat16)
-        else:
-            lower(method.decoder, torch.bfloat16)
-            self.decoder = method.decoder
-
-    @property
-    def labelled(self) -> Task:
-        """The task of an experiment that has one."""
-        assert self.task is not None
-        return self.task
-
-    def prompts(self, rows: Sequence[LabelledText], shots: Sequence[LabelledText] = ()) -> list[list[int]]:
-        """The rows' prompts as ids, behind some solved examples."""
-        template = task_template(self.labelled, shots)
-        return [template.encode(self.tokenizer, row.text) for row in rows]
-
-    def answers(self) -> list[list[int]]:
-        """The answers' ids. Raises InputError for two that are equal, as words that the tokenizer lacks may be."""
-        answers = self.labelled.answers
-        encoded = [self.tokenizer.encode(answer) for answer in answers]
-        for index, answer in enumerate(encoded):
-            if (first := encoded.index(answer)) < index:
-                same = " and ".join(repr(answers[place]) for place in (first, index))
-                raise InputError(f"the answers {same} are the same to this base's tokenizer; --labels gives others")
-        return encoded
+    def build(self, name: str, options: MethodOptions) -> Method:
+        """The method on the base, whose body takes the base's place: in bfloat16 the float32 matrices are freed."""
+        method = build(Base(self.decoder, self.tokenizer), name, options, self.precision, self.seed)
+        self.decoder = method.decoder
+        return method
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class ExperimentOptions:
     """The base, the labelled text and the device: options that the commands of the lab share."""
 
@@ -134,28 +107,48 @@ class ExperimentOptions:
             )
         return reviews_task(pull("reviews"), self.train, self.test)
 
-    def load(self, task: Task | None, out: Path = Path()) -> Experiment:
+    def classifier(self, task: Task, method: str, options: MethodOptions, out: Path) -> TextClassifier:
+        """The classifier for a task, whose labels are the indices of its answers; features are stored in `out`."""
+        chosen = {option.name: getattr(options, option.name) for option in fields(MethodOptions)}
+        return TextClassifier(
+            base=self.base, method=method, prompt=task.prompt, answers=dict(enumerate(task.answers)), end=task.end,
+            seed=self.seed, device=self.device, store=out / "features", **chosen,
+        )  # fmt: skip
+
+    def load(self) -> Experiment:
         """Load the base. Raises InputError for one without a tokenizer."""
         use_threads(self.threads)
         device = pick_device(self.device)
         decoder, tokenizer = hub.load(self.base)
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, and texts need one")
-        return Experiment(decoder.to(device), tokenizer, task, device, best_precision(device), self.seed, out)
+        return Experiment(decoder.to(device), tokenizer, device, best_precision(device), self.seed)
 
 
-@dataclass
-class Outcome:
-    """The scores of the test rows, and what they cost; the seconds do not include loading the base."""
-
-    scores: Tensor
-    trainable_parameters: int = 0
-    stored_bytes: int = 0
-    train_seconds: float = 0.0
-    eval_seconds: float = 0.0
-    tokens: int = 0
-    precision: str = "float32"
-    chosen: dict[str, Any] = field(default_factory=dict)
+def run(
+    classifier: TextClassifier, task: Task, on_trained: Callable[[TextClassifier], None] = lambda classifier: None
+) -> dict[str, Any]:
+    """Fit on the training rows, choose on the validation rows, and score the test rows once."""
+    train, validation, test = (
+        ([row.text for row in rows], [row.label for row in rows]) for rows in (task.train, task.validation, task.test)
+    )
+    classifier.fit(*train, validation=validation, on_trained=on_trained)
+    start = time.perf_counter()
+    scored = classifier.scores(test[0], "test rows")
+    eval_seconds, share = time.perf_counter() - start, accuracy(scored.scores, labels(task.test))
+    adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
+    return {
+        "accuracy": share,
+        "standard_error": standard_error(share, len(task.test)),
+        "trainable_parameters": parameter_count(adapted.trainable()) if isinstance(adapted, Adaptation) else 0,
+        "stored_bytes": tensor_bytes(adapted.state()) if isinstance(adapted, Adaptation) else 0,
+        "train_seconds": training.seconds,
+        "eval_seconds": eval_seconds,
+        "tokens_per_second": (training.tokens or scored.tokens) / (training.seconds or eval_seconds),
+        "peak_memory_bytes": peak_memory(adapted.decoder.embed.weight.device),
+        "precision": classifier.precision_,
+        "chosen": chosen if training.tokens else chosen | {"shared_tokens": scored.shared_tokens},
+    }
 
 
 def labels(rows: Sequence[LabelledText]) -> Tensor:

@@ -9,23 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from minillm.adapt import Method
 from minillm.data.batches import length_buckets, pad_left
 from minillm.data.exchanges import Exchange, Exchanges
-from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.lab.experiment import Experiment
+from minillm.prompting.fitting import EncodedRow, encode_exchanges, fit_to_answers
 from minillm.prompting.scoring import answer_log_probabilities
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
-from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
 
 BATCH = 16
-EncodedRow = tuple[list[int], list[int]]
-"""Prompt ids, answer ids."""
 
 
 @dataclass
@@ -43,20 +39,16 @@ class Measured:
 
 def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
-    on_trained: Callable[[Method], None],
+    on_trained: Callable[[], None],
 ) -> Measured:  # fmt: skip
     """Train a method on the answers, choose the epoch with the lowest validation loss, and measure it on test rows."""
-    rows, validation, test = (encode(experiment, rows) for rows in (task.train, task.validation, task.test))
-
-    def loss(rows: list[EncodedRow]) -> tuple[Tensor, int]:
-        prompts, answers = zip(*rows, strict=True)
-        return -answer_log_probabilities(method, prompts, answers).sum(), sum(len(answer) for answer in answers)
-
-    history = train(
-        method, rows, loss, lambda row: len(row[0]) + len(row[1]), settings,
-        validate=lambda: -held_out(experiment, method, validation), on_interrupt=lambda: on_trained(method),
-    )  # fmt: skip
-    on_trained(method)
+    rows, validation, test = (
+        encode_exchanges(experiment.tokenizer, rows) for rows in (task.train, task.validation, task.test)
+    )
+    history = fit_to_answers(
+        method, rows, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained
+    )
+    on_trained()
     start = time.perf_counter()
     nats, exact = held_out(experiment, method, test), exact_match(experiment, method, task.test, test)
     return Measured(
@@ -68,14 +60,6 @@ def adapt_to_answers(
         validation=[-score for score in history.validation],
         losses=history.losses,
     )
-
-
-def encode(experiment: Experiment, rows: Sequence[Exchange]) -> list[EncodedRow]:
-    """The ids of prompts and of answers, with the end of text: a model must also learn where an answer ends."""
-    tokenizer = experiment.tokenizer
-    if tokenizer.eos is None:
-        raise InputError("this tokenizer has no end of text, and free answers need one")
-    return [(tokenizer.encode(row.prompt), [*tokenizer.encode(row.answer), tokenizer.eos]) for row in rows]
 
 
 @torch.no_grad()

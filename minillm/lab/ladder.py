@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minillm import hub
+from minillm.classifier import TextClassifier
 from minillm.errors import InputError
-from minillm.lab import methods
-from minillm.lab.experiment import ExperimentOptions, labels, versions
-from minillm.lab.report import draw, picture, standard_error, table
+from minillm.lab.experiment import ExperimentOptions, run, versions
+from minillm.lab.report import draw, picture, table
 from minillm.operations import backend, current_backend
-from minillm.prompting.scoring import accuracy
-from minillm.runtime.device import keep_freed_memory, peak_memory, pick_device, use_threads
+from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.options import Names
+from minillm.training.methods import MethodOptions
 
 
 class Rung(NamedTuple):
@@ -36,7 +36,7 @@ class Rung(NamedTuple):
 
 RUNGS = {
     "zero-shot": Rung("zero-shot prompt", "1 prompt"),
-    "few-shot": Rung(f"{methods.SHOTS}-shot prompt", "1 prompt"),
+    "few-shot": Rung(f"{TextClassifier.shots}-shot prompt", "1 prompt"),
     "soft-prompt": Rung("soft prompt", "2 embeddings"),
     "prefix": Rung("prefix tuning, 10 positions", "2 every layer"),
     "features": Rung("stored features, classifier", "4 on top"),
@@ -47,7 +47,7 @@ RUNGS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Ladder(ExperimentOptions):
     """Adapt a base to a task by every method, and compare: a table, ladder.json and ladder.png.
 
@@ -155,22 +155,7 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
 
 def measure(name: str, options: Ladder) -> dict[str, Any]:
     """Run one rung in this process, and describe the outcome in JSON's types."""
-    # The task first: its errors are the quickest to find.
-    experiment = options.load(options.load_task(), options.out)
-    outcome = methods.run(experiment, name)
-    test = experiment.labelled.test
-    share = accuracy(outcome.scores, labels(test))
-    return {
-        "name": name,
-        **RUNGS[name]._asdict(),
-        "accuracy": share,
-        "standard_error": standard_error(share, len(test)),
-        "trainable_parameters": outcome.trainable_parameters,
-        "stored_bytes": outcome.stored_bytes,
-        "train_seconds": outcome.train_seconds,
-        "eval_seconds": outcome.eval_seconds,
-        "tokens_per_second": outcome.tokens / (outcome.train_seconds or outcome.eval_seconds),
-        "peak_memory_bytes": peak_memory(experiment.device),
-        "precision": outcome.precision,
-        "chosen": outcome.chosen,
-    }
+    use_threads(options.threads)
+    task = options.load_task()
+    classifier = options.classifier(task, name, MethodOptions(), options.out)
+    return {"name": name, **RUNGS[name]._asdict(), **run(classifier, task)}

@@ -20,7 +20,7 @@ from minillm.runtime.files import write_text
 from minillm.runtime.options import Text
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Prompt(AnswerOptions, ExperimentOptions):
     """Ask a base by a prompt, with examples or a chain of thought or both, and measure its answers.
 
@@ -88,7 +88,7 @@ class Prompt(AnswerOptions, ExperimentOptions):
 
     def over_example(self, name: str) -> dict[str, Any]:
         """Print a lecture example's prompts and answers."""
-        asked, experiment, found = example(name), self.load(None), []
+        asked, experiment, found = example(name), self.load(), []
         print(asked.about)
         for answer in lecture_answers(experiment, asked, chat=self.chat):
             found.append(answer.described())
@@ -102,7 +102,7 @@ class Prompt(AnswerOptions, ExperimentOptions):
         """Ask about one text, and print each label's probability."""
         if self.prompt is not None and self.labels is not None and self.shots == 0:
             template, names = self.dressed(Template(self.prompt)), own_answers(self.labels)
-            experiment = self.load(None)
+            experiment = self.load()
         else:
             task, experiment = self.load_both()
             template, names = self.templates(experiment, task, [text])[0][0], task.answers
@@ -156,7 +156,7 @@ class Prompt(AnswerOptions, ExperimentOptions):
         """The task and the base. Raises InputError for what cannot be asked before the base is loaded."""
         task = self.load_task()
         self.dressed(task_template(task, self.shared_shots(task)[0]))
-        return task, self.load(task)
+        return task, self.load()
 
     def dressed(self, template: Template) -> Template:
         return replace(template, instruction=self.instruction, chain=self.chain, chat=self.chat)

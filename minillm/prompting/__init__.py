@@ -6,6 +6,7 @@ scoring       log P(answer | prompt)
 measures      acc, acc_norm, acc_bytes, acc_mutual_info: what the scores are divided by or compared with
 calibration   what the prompt prefers whatever the text, taken out of its answers
 labelling     the scores of all labels, before and after calibration
+fitting       fitting a method to labels or to answers in words: `minillm.train`
 answering     generated answers, in one stage or two, and the majority of several
 generate      `minillm generate`
 

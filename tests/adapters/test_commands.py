@@ -92,7 +92,7 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
         command("adapt", *TASK, *more, "--r", "2", "--batch", "8", "--out", "cut")
     assert end.value.code == 130
     assert "the adapter is saved as far as it is trained: cut" in capsys.readouterr().err
-    assert sorted(path.name for path in out.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["adapter.json", "adapter.safetensors", "classifier.json"]
     decoder, _ = minillm.load(place / "base")
     assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "it has learned something"
 

@@ -1,4 +1,4 @@
-"""Ways to break the kernels, and to choose a wrong one, which the tests must notice; as in `tests/mutations.py`."""
+"""Ways to break the kernels and their choice, which the tests must detect; as in `tests/mutations.py`."""
 
 from tests.mutations import Mutation, mutation
 
@@ -11,9 +11,9 @@ CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
 def _fenced(where):
-    """Only the test that puts fences around new memory: without them, what is written there may crash Python."""
+    """Only the test with fences around new memory: without them a write out of bounds may crash Python."""
     file, test = where
-    return file, f"{test}::test_nothing_is_written_beyond_the_last"
+    return file, f"{test}::test_nothing_is_written_out_of_bounds"
 
 
 def _suite(where, name):
@@ -25,11 +25,11 @@ GELU, SWIGLU = _suite(FEED_FORWARD, "gelu"), _suite(FEED_FORWARD, "swiglu")
 ROTARY = _suite(POSITIONS, "rotary")
 KERNEL_MUTATIONS = [
     mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher) +", "total +"),
-    mutation("words beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
-    mutation("a label left with its share", LOSS, "tl.where(place == label, share - 1.0, share)", "share"),
-    mutation("a label that no one misses", LOSS, 'other=float("nan")', "other=0.0"),
-    mutation("a gradient that does not know its loss's", LOSS, "slope, factor[None],", "slope, factor[None] ** 0,"),
-    mutation("a weight that learns from the last chunk", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
+    mutation("logits beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
+    mutation("a label without its - 1", LOSS, "tl.where(place == label, p - 1.0, p)", "p"),
+    mutation("an invalid label that is not seen", LOSS, 'other=float("nan")', "other=0.0"),
+    mutation("a gradient without the loss's own", LOSS, "gradient, factor[None],", "gradient, factor[None] ** 0,"),
+    mutation("a weight trained on the last chunk alone", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
     mutation(
         "a weight's gradient summed in half precision",
         LOSS,
@@ -39,14 +39,14 @@ KERNEL_MUTATIONS = [
     mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
     mutation("gradients beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
     mutation("an unscaled update", _suite(LORA, "lora"), "(total * scale)", "total"),
-    mutation("every row by the first adapter", _suite(LORA, "lora_by_row"), "    down += member * rank * inner\n", ""),
+    mutation("rows with the first adapter", _suite(LORA, "lora_by_row"), "    down += member * rank * inner\n", ""),
     mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
     mutation(
-        "an adapter that learns from every row", _suite(LORA, "lora_by_row"),
+        "an adapter trained on every row", _suite(LORA, "lora_by_row"),
         "mask=mine, other=-1) == member", "mask=mine) < 9",
     ),
     mutation("gradients of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
-    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
+    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=valid)", "element_ty))"),
     mutation(
         "stripes beyond their columns",
         _fenced(LORA),
@@ -55,22 +55,22 @@ KERNEL_MUTATIONS = [
     ),
     mutation("a gradient of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
     mutation(
-        "an input that learns from the update alone",
+        "an input gradient from the update alone",
         _suite(LORA, "lora"),
-        "if wanted[0] and weight is not None:",
+        "if needed[0] and weight is not None:",
         "if False:",
     ),
     mutation(
-        "numbers beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
+        "elements beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
     ),
-    mutation("a gelu whose gradient has no cube", GELU, "(3.0 * z * z * CUBE + 1.0) * SLOPE", "SLOPE"),
-    mutation("a gate that is a constant", SWIGLU, "(1.0 + z * rest * steepness)", "1.0"),
-    mutation("a factor that passes what the gate stops", SWIGLU, "(slope * z * share)", "(slope * z)"),
-    mutation("a gelu that multiplies by its gate", SWIGLU, "slope *= x", "slope += x"),
-    mutation("a gradient that turns on", ROTARY, "s = -s", "s = s"),
+    mutation("a gelu whose gradient has no cube", GELU, "(3.0 * z * z * CUBE + 1.0) * LINEAR", "LINEAR"),
+    mutation("a gate that is a constant", SWIGLU, "(1.0 + z * rest * derivative)", "1.0"),
+    mutation("a factor that passes what the gate stops", SWIGLU, "(dy * z * sigmoid)", "(dy * z)"),
+    mutation("a gelu that multiplies by its gate", SWIGLU, "dy *= x", "dy += x"),
+    mutation("a gradient that rotates forward", ROTARY, "s = -s", "s = s"),
     mutation("angles of the first row for all", ROTARY, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
     mutation(
-        "heads beyond the last", _fenced(POSITIONS), "there = (row < rows) & (pair < half)", "there = pair < half"
+        "heads beyond the last", _fenced(POSITIONS), "valid = (row < rows) & (pair < half)", "valid = pair < half"
     ),
     mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
     mutation(
@@ -120,5 +120,5 @@ KERNEL_MUTATIONS = [
     mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
     mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
     mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
-    mutation("a gradient along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
+    mutation("a gradient along the row itself", CUDA, "(dnormed - wide(x[i].at[j]) * scale * along)", "(dnormed)"),
 ]  # fmt: skip

@@ -1,7 +1,6 @@
 """Answers are counted correctly, and a prompt's examples are processed once for all questions."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from minillm.prompting import prompt_cache
 from minillm.prompting.labelling import LabelScores, content_free_questions
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN
 
-EXPERIMENT = Experiment(DECODER, TOKENIZER, None, torch.device("cpu"), "float32", 0, Path())
+EXPERIMENT = Experiment(DECODER, TOKENIZER, torch.device("cpu"), "float32", 0)
 TEMPLATE = task_template(TASK, TRAIN[:6])
 CHAINED = replace(TEMPLATE, chain=True, shots=tuple(Shot(*shot[:2], "It is a film.") for shot in TEMPLATE.shots))
 

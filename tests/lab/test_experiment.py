@@ -1,46 +1,9 @@
-"""What experiments work on, and how much of it is held in half precision."""
-
-import gc
-import weakref
-from pathlib import Path
+"""Options of experiments."""
 
 import pytest
-import torch
 
-from minillm import Decoder, DecoderConfig, InputError
-from minillm.adapt.surgery import linears
-from minillm.data.tasks import LabelledText, Task
-from minillm.lab.experiment import Experiment, ExperimentOptions
-from minillm.lab.methods import FINE_TUNED, METHODS, MethodOptions, build
-from minillm.training.tokenizers import words
-
-ROWS = [LabelledText("so", 0), LabelledText("well", 1)]
-
-
-def experiment(*answers, precision="float32"):
-    task = Task("films", "{text}:", answers, ROWS, ROWS, ROWS)
-    decoder, tokenizer = Decoder(DecoderConfig.tiny()), words(["so so well good good bad bad"], 8)
-    return Experiment(decoder, tokenizer, task, torch.device("cpu"), precision, 0, Path("nowhere"))
-
-
-def test_answers_that_the_tokenizer_cannot_tell_apart_are_refused():
-    """They would have one score, and no gradient: nothing could be learned, without a word about it."""
-    assert len(experiment(" good", " bad").answers()) == 2
-    with pytest.raises(InputError, match="the answers ' fine' and ' poor' are the same to this base's tokenizer"):
-        experiment(" good", " fine", " poor").answers()
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_in_bfloat16_frozen_matrices_are_held_in_it_and_the_float32_ones_are_freed(name):
-    on = experiment(" good", " bad", precision="bfloat16")
-    matrices = [weakref.ref(matrix.weight) for matrix in linears(on.decoder).values()]
-    method = build(on, name, MethodOptions(r=2, layers=1, words="so"))
-    gc.collect()
-    assert not any(matrix() is not None for matrix in matrices), "nothing holds the float32 base any longer"
-    for linear in linears(method.decoder).values():
-        if isinstance(linear, torch.nn.Linear) and name in FINE_TUNED:
-            assert linear.weight.dtype == (torch.float32 if linear.weight.requires_grad else torch.bfloat16)
-    assert all(parameter.dtype == torch.float32 for parameter in method.trainable().values())
+from minillm import InputError
+from minillm.lab.experiment import ExperimentOptions
 
 
 def test_options_that_cannot_work_are_refused():

@@ -1,0 +1,328 @@
+"""The one path from text to label: fit, predict, save and load, whatever the method.
+
+A text is put into a prompt, every label has an answer, and the scores are log P(answer | prompt). `features` instead
+fits a logistic regression to the features of the prompts. `minillm ladder` and `minillm adapt` are built on this file.
+The interface is scikit-learn's, which is not imported: its `clone`, `cross_val_score`, `GridSearchCV` and `Pipeline`
+take a `TextClassifier`.
+"""
+
+import difflib
+import json
+import sys
+import time
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from minillm import hub
+from minillm.adapt import Adaptation, FrozenHead, Method
+from minillm.adapt.description import DESCRIPTION
+from minillm.adapt.frozen_head import FeatureRecipe
+from minillm.adapters.load import load
+from minillm.data.labels import checked_texts, distinct, from_json, label_array
+from minillm.data.tasks import LabelledText, Task
+from minillm.data.templates import Shot, Template, task_template
+from minillm.decoder import Decoder
+from minillm.errors import InputError, check_seed
+from minillm.operations import softmax
+from minillm.prompting.choosing import balanced_shots
+from minillm.prompting.fitting import encode_answers, fit_head, fit_to_labels, score_labels
+from minillm.prompting.prompt_cache import PromptCache
+from minillm.prompting.scoring import accuracy
+from minillm.runtime.device import best_precision, pick_device
+from minillm.runtime.files import file_fingerprint, read_sealed, write_sealed
+from minillm.shapes import Float
+from minillm.tokenizer import Tokenizer
+from minillm.training.feature_cache import cached_features, compute_features
+from minillm.training.methods import METHODS, Base, MethodOptions, build, on_lowered_base, training_settings
+from minillm.training.schedule import TrainingSettings
+
+CLASSIFIER, FORMAT = "classifier.json", 1
+IN_CONTEXT = ("zero-shot", "few-shot")
+NAMES = (*IN_CONTEXT, "features", *METHODS)
+
+
+class Scored(NamedTuple):
+    """Each answer's score after each prompt, the tokens processed, and how many tokens all prompts share."""
+
+    scores: Float[Tensor, "N C"]
+    tokens: int
+    shared_tokens: int = 0
+
+
+@dataclass
+class Training:
+    """The seconds and the tokens of `fit`, without loading the base, and what was chosen or recorded on the way."""
+
+    seconds: float = 0.0
+    tokens: int = 0
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, eq=False)
+class TextClassifier(MethodOptions):
+    """A classifier of texts by an adapted decoder. Labels may be of any hashable type.
+
+    `base` is a name, a path or a (Decoder, Tokenizer) pair, whose weights are never written to. After `fit`, `classes_`
+    are the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder.
+    """
+
+    base: str | Path | tuple[Decoder, Tokenizer] = "smollm2-135m-instruct"
+    """A pulled name, a directory in Hugging Face's layout, a .gguf file, tiny, or a decoder and its tokenizer."""
+    method: str = "lora"
+    """zero-shot, few-shot, features, soft-prompt, prefix, output, last-blocks, lora, dora, pissa or full."""
+    prompt: str = "Text: {text}\nLabel:"
+    """The prompt around a text, with {text} in it."""
+    answers: Mapping[Any, str] | None = None
+    """The answer that stands for each label (default: a space and the label)."""
+    end: str = ""
+    """The end of an answer in a few-shot prompt."""
+    shots: int = 8
+    """Examples in a few-shot prompt."""
+    seed: int = 0
+    """The seed of everything random."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps. A pair stays where it is."""
+    precision: str = "auto"
+    """bfloat16 or float32 matrix products in training (auto: bfloat16 where the device is fast in it)."""
+    store: str | Path | None = None
+    """A directory in which `features` are stored, to be computed once."""
+
+    _estimator_type = "classifier"  # scikit-learn before 1.6
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name."""
+        return {parameter.name: getattr(self, parameter.name) for parameter in fields(self)}
+
+    def set_params(self, **params: Any) -> "TextClassifier":
+        """Change parameters, for the next `fit`. Raises InputError for a name that is unknown."""
+        known = self.get_params()
+        for name, value in params.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1) or sorted(known)
+                raise InputError(f"TextClassifier has no parameter {name!r}; did you mean {', '.join(near)}?")
+            setattr(self, name, value)
+        return self
+
+    def __sklearn_clone__(self) -> "TextClassifier":
+        """An unfitted classifier on the same base: a pair is not copied."""
+        return type(self)(**self.get_params())
+
+    def __sklearn_tags__(self) -> Any:
+        """Only scikit-learn calls this, which is therefore imported."""
+        sklearn = sys.modules["sklearn.utils"]
+        return sklearn.Tags(
+            estimator_type="classifier",
+            target_tags=sklearn.TargetTags(required=True),
+            classifier_tags=sklearn.ClassifierTags(),
+            input_tags=sklearn.InputTags(one_d_array=True, two_d_array=False, string=True),
+        )
+
+    def fit(
+        self, texts: Iterable[str], labels: Iterable[Hashable], *,
+        validation: tuple[Iterable[str], Iterable[Hashable]] | None = None,
+        on_trained: Callable[["TextClassifier"], None] = lambda classifier: None,
+    ) -> "TextClassifier":  # fmt: skip
+        """Adapt the base to texts and their labels.
+
+        `validation` texts and labels choose the best epoch and the C of `features`; without them the last epoch stays.
+        `on_trained` is called with the classifier once it is trained, and before Ctrl-C ends an unfinished training.
+        Raises InputError for parameters, texts or labels that cannot work.
+        """
+        check_seed(self.seed)
+        if self.method not in NAMES:
+            raise InputError(f"there is no method {self.method!r}; there are: {', '.join(NAMES)}")
+        vars(self).pop("method_", None)
+        labels = list(labels)
+        self.classes_ = label_array(distinct(labels) if self.answers is None else list(self.answers))
+        rows, held = self._rows(texts, labels), [] if validation is None else self._rows(*validation)
+        task = Task("the given data", self.prompt, tuple(self._answers()), rows, held, rows, end=self.end)
+        shots = balanced_shots(task, self.shots, self.seed) if self.method == "few-shot" else []
+        decoder, self.tokenizer_ = self._load_base()
+        self.template_, self.training_ = task_template(task, shots), Training(chosen={"shots": len(shots)})
+        self.precision_ = self._precision(decoder)
+        # Wrong settings are found before anything is built.
+        settings = training_settings(self.method, self, self.precision_, self.seed) if self.method in METHODS else None
+        self.method_ = self._adapted(decoder)
+        # In bfloat16 nothing holds the float32 base from here on.
+        del decoder
+        if self.method == "features":
+            self._fit_features(task)
+        elif settings is not None:
+            self._fit_by_gradient(task, settings, on_interrupt=lambda: on_trained(self))
+        on_trained(self)
+        return self
+
+    def scores(self, texts: Iterable[str], name: str = "texts") -> Scored:
+        """The score of each label for each text; the highest is the prediction. Raises InputError before `fit`."""
+        if not hasattr(self, "method_"):
+            raise InputError("this TextClassifier is not fitted: call fit first")
+        prompts = self._prompts(LabelledText(text, 0) for text in checked_texts(texts))
+        tokens, name = sum(map(len, prompts)), f"{self.method}, {name}"
+        answers = encode_answers(self.tokenizer_, self._answers())
+        if isinstance(self.method_, FrozenHead):
+            return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
+        if isinstance(self.method_, Method):
+            return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
+        # All that the prompts have in common is processed once.
+        cached = PromptCache(self.method_.decoder).process(prompts)
+        return Scored(cached.score(answers, name), cached.tokens, cached.shared)
+
+    def predict_proba(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
+        """The probability of each label, among all labels, for each text; columns as in `classes_`."""
+        return softmax(self.scores(texts).scores.double()).numpy()
+
+    def predict(self, texts: Iterable[str]) -> np.ndarray:
+        """The most probable label of each text."""
+        return self.classes_[self.scores(texts).scores.argmax(-1).numpy()]
+
+    def score(self, texts: Iterable[str], labels: Iterable[Hashable]) -> float:
+        """The accuracy, from 0 to 1."""
+        rows = self._rows(texts, labels)
+        return accuracy(self.scores(row.text for row in rows).scores, _labels(rows))
+
+    def save(self, directory: str | Path) -> None:
+        """Write the adapter (`method_.save`), if anything was trained, and classifier.json next to it.
+
+        Raises InputError before `fit`, and for labels that JSON cannot hold: strings, numbers and tuples of them can.
+        """
+        if not hasattr(self, "method_"):
+            raise InputError("this TextClassifier is not fitted: call fit first")
+        classes = self.classes_.tolist()
+        try:
+            held = [from_json(label) for label in json.loads(json.dumps(classes))] == classes
+        except (TypeError, ValueError):
+            held = False
+        if not held:
+            raise InputError(f"JSON cannot hold the labels {classes}; strings, numbers and tuples can be saved"[:500])
+        params = {name: value.item() if isinstance(value, np.generic) else value for name, value in self._params()}
+        described = {
+            "format": FORMAT, "classes": classes, "precision": self.precision_, "parameters": params, "adapter": None,
+            "examples": [[shot.text, shot.answer] for shot in self.template_.shots],
+        }  # fmt: skip
+        directory = Path(directory)
+        if isinstance(self.method_, Adaptation):
+            self.method_.save(directory, tokenizer=self.tokenizer_)
+            described["adapter"] = file_fingerprint(directory / DESCRIPTION)
+        write_sealed(directory / CLASSIFIER, described)
+
+    def _params(self) -> Iterable[tuple[str, Any]]:
+        """The parameters as JSON has them: a base in memory is None, the answers are in the order of the classes."""
+        answers = None if self.answers is None else self._answers()
+        base = None if isinstance(self.base, tuple) else str(self.base)
+        store = None if self.store is None else str(self.store)
+        return (self.get_params() | {"answers": answers, "base": base, "store": store}).items()
+
+    @classmethod
+    def load(
+        cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer] | None = None
+    ) -> "TextClassifier":
+        """The saved classifier, with the same probabilities bit for bit. `base` replaces the name that was saved.
+
+        Raises InputError for a damaged or edited directory, and where an adapter belongs to another base.
+        """
+        path = Path(directory) / CLASSIFIER
+        found = read_sealed(path, FORMAT)
+        params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
+        answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
+        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base or params["base"]})
+        if self.base is None:
+            raise InputError(f"{path} is of a decoder in memory; pass base=(decoder, tokenizer)")
+        self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
+        self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
+        decoder, self.tokenizer_ = self._load_base()
+
+        def adapted(decoder: Decoder) -> Adaptation:
+            if file_fingerprint(path.with_name(DESCRIPTION)) != found["adapter"]:
+                raise InputError(f"the adapter next to {path} is not the one that was saved with it")
+            return load(decoder, directory, allow_noop=True, tokenizer=self.tokenizer_)
+
+        in_context = self.method in IN_CONTEXT
+        self.method_ = decoder if in_context else on_lowered_base(self.method, decoder, self.precision_, adapted)
+        return self
+
+    def _load_base(self) -> tuple[Decoder, Tokenizer]:
+        """Raises InputError for a base without a tokenizer."""
+        if isinstance(self.base, tuple):
+            decoder, tokenizer = self.base
+        else:
+            decoder, tokenizer = hub.load(self.base)
+            decoder = decoder.to(pick_device(self.device))
+        if tokenizer is None:
+            raise InputError(f"{self.base} has no tokenizer, and texts need one")
+        return decoder, tokenizer
+
+    def _precision(self, decoder: Decoder) -> str:
+        if self.method in IN_CONTEXT:
+            return "float32"
+        return best_precision(decoder.embed.weight.device) if self.precision == "auto" else self.precision
+
+    def _rows(self, texts: Iterable[str], labels: Iterable[Hashable]) -> list[LabelledText]:
+        """Texts with the indices of their classes. Raises InputError for lengths that differ and an unknown label."""
+        texts, labels = checked_texts(texts), list(labels)
+        places = {label: place for place, label in enumerate(self.classes_.tolist())}
+        if len(texts) != len(labels):
+            raise InputError(f"{len(texts)} texts have {len(labels)} labels; each text needs one")
+        if unknown := [label for label in labels if label not in places]:
+            raise InputError(f"the label {unknown[0]!r} is none of the classes: {', '.join(map(str, places))}"[:500])
+        return [LabelledText(text, places[label]) for text, label in zip(texts, labels, strict=True)]
+
+    def _answers(self) -> list[str]:
+        if self.answers is not None:
+            return list(self.answers.values())
+        return [f" {label}" for label in self.classes_.tolist()]
+
+    def _prompts(self, rows: Iterable[LabelledText]) -> list[list[int]]:
+        return [self.template_.encode(self.tokenizer_, row.text) for row in rows]
+
+    def _adapted(self, decoder: Decoder) -> Method | Decoder:
+        """The method before it is trained; the decoder, where nothing in it is trained."""
+        answers = encode_answers(self.tokenizer_, self._answers())
+        if self.method in IN_CONTEXT:
+            return decoder
+        if self.method == "features":
+            return on_lowered_base(self.method, decoder, self.precision_, lambda decoder: decoder)
+        return build(Base(decoder, self.tokenizer_, answers), self.method, self, self.precision_, self.seed)
+
+    def _fit_by_gradient(self, task: Task, settings: TrainingSettings, on_interrupt: Callable[[], None]) -> None:
+        assert isinstance(self.method_, Method)
+        answers = encode_answers(self.tokenizer_, self._answers())
+        held = (self._prompts(task.validation), _labels(task.validation)) if task.validation else None
+        history = fit_to_labels(
+            self.method_, self._prompts(task.train), _labels(task.train), answers, held, settings, on_interrupt,
+            self.method,
+        )  # fmt: skip
+        chosen = {
+            "epochs": settings.epochs, "rate": settings.rate, "best_epoch": history.best_epoch + 1,
+            "validation": history.validation, "losses": history.losses,
+        }  # fmt: skip
+        self.training_ = Training(history.seconds, history.tokens, chosen)
+
+    def _fit_features(self, task: Task) -> None:
+        decoder, prompts, start = self.method_.decoder, self._prompts(task.train), time.perf_counter()
+        features = self._features(prompts, "features, training rows")
+        seconds, held = time.perf_counter() - start, None
+        if task.validation:
+            held = self._features(self._prompts(task.validation), "features, validation rows"), _labels(task.validation)
+        start = time.perf_counter()
+        method, c = fit_head(decoder, len(self.classes_), features, _labels(task.train), held)
+        seconds += time.perf_counter() - start
+        chosen = {"c": c}
+        if held is not None:
+            chosen["validation"] = accuracy(method.classifier.scores(held[0]), held[1])
+        self.method_, self.training_ = method, Training(seconds, sum(map(len, prompts)), chosen)
+
+    def _features(self, prompts: list[list[int]], name: str) -> Float[Tensor, "N D"]:
+        decoder, recipe = self.method_.decoder, FeatureRecipe(precision=self.precision_)
+        if self.store is None:
+            return compute_features(decoder, prompts, recipe, name)
+        return cached_features(decoder, prompts, Path(self.store), recipe, self.tokenizer_.fingerprint, name)
+
+
+def _labels(rows: Sequence[LabelledText]) -> Tensor:
+    return torch.tensor([row.label for row in rows])

@@ -1,0 +1,159 @@
+"""Fitting a method to prompts and answers, one function for each kind of loss.
+
+fit_to_labels   cross-entropy of log P(answer | prompt) over the answers of all labels
+fit_head        a logistic regression on stored features
+train           cross-entropy of the answer's own tokens, for answers in words
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.adapt import FineTune, FrozenHead, Method
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.prompting.scoring import Features, accuracy, answer_log_probabilities, answer_scores, score_all
+from minillm.runtime.device import autocast, best_precision
+from minillm.shapes import Float, Int
+from minillm.tokenizer import Tokenizer
+from minillm.training import loop
+from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
+from minillm.training.loop import History
+from minillm.training.schedule import TrainingSettings
+
+PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
+"""The values of C, the inverse strength of the penalty on a logistic regression's weights, that are tried."""
+HELD_OUT = 5
+"""Without validation rows, every fifth row of each class is held out to choose C."""
+EncodedRow = tuple[list[int], list[int]]
+"""Prompt ids, answer ids."""
+
+
+def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int]]:
+    """The answers' ids. Raises InputError for two that are equal, as words that the tokenizer lacks may be."""
+    encoded = [tokenizer.encode(answer) for answer in answers]
+    for index, answer in enumerate(encoded):
+        if (first := encoded.index(answer)) < index:
+            same = " and ".join(repr(answers[place]) for place in (first, index))
+            raise InputError(f"the answers {same} are the same to this base's tokenizer: give other labels")
+    return encoded
+
+
+def _scored(method: Method, answers: Sequence[list[int]]) -> Sequence[list[int]]:
+    """If a classifier is in the head's place, the answers are its classes."""
+    classifies = isinstance(method, FineTune) and method.classes is not None
+    return [[label] for label in range(len(answers))] if classifies else answers
+
+
+def score_labels(
+    method: Method, prompts: Sequence[list[int]], answers: Sequence[list[int]], precision: str, name: str,
+    features: Features | None = None,
+) -> Float[Tensor, "N C"]:  # fmt: skip
+    """Each answer's score after each prompt, in the precision of training."""
+    device, answers = method.decoder.embed.weight.device, _scored(method, answers)
+
+    def score(batch: list[int]) -> Tensor:
+        with autocast(device, precision):
+            return answer_scores(method, [prompts[index] for index in batch], answers, features)
+
+    return score_all(score, [len(prompt) for prompt in prompts], name)
+
+
+def fit_to_labels(
+    method: Method, prompts: Sequence[list[int]], labels: Int[Tensor, "N"], answers: Sequence[list[int]],
+    validation: tuple[Sequence[list[int]], Int[Tensor, "_"]] | None, settings: TrainingSettings,
+    on_interrupt: Callable[[], None], name: str,
+) -> History:  # fmt: skip
+    """Gradient descent on the cross-entropy over all answers; the epoch is chosen on the validation rows, if given.
+
+    The hidden states of frozen layers are computed once for each row.
+    """
+    cached = ActivationCache(method).features if lowest_trained_stage(method) else None
+    scored = _scored(method, answers)
+
+    def loss(batch: list[int]) -> tuple[Tensor, int]:
+        scores = answer_scores(method, [prompts[index] for index in batch], scored, cached)
+        return F.cross_entropy(scores, labels[batch].to(scores.device), reduction="sum"), len(batch)
+
+    def validate() -> float:
+        assert validation is not None
+        held, expected = validation
+        scores = score_labels(method, held, answers, settings.precision, f"{name}, validation rows", cached)
+        return accuracy(scores, expected)
+
+    return loop.train(
+        method, range(len(prompts)), loss, lambda index: len(prompts[index]), settings,
+        validate=None if validation is None or settings.epochs == 1 else validate, on_interrupt=on_interrupt, name=name,
+    )  # fmt: skip
+
+
+def fit_head(
+    decoder: Decoder, classes: int, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"],
+    validation: tuple[Float[Tensor, "_ D"], Int[Tensor, "_"]] | None,
+) -> tuple[FrozenHead, float]:  # fmt: skip
+    """The logistic regression, and the C under which the validation labels are most likely.
+
+    (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
+    """
+    kept, held = (slice(None), validation) if validation is not None else _held_out(features, labels)
+
+    def fitted(c: float, rows: Tensor | slice = slice(None)) -> FrozenHead:
+        method = FrozenHead(decoder, classes, settings={"c": c, "standardise": True})
+        method.fit(features[rows], labels[rows])
+        return method
+
+    def loss(c: float) -> float:
+        return F.cross_entropy(fitted(c, kept).classifier.scores(held[0]), held[1]).item()
+
+    best = min(PENALTIES, key=loss)
+    return fitted(best), best
+
+
+def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[Tensor, Tensor]]:
+    """The rows to fit and those to choose C by; all of them for both where a class has too few."""
+    if labels.bincount().min() < HELD_OUT:
+        return slice(None), (features, labels)
+    places = torch.stack([(labels[:row] == label).sum() for row, label in enumerate(labels)])
+    held = places % HELD_OUT == HELD_OUT - 1
+    return ~held, (features[held], labels[held])
+
+
+def encode_exchanges(tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]]) -> list[EncodedRow]:
+    """The ids of prompts and of answers, with the end of text: a model must also learn where an answer ends."""
+    if tokenizer.eos is None:
+        raise InputError("this tokenizer has no end of text, and free answers need one")
+    return [(tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos]) for prompt, answer in exchanges]
+
+
+def fit_to_answers(
+    method: Method, rows: Sequence[EncodedRow], settings: TrainingSettings,
+    validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
+) -> History:  # fmt: skip
+    """Gradient descent on the mean cross-entropy of the answers' tokens; the prompts have no loss."""
+
+    def loss(rows: list[EncodedRow]) -> tuple[Tensor, int]:
+        prompts, answers = zip(*rows, strict=True)
+        return -answer_log_probabilities(method, prompts, answers).sum(), sum(len(answer) for answer in answers)
+
+    return loop.train(
+        method, rows, loss, lambda row: len(row[0]) + len(row[1]), settings, validate=validate,
+        on_interrupt=on_interrupt,
+    )  # fmt: skip
+
+
+def train(
+    method: Method, tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]], *, epochs: int = 3,
+    learning_rate: float = 1e-3, batch_size: int = 16, seed: int = 0,
+) -> History:  # fmt: skip
+    """Train a method to continue each prompt with its answer: (prompt, answer) pairs of text.
+
+    1e-3 is a learning rate for LoRA; full fine-tuning takes about 2e-5. The method is in evaluation mode afterwards.
+    Raises InputError without pairs, for a tokenizer without an end of text, and when the loss is not finite.
+    """
+    if not exchanges:
+        raise InputError("there are no (prompt, answer) pairs to train on")
+    precision = best_precision(method.decoder.embed.weight.device)
+    settings = TrainingSettings(epochs=epochs, rate=learning_rate, batch=batch_size, precision=precision, seed=seed)
+    return fit_to_answers(method, encode_exchanges(tokenizer, exchanges), settings)

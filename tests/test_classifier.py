@@ -1,0 +1,210 @@
+"""From texts to labels: every method fits, predicts, and is the same after it was saved and loaded."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import minillm
+from minillm import DecoderConfig, InputError, TextClassifier
+from minillm.classifier import NAMES
+from minillm.training.tokenizers import byte_pairs
+from tests.decoders import random_decoder
+
+TEXTS = [f"{word} {number}" for number in range(8) for word in ("good", "bad")]
+LABELS = ["yes", "no"] * 8
+BASE = (
+    random_decoder(DecoderConfig.tiny(vocabulary=257, context_length=256)).float(),
+    byte_pairs([], 257),
+)
+SMALL = {"r": 2, "layers": 1, "epochs": 1, "rate": 1e-2, "shots": 2, "words": "a label"}
+
+
+def classifier(method="lora", **params):
+    return TextClassifier(**{"base": BASE, "method": method, "prompt": "{text}:", **SMALL, **params})
+
+
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_every_method_fits_and_has_the_same_probabilities_once_it_is_loaded(method, precision, tmp_path):
+    fitted = classifier(method, precision=precision)
+    assert fitted.fit(TEXTS, LABELS) is fitted
+    assert fitted.classes_.tolist() == ["no", "yes"]
+    probabilities = fitted.predict_proba(TEXTS)
+    assert np.allclose(probabilities.sum(-1), 1)
+    assert np.array_equal(fitted.predict(TEXTS), fitted.classes_[probabilities.argmax(-1)])
+    assert fitted.score(TEXTS, LABELS) == np.mean(fitted.predict(TEXTS) == LABELS)
+    fitted.save(tmp_path)
+    loaded = TextClassifier.load(tmp_path, base=BASE)
+    assert loaded.get_params() == fitted.get_params()
+    assert np.array_equal(loaded.predict_proba(TEXTS), probabilities)
+
+
+@pytest.mark.parametrize("method", ["features", "last-blocks"])
+def test_it_learns(method):
+    assert classifier(method, epochs=20).fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1
+
+
+@pytest.mark.parametrize(
+    "labels", [[3, 1], [True, False], [("a", 1), ("b", None)], ["b", 2], [None, frozenset({1})]], ids=str
+)
+def test_labels_are_of_any_hashable_type_and_come_back_as_they_are(labels, tmp_path):
+    fitted = classifier("features").fit(TEXTS, labels * 8)
+    assert set(fitted.predict(TEXTS).tolist()) == set(labels)
+    if frozenset({1}) in labels:
+        with pytest.raises(InputError, match="JSON cannot hold the labels"):
+            fitted.save(tmp_path)
+        assert not list(tmp_path.iterdir())
+        return
+    fitted.save(tmp_path)
+    loaded = TextClassifier.load(tmp_path, base=BASE)
+    assert loaded.classes_.tolist() == fitted.classes_.tolist()
+    assert [type(label) for label in loaded.classes_.tolist()] == [type(label) for label in fitted.classes_.tolist()]
+
+
+def test_validation_rows_choose_the_epoch():
+    fitted = classifier("lora", epochs=3).fit(TEXTS, LABELS, validation=(TEXTS[:4], LABELS[:4]))
+    accuracies = fitted.training_.chosen["validation"]
+    assert len(accuracies) == 3
+    assert fitted.score(TEXTS[:4], LABELS[:4]) == max(accuracies)
+
+
+def test_few_shot_shows_examples_of_the_texts_with_the_answers_of_their_labels():
+    fitted = classifier("few-shot", answers={"yes": " fine", "no": " poor"}, end=".").fit(TEXTS, LABELS)
+    assert fitted.classes_.tolist() == ["yes", "no"], "in the order of the answers"
+    first, second, asked = fitted.template_.render("so").split("\n\n")
+    assert {first.split(":")[1], second.split(":")[1]} == {" fine.", " poor."}
+    assert asked == "so:"
+
+
+def test_a_base_is_a_name_too_and_the_prompt_is_neutral(tmp_path):
+    fitted = TextClassifier(base="tiny", method="zero-shot").fit(["2 + 3", "5"], ["sum", "number"])
+    assert fitted.template_.render("7") == "Text: 7\nLabel:"
+    fitted.save(tmp_path)
+    assert np.array_equal(TextClassifier.load(tmp_path).predict_proba(["7"]), fitted.predict_proba(["7"]))
+
+
+def test_the_base_is_never_written_to():
+    before = {name: weight.clone() for name, weight in BASE[0].named_parameters()}
+    classifier("full").fit(TEXTS, LABELS)
+    assert all(torch.equal(weight, before[name]) for name, weight in BASE[0].named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("params", "texts", "labels", "sentence"),
+    [
+        ({"method": "lorra"}, TEXTS, LABELS, "there is no method 'lorra'"),
+        ({"prompt": "text"}, TEXTS, LABELS, r"has no \{text\}"),
+        ({"answers": {"yes": " a", "no": " a"}}, TEXTS, LABELS, "two different labels"),
+        ({"answers": {"yes": " a", "nein": " b"}}, TEXTS, LABELS, "the label 'no' is none of the classes: yes, nein"),
+        ({"seed": -1}, TEXTS, LABELS, "the seed is -1"),
+        ({"base": (BASE[0], None)}, TEXTS, LABELS, "has no tokenizer"),
+        ({}, "good", ["yes"], "texts must be a list"),
+        ({}, [], [], "texts must be a list"),
+        ({}, ["good", float("nan")], ["yes", "no"], "got nan"),
+        ({}, TEXTS[:3], LABELS[:2], "3 texts have 2 labels"),
+        ({}, TEXTS[:2], ["yes", "yes"], "two different labels"),
+        ({}, TEXTS[:2], [["yes"], ["no"]], "labels must be hashable"),
+    ],
+)
+def test_input_that_cannot_work_is_refused(params, texts, labels, sentence):
+    with pytest.raises(InputError, match=sentence):
+        classifier(**params).fit(texts, labels)
+
+
+def test_answers_that_the_tokenizer_cannot_tell_apart_are_refused():
+    """They would have one score, and no gradient: nothing could be learned, without a word about it."""
+    words = minillm.training.tokenizers.words([" good bad :"])
+    with pytest.raises(InputError, match="the answers ' fine' and ' poor' are the same to this base's tokenizer"):
+        classifier(base=(BASE[0], words)).fit(TEXTS, ["fine", "poor"] * 8)
+
+
+def test_before_fit_nothing_is_predicted_or_saved(tmp_path):
+    for use in (lambda one: one.predict(TEXTS), lambda one: one.save(tmp_path)):
+        with pytest.raises(InputError, match="not fitted: call fit first"):
+            use(classifier())
+
+
+def test_a_failed_fit_leaves_nothing_to_predict_with():
+    fitted = classifier("zero-shot").fit(TEXTS, LABELS)
+    with pytest.raises(InputError, match="a rank of 99"):
+        fitted.set_params(method="lora", r=99).fit(TEXTS, LABELS)
+    with pytest.raises(InputError, match="not fitted"):
+        fitted.predict(TEXTS)
+
+
+def test_a_wrong_parameter_gets_a_hint():
+    with pytest.raises(InputError, match=r"no parameter 'epoch'; did you mean epochs\?"):
+        classifier().set_params(epoch=3)
+
+
+def _edited(directory):
+    path = directory / "classifier.json"
+    path.write_text(path.read_text().replace('"yes"', '"yep"'))
+
+
+def _of_another_adapter(directory):
+    classifier("dora").fit(TEXTS, LABELS).method_.save(directory)
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_edited, "was damaged or edited"),
+        (_of_another_adapter, "is not the one that was saved with it"),
+        (lambda directory: (directory / "classifier.json").write_text("[]"), "is not JSON with a sha256"),
+        (lambda directory: (directory / "classifier.json").unlink(), "cannot be read"),
+        (lambda directory: (directory / "adapter.json").unlink(), "cannot be read"),
+    ],
+)
+def test_a_directory_that_is_not_what_was_saved_is_refused(damage, sentence, tmp_path):
+    classifier().fit(TEXTS, LABELS).save(tmp_path)
+    with pytest.raises(InputError, match="decoder in memory; pass base"):
+        TextClassifier.load(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=sentence):
+        TextClassifier.load(tmp_path, base=BASE)
+
+
+def test_what_is_saved_is_json_with_the_parameters(tmp_path):
+    classifier(targets=("key",), store=Path("features")).fit(TEXTS, LABELS).save(tmp_path)
+    parameters = json.loads((tmp_path / "classifier.json").read_text())["parameters"]
+    assert parameters["targets"] == ["key"]
+    assert (parameters["base"], parameters["store"], parameters["r"]) == (None, "features", 2)
+
+
+def test_scikit_learn_takes_it_for_a_classifier():
+    sklearn = pytest.importorskip("sklearn")
+    from sklearn.model_selection import GridSearchCV, cross_val_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+
+    model = classifier("features")
+    copy = sklearn.base.clone(model)
+    assert copy is not model
+    assert copy.get_params() == model.get_params()
+    assert copy.base[0] is BASE[0], "a base is shared"
+    assert sklearn.base.is_classifier(model)
+    assert cross_val_score(model, TEXTS, LABELS, cv=2).tolist() == [1, 1]
+    assert cross_val_score(model, TEXTS, LABELS, cv=2, scoring="roc_auc").tolist() == [1, 1]
+    search = GridSearchCV(model, {"method": ["zero-shot", "features"]}, cv=2).fit(TEXTS, LABELS)
+    assert search.best_params_ == {"method": "features"}
+    lower = FunctionTransformer(lambda texts: [text.lower() for text in texts])
+    pipeline = make_pipeline(lower, model).fit([text.upper() for text in TEXTS], LABELS)
+    assert pipeline.score(TEXTS, LABELS) == 1
+
+
+def test_answers_in_words_are_trained():
+    decoder, tokenizer = BASE
+    method = minillm.adapt.LoRA(decoder, r=4)
+    pairs = [("2 + 2 =", " four"), ("1 + 2 =", " three")]
+    history = minillm.train(method, tokenizer, pairs, epochs=30, learning_rate=3e-2)
+    assert history.losses[-1] < 0.1 < history.losses[0]
+    for prompt, answer in pairs:
+        ids = torch.tensor([tokenizer.encode(prompt)])
+        written = minillm.generate(method, ids, max_new_tokens=8, stop=[tokenizer.eos])[0, ids.shape[1] :].tolist()
+        assert tokenizer.decode(written[: written.index(tokenizer.eos)]) == answer
+    with pytest.raises(InputError, match=r"no \(prompt, answer\) pairs"):
+        minillm.train(method, tokenizer, [])
