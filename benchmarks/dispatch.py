@@ -8,7 +8,7 @@ from timeit import timeit
 
 import torch
 
-from benchmarks.beside import run
+from benchmarks.sides import run
 from minillm import operations
 from minillm.fast import attention, linear, lora
 from minillm.ops import norm
