@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.beside import run
+from benchmarks.sides import run
 from minillm.errors import InputError
 from minillm.runtime.progress import progress
 
@@ -64,7 +64,7 @@ def _overheads(timed: "Timed") -> Iterable[str]:
     for name in timed.yardsticks:
         if name in medians:
             ours, torchs = (medians[side] / medians[name] for side in ("minillm", "torch"))
-            yield f"beside {name}: minillm takes {ours:.2f} times as long, torch {torchs:.2f}"
+            yield f"next to {name}: minillm takes {ours:.2f} times as long, torch {torchs:.2f}"
 
 
 def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ...]]:

@@ -203,7 +203,7 @@ def test_features_are_what_the_head_reads(style):
 
 @every_style
 def test_float64_is_never_downcast(style):
-    """A step through float32 would move the logits by 1e-7 of their size; numpy's twin is the exact one."""
+    """A step through float32 would move the logits by 1e-7 of their size; the numpy reference is exact."""
     decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
     seen = set()
     for module in decoder.modules():
@@ -255,6 +255,6 @@ def test_gradients_reach_every_parameter():
         decoder = random_decoder(config)
         decoder(_ids(2, 17)).square().sum().backward()
         for name, parameter in decoder.named_parameters():
-            # Without rotary positions a key's bias adds the same to all of a query's scores: it has no slope.
+            # Without rotary positions a key's bias adds the same to all of a query's scores: it has no gradient.
             expected = not (name.endswith("key.bias") and config.positions != "rotary")
             assert (parameter.grad.abs().max() > 1e-6) == expected, f"{style}: {name}"

@@ -101,7 +101,7 @@ def test_top_p_keeps_the_fewest_tokens_that_hold_p(logits, p):
 
 
 @given(probabilities, st.integers(1, 12), st.floats(0.2, 3))
-def test_top_k_keeps_the_likeliest_and_temperature_divides_the_logits(logits, k, temperature):
+def test_top_k_keeps_the_most_likely_and_temperature_divides_the_logits(logits, k, temperature):
     logits = torch.tensor([logits], dtype=torch.float64)
     kept = next_token_distribution(logits, temperature, k, None)[0]
     best = logits[0].topk(min(k, logits.shape[1])).indices

@@ -187,7 +187,7 @@ def test_the_table_has_rate_share_of_the_ceiling_and_overhead():
     assert cells[5:] == [f"{rate / 8e14:.0%}", "1.25", "1.25", "to", "1.25", "1e-03"]
     assert lines[5].split()[:5] == ["the", "frozen", "Linear", "320.0", "µs"]
     assert lines[5].split()[5:7] == ["-", "-"]
-    assert lines[6] == "beside the frozen Linear: minillm takes 1.25 times as long, torch 1.56"
+    assert lines[6] == "next to the frozen Linear: minillm takes 1.25 times as long, torch 1.56"
 
 
 def test_a_work_is_held_to_what_bounds_it():
