@@ -9,6 +9,8 @@ import warnings
 import torch
 from torch import Tensor
 
+from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
 from minillm.kernels import _measured
 from minillm.lab.trust import OurKernels
 from minillm.operations import BACKENDS, backend, gelu, lora, rms_norm
@@ -71,6 +73,19 @@ def programs_by_backend() -> list[str]:
     ]
 
 
+def decoders_by_backend() -> dict[str, bool]:
+    """Whether a whole decoder, whose blocks are run again for their gradient, is one graph with the same logits."""
+    found, ids = {}, torch.arange(10, device=DEVICE).view(2, 5)
+    for name in BACKENDS:
+        decoder = Decoder(DecoderConfig.tiny()).to(DEVICE).train()
+        decoder.recompute = True
+        with backend(name):
+            logits = torch.compile(decoder, backend="aot_eager", fullgraph=True)(ids)
+            logits.sum().backward()
+            found[name] = torch.allclose(logits, decoder(ids), atol=1e-6)
+    return found
+
+
 def answers_by_sizes() -> tuple[list[bool], int]:
     """The choice for each number of rows, and the number of compiled programs."""
     graphs = Graphs()
@@ -85,7 +100,7 @@ def main() -> None:
     with OurKernels() as kernels:
         forced(torch.ones(2, WIDTH, device=DEVICE), torch.ones(WIDTH, device=DEVICE))
     found = {"kernel": kernels.seen, "forced": same_numbers(forced), "chosen": same_numbers(chosen)}
-    found |= {"by backend": programs_by_backend(), "by sizes": answers_by_sizes()}
+    found |= {"by backend": programs_by_backend(), "by sizes": answers_by_sizes(), "decoders": decoders_by_backend()}
     print(json.dumps(found))
 
 

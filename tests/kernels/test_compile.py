@@ -27,6 +27,10 @@ def test_a_compiled_program_has_the_same_results_and_no_graph_break():
     assert found()["chosen"]
 
 
+def test_a_whole_decoder_is_one_graph_also_where_blocks_are_run_again():
+    assert found()["decoders"] == {"plain": True, "fast": True, "triton": True}
+
+
 def test_another_backend_is_another_program():
     assert found()["by backend"] == ["plain", "fast", "triton"], "and none is recompiled"
 
