@@ -52,9 +52,9 @@ class _Asked(Exception):
 def asked_sizes(work: Work) -> tuple[int, ...] | None:
     """The sizes by which the operation asks for its kernel, overheard where it asks; None if it has none to ask for."""
 
-    def listen(operation: str, tensor: Tensor, *sizes: int) -> bool:
+    def listen(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...]]) -> bool:
         assert operation == work.operation, f"{work.operation} asks for the kernel of {operation}"
-        raise _Asked(sizes)
+        raise _Asked(sizes())
 
     with mock.patch.object(operations, "by_kernel", listen):
         try:
