@@ -72,7 +72,7 @@ class TextClassifier(MethodOptions):
     are the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder.
     """
 
-    base: str | Path | tuple[Decoder, Tokenizer] = "smollm2-135m-instruct"
+    base: str | Path | tuple[Decoder, Tokenizer | None] = "smollm2-135m-instruct"
     """A pulled name, a directory in Hugging Face's layout, a .gguf file, tiny, or a decoder and its tokenizer."""
     method: str = "lora"
     """zero-shot, few-shot, features, soft-prompt, prefix, output, last-blocks, lora, dora, pissa or full."""
@@ -179,12 +179,14 @@ class TextClassifier(MethodOptions):
 
     def predict(self, texts: Iterable[str]) -> np.ndarray:
         """The most probable label of each text."""
-        return self.classes_[self.scores(texts).scores.argmax(-1).numpy()]
+        best = self.scores(texts).scores.argmax(-1)
+        return self.classes_[best.numpy()]
 
     def score(self, texts: Iterable[str], labels: Iterable[Hashable]) -> float:
         """The accuracy, from 0 to 1."""
-        rows = self._rows(texts, labels)
-        return accuracy(self.scores(row.text for row in rows).scores, _labels(rows))
+        texts = list(texts)
+        scores = self.scores(texts).scores
+        return accuracy(scores, _labels(self._rows(texts, labels)))
 
     def save(self, directory: str | Path) -> None:
         """Write the adapter (`method_.save`), if anything was trained, and classifier.json next to it.
@@ -220,7 +222,7 @@ class TextClassifier(MethodOptions):
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer] | None = None
+        cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer | None] | None = None
     ) -> "TextClassifier":
         """The saved classifier, with the same probabilities bit for bit. `base` replaces the name that was saved.
 
@@ -230,9 +232,9 @@ class TextClassifier(MethodOptions):
         found = read_sealed(path, FORMAT)
         params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
         answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
-        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base or params["base"]})
-        if self.base is None:
+        if (base := base or params["base"]) is None:
             raise InputError(f"{path} is of a decoder in memory; pass base=(decoder, tokenizer)")
+        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
         self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
         self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
         decoder, self.tokenizer_ = self._load_base()
@@ -262,7 +264,7 @@ class TextClassifier(MethodOptions):
             return "float32"
         return best_precision(decoder.embed.weight.device) if self.precision == "auto" else self.precision
 
-    def _rows(self, texts: Iterable[str], labels: Iterable[Hashable]) -> list[LabelledText]:
+    def _rows(self, texts: Iterable[str], labels: Iterable[Any]) -> list[LabelledText]:
         """Texts with the indices of their classes. Raises InputError for lengths that differ and an unknown label."""
         texts, labels = checked_texts(texts), list(labels)
         places = {label: place for place, label in enumerate(self.classes_.tolist())}

@@ -38,10 +38,10 @@ class Effect(NamedTuple):
 @torch.no_grad()
 def effect(method: Adaptation, decoder: Decoder) -> Effect:
     """The adapter's effect on the probe. Raises InputError for one that leaves it no room in the context."""
-    prompt = method.prefix() if isinstance(method, Method) else None
-    ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
     matrix = next(iter(linears(decoder).values())).weight
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
+        prompt = method.prefix() if isinstance(method, Method) else None
+        ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
         adapted = method(ids).double()
         if adapted.dim() == 2:
             return Effect((adapted.amax(-1) - adapted.amin(-1)).max().item(), True)

@@ -1,6 +1,6 @@
 """Texts and labels as a caller gives them: lists, arrays, columns; labels of any hashable type."""
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
     return found
 
 
-def distinct(labels: Iterable[Hashable]) -> list[Any]:
+def distinct(labels: Iterable[Any]) -> list[Any]:
     """Each label once: sorted, or in order of appearance where they cannot be compared."""
     try:
         found: list[Any] = list(dict.fromkeys(labels))
