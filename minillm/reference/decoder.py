@@ -2,8 +2,9 @@
 
     features = tower(embed(ids))        logits = features headᵀ
 
-`weights` is a torch `state_dict()` with numpy arrays, unchanged; `with_low_rank` adds LoRA's factors to it. `config`
-is anything with DecoderConfig's attributes. `prefix` is a KeyValues; `mask` is true for a token. There is no dropout.
+`weights` is a torch `state_dict()` with numpy arrays, unchanged, and LoRA's factors if there are any (`parameters.py`).
+`config` is anything with DecoderConfig's attributes. `prefix` is a KeyValues; `mask` is true for a token. There is no
+dropout.
 
 Gradient. Two points are particular to a decoder:
   * a tied head is the embedding table, whose gradient has therefore two terms, one as input and one as output;

@@ -28,12 +28,6 @@ def in_float64(weights):
     return {name: np.asarray(array, np.float64) for name, array in weights.items()}
 
 
-def with_low_rank(weights, lora):
-    """The weights and, for each Linear named in `lora`, its factors: {"blocks.0.attention.query": (a, b, scale)}."""
-    factors = {name: dict(zip(("a", "b", "scale"), low_rank, strict=True)) for name, low_rank in lora.items()}
-    return dict(weights, **{f"{name}.{part}": value for name in lora for part, value in factors[name].items()})
-
-
 def projection_forward(x, weights):
     """A Linear of the decoder, with its low-rank update if it has one."""
     weight, bias = weights["weight"], weights.get("bias")

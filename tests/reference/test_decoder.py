@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
+from minillm.adapt import LoRA
+from minillm.adapt.lora import LoRALinear
 from minillm.config import DecoderConfig, FeedForward, Norm, Positions
 from minillm.key_values import KeyValues
 from minillm.lab.trust import Case, against_numpy, differences
-from minillm.operations import FAST, PLAIN, lora
+from minillm.operations import FAST, PLAIN
 from minillm.reference import decoder as reference
 from minillm.reference.tower import KeyValues as NumpyKeyValues
 from tests.decoders import SIZES, STYLES, random_decoder, random_prefix
@@ -29,9 +31,9 @@ FLOAT64 = "numpy vs torch, float64"
 
 
 def numpy_weights(decoder):
-    """All parameters and buffers by name; a tied head is listed once, as the embedding."""
-    named = (*decoder.named_parameters(), *decoder.named_buffers())
-    return {name: tensor.detach().numpy().copy() for name, tensor in named}
+    """All parameters by name, a tied head once, as the embedding; and the scale of each update under LoRA."""
+    scales = {f"{path}.scale": part.scale for path, part in decoder.named_modules() if isinstance(part, LoRALinear)}
+    return {name: parameter.detach().numpy().copy() for name, parameter in decoder.named_parameters()} | scales
 
 
 class Computed(nn.Module):
@@ -48,7 +50,7 @@ class Computed(nn.Module):
 def case_of(decoder, others, forward, backward, compute):
     """A case from numpy's forward and backward and torch's function, of a decoder's weights and of other inputs."""
     weights, module = numpy_weights(decoder), Computed(decoder, compute)
-    scales = {f"{name}.scale": part.scale for name, part in decoder.named_modules() if isinstance(part, LowRank)}
+    scales = {name: weights.pop(name) for name in list(weights) if name.endswith(".scale")}
 
     def numpy_forward(inputs):
         return forward({name: inputs[name] for name in weights} | scales, **{name: inputs[name] for name in others})
@@ -57,7 +59,8 @@ def case_of(decoder, others, forward, backward, compute):
         found = backward(dout, cache)
         reached = found.pop("weights")
         assert reached.keys() <= decoder.state_dict().keys()
-        trained = {name: reached.get(name, np.zeros(p.shape)) for name, p in decoder.named_parameters()}
+        named = decoder.named_parameters()
+        trained = {name: reached.get(name, np.zeros(p.shape)) for name, p in named if p.requires_grad}
         return trained | {name: gradient for name, gradient in found.items() if name in others}
 
     def run(inputs, dtype, device):
@@ -146,30 +149,14 @@ def _away_from_kinks(cache):
     return all(isinstance(saved, tuple) or np.abs(saved).min() > 1e-3 for saved in inner)
 
 
-class LowRank(nn.Module):
-    """A linear layer with low-rank factors, independent of `minillm.adapt`."""
-
-    def __init__(self, linear, a, b, scale):
-        super().__init__()
-        self.register_buffer("weight", linear.weight.detach())
-        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
-        self.a, self.b, self.scale = nn.Parameter(a), nn.Parameter(b), scale
-
-    def forward(self, x):
-        return lora(x, self.weight, self.bias, self.a, self.b, self.scale)
-
-
 @pytest.mark.parametrize("style", sorted(STYLES))
 @pytest.mark.parametrize("kind", ["none", "shared"])
 def test_lora_in_the_decoder_is_the_same_in_numpy_and_torch(style, kind):
-    decoder = random_decoder(STYLES[style])
-    for name, linear in list(decoder.named_modules()):
-        if isinstance(linear, nn.Linear) and name.startswith("blocks.") and not name.endswith("out"):
-            # Small enough that no softmax saturates, where gradients would be mostly rounding error.
-            a, b = 0.3 * torch.randn(5, linear.in_features), 0.3 * torch.randn(linear.out_features, 5)
-            place, _, role = name.rpartition(".")
-            setattr(decoder.get_submodule(place), role, LowRank(linear, a.double(), b.double(), 0.7))
-    case = logits_case(decoder, random_ids(2, 4), prefix=prefix_of_kind(kind, decoder.config, 2, 5))
+    method = LoRA(random_decoder(STYLES[style]), r=5, alpha=3.5, targets="all-linear")
+    for parameter in method.trainable().values():
+        # Small enough that no softmax saturates: what is left of a gradient there is mostly rounding.
+        nn.init.normal_(parameter, std=0.2)
+    case = logits_case(method.decoder, random_ids(2, 4), prefix=prefix_of_kind(kind, method.config, 2, 5))
     assert_good(against_numpy(case, np.random.default_rng(0), FAST), FLOAT64)
 
 

@@ -5,16 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from minillm.adapt import PrefixTuning
+from minillm.adapt import LoRA, PrefixTuning
 from minillm.operations import IGNORED, linear_cross_entropy
 from minillm.reference.adamw import no_moments
 from minillm.reference.decoder import features_forward, keys_values_backward, keys_values_forward
 from minillm.reference.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
-from minillm.reference.parameters import with_low_rank
 from minillm.reference.prefix import prefix_backward, prefix_forward
 from minillm.reference.training import language_model_loss, next_token_labels, training_step
 from tests.decoders import STYLES, random_decoder
-from tests.reference.test_decoder import LowRank, numpy_weights
+from tests.reference.test_decoder import numpy_weights
 from tests.reference.test_prefix import numpys_names
 from tests.tolerances import assert_close
 
@@ -93,29 +92,17 @@ def test_full_and_partial_fine_tuning_have_torchs_first_twenty_losses(style, tra
 
 @every_style
 def test_lora_has_torchs_first_twenty_losses(style):
-    decoder = random_decoder(STYLES[style])
-    weights, config, random = numpy_weights(decoder), decoder.config, np.random.default_rng(1)
-    names = [f"blocks.{layer}.attention.{role}" for layer in range(config.layers) for role in ("query", "value")]
-    parameters = {}
-    for name in names:
-        linear = decoder.get_submodule(name)
-        a, b = random.normal(size=(5, linear.in_features)), np.zeros((linear.out_features, 5))
-        parameters |= {f"{name}.a": a, f"{name}.b": b}
-        place, _, role = name.rpartition(".")
-        low_rank = LowRank(linear, torch.from_numpy(a.copy()), torch.from_numpy(b.copy()), 0.4)
-        setattr(decoder.get_submodule(place), role, low_rank)
+    decoder = LoRA(random_decoder(STYLES[style]), r=5, alpha=2).decoder
+    weights, config = numpy_weights(decoder), decoder.config
+    trained = {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad}
 
     def loss_and_gradients(now, ids, mask):
-        adapted = with_low_rank(weights, {name: (now[f"{name}.a"], now[f"{name}.b"], 0.4) for name in names})
-        loss, gradients = language_model_loss(adapted, config, ids, next_token_labels(ids, mask), mask=mask)
+        labels = next_token_labels(ids, mask)
+        loss, gradients = language_model_loss(weights | now, config, ids, labels, mask=mask)
         return loss, gradients["weights"]
 
-    expected = _numpy_losses(parameters, loss_and_gradients, config)
-    named = dict(decoder.named_parameters())
-    trained = [named[name] for name in parameters]
-    for name, parameter in named.items():
-        parameter.requires_grad_(name in parameters)
-    _check(expected, _torch_losses(trained, lambda ids, mask: _torch_loss(decoder, ids, mask), config))
+    expected = _numpy_losses({name: weights[name] for name in trained}, loss_and_gradients, config)
+    _check(expected, _torch_losses(trained.values(), lambda ids, mask: _torch_loss(decoder, ids, mask), config))
 
 
 @every_style
