@@ -1,1 +1,1 @@
-"""Check first, then time, always beside a peer in the same run: `python -m benchmarks.NAME --help`."""
+"""Benchmarks: check first, then time, always next to a peer in the same run: `python -m benchmarks.NAME --help`."""

@@ -1,9 +1,9 @@
-"""How well SmolLM2 learns the reviews: each method's accuracy over several seeds, with how sure the mean is.
+"""Accuracy of SmolLM2 adapted to the reviews, for each method over several seeds, with the standard error of the mean.
 
-A seed is that of all that is random: the start of what is trained and the order of the rows. The rows are always the
-same. A method's rate was found on the validation rows (`minillm/training/methods.py`), the epoch is chosen on them in
-each run, and each run scores the test rows once, at its end. Every run is a rung of the ladder in a process of its
-own; a finished one is kept under `--out` and not run again.
+A seed determines all that is random: the initial values of the trained parameters and the order of the rows. The rows
+themselves are always the same. The learning rate of each method was chosen on the validation rows
+(`minillm/training/methods.py`), each run chooses its epoch on them, and scores the test rows once, at its end. Every
+run is a rung of the ladder in its own process; finished runs are saved under `--out` and not repeated.
 """
 
 import json
@@ -13,30 +13,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.beside import run
 from benchmarks.comparison import cores
 from benchmarks.reviews import BASE
+from benchmarks.sides import run
 from minillm.errors import InputError
 
 if TYPE_CHECKING:
     from minillm.lab.ladder import Ladder
 
-COLUMNS = ("method", "validation rows", "test rows", "mean", "its standard error", "in epoch")
+COLUMNS = ("method", "validation", "test", "mean", "standard error", "best epoch")
 
 
 def numbers(listed: str) -> list[int]:
-    """Seeds as they are typed. Raises InputError for what is no whole number, and for one that comes twice."""
+    """Comma-separated seeds. Raises InputError if one is not an integer or is repeated."""
     try:
         seeds = [int(seed) for seed in listed.split(",")]
     except ValueError:
-        raise InputError(f"the seeds are {listed!r}; they must be whole numbers with commas between them") from None
+        raise InputError(f"seeds must be integers separated by commas, got {listed!r}") from None
     if len(set(seeds)) < len(seeds):
-        raise InputError(f"the seeds {listed} hold one twice, which would only be counted twice")
+        raise InputError(f"seeds must be different, got {listed}")
     return seeds
 
 
 def measured(ladders: Sequence["Ladder"]) -> Iterator[dict[str, Any]]:
-    """Every method's figures at every seed, as each is done."""
+    """The result of every method and seed, as each run ends."""
     from minillm.lab.ladder import run_ladder
 
     for ladder in ladders:
@@ -45,12 +45,12 @@ def measured(ladders: Sequence["Ladder"]) -> Iterator[dict[str, Any]]:
 
 
 def standard_error_of_mean(values: Sequence[float]) -> float:
-    """How far the mean of two or more independent values may be off: their spread (of n - 1) over sqrt(n)."""
+    """The standard error of the mean of two or more independent values: their standard deviation over sqrt(n)."""
     return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One method's accuracies over the seeds, and what they say together."""
+    """One method's accuracies over the seeds, their mean and its standard error."""
     accuracies = [one["accuracy"] for one in runs]
     return {
         "method": runs[0]["name"],
@@ -63,7 +63,7 @@ def summary(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """A line a method: accuracies in per cent, a number a seed."""
+    """A line per method: accuracies in per cent, one per seed."""
     rows = [COLUMNS, *map(_cells, summaries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
@@ -94,15 +94,15 @@ def main(
     threads: int = cores(),
     out: Path = Path("adapt_reviews"),
 ) -> None:
-    """Adapt to the reviews by each method, once a seed.
+    """Adapt to the reviews by each method, once per seed.
 
     Args:
-        methods: The trained rungs of the ladder, comma-separated: soft-prompt, prefix, output, last-blocks, lora, full.
-        seeds: Of all that is random, comma-separated.
+        methods: Trained rungs of the ladder, comma-separated: soft-prompt, prefix, output, last-blocks, lora, full.
+        seeds: Random seeds, comma-separated.
         train: Training rows.
         test: Test rows.
         threads: CPU threads.
-        out: The directory for what is written. Finished runs in it are not run again.
+        out: Output directory. Finished runs in it are not repeated.
     """
     from minillm.lab.ladder import Ladder
     from minillm.lab.report import standard_error
@@ -118,7 +118,7 @@ def main(
     ]  # fmt: skip
     names = ladders[0].chosen()
     if untrained := [name for name in names if name not in METHODS]:
-        raise InputError(f"{untrained[0]} is not trained, and no seed changes it: `minillm ladder` has its figure")
+        raise InputError(f"{untrained[0]} is not trained, so no seed changes it; use `minillm ladder` for its accuracy")
     runs = []
     for one in measured(ladders):
         runs.append(one)
@@ -126,7 +126,7 @@ def main(
     summaries = [summary([one for one in runs if one["name"] == name]) for name in names]
     print(f"\n{table(summaries)}\n")
     error = standard_error(summaries[0]["mean"], test)
-    print(f"one accuracy on {test} rows has a standard error of {100 * error:.1f} points, whatever the seed")
+    print(f"a single accuracy on {test} rows has a standard error of {100 * error:.1f} points")
     found = {"settings": [ladder.described() for ladder in ladders], "summaries": summaries, "runs": runs}
     write_text(out / "adapt_reviews.json", json.dumps(found, indent=2) + "\n")
 

@@ -1,13 +1,13 @@
 """Adapting SmolLM2 to the reviews, in minillm and in transformers + peft + scikit-learn: check first, then time.
 
-Before anything is timed every side must give the same logits, first loss and gradients (or features) as the peer in
-float32, and afterwards the same losses all along (or the same classifier); in bfloat16 their mean. An epoch over the
-rows is cut into rounds, and the sides do each round in turn, each in a process of its own.
+Before anything is timed, every side must give the same logits, first loss and gradients (or features) as the peer in
+float32, and afterwards the same losses in every step (or the same classifier); in bfloat16 the same mean loss. An epoch
+is cut into rounds, and the sides run each round in turn, each in its own process.
 
-The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16 with the frozen matrices held in
-it. The peer in float32 as its manual shows it, which all are compared with, and under torch.autocast in bfloat16. The
-peer "tuned", in both: glibc keeps freed memory for it, and its head runs on the last position only. minillm's sides
-do both always. All sides stay loaded: 15 GB together, 8 with --no-tuned.
+The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16 with the frozen matrices stored in
+it. The peer in float32 as in its documentation, which is the reference, and under torch.autocast in bfloat16. The
+"tuned" peer, in both: glibc keeps freed memory, and the head runs on the last position only. minillm always does both.
+All sides stay loaded: 15 GB together, 8 with --no-tuned.
 """
 
 from collections.abc import Callable
@@ -16,22 +16,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.beside import Side, Worker, at_work, run, shares, take_turns
 from benchmarks.comparison import Comparison, Errors, check, cores, error, multiplies_bfloat16, write_json
 from benchmarks.reviews import Work, reviews
+from benchmarks.sides import Side, Worker, at_work, run, shares, take_turns
 from minillm.errors import InputError
 
 PEER, PEER_IN_HALF = "peer, float32", "peer, bfloat16"
-BATCH, READING_BATCH = 16, 32
+BATCH, FEATURES_BATCH = 16, 32
 C = 0.01  # of the logistic regression
-# Of a quantity's length. 30 blocks, forward and back, carry a rounding error of float32 so far.
+# Relative to the norm of a quantity. float32 rounding errors grow to this over 30 blocks, forward and backward.
 TOLERANCE = 1e-3
-# In bfloat16 minillm may be twice as far off as the peer is.
+# In bfloat16 minillm's error may be twice that of the peer.
 HALF, HALF_TO_PEER = 0.2, 2.0
 
 
 class Plan(NamedTuple):
-    """What all comparisons share."""
+    """The settings that all comparisons share."""
 
     work: Work
     rounds: int
@@ -43,7 +43,7 @@ def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
     """minillm's and the peer's contestants of that kind, in each precision worth timing."""
     from benchmarks import minillm_side, peer_side
 
-    peer_side.directory()  # converts the weights, the first time, before several processes would
+    peer_side.directory()  # converts the weights once, before several processes start
     precisions = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
     ours, theirs = getattr(minillm_side, kind), getattr(peer_side, kind)
     rows = [(f"minillm, {precision}", ours, {"precision": precision}) for precision in precisions]
@@ -55,7 +55,7 @@ def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
 
 
 def compared(workers: list[Worker], answers: list[dict[str, Any]]) -> Errors:
-    """The errors of all sides' answers, against the reference's. Raises InputError for one beyond tolerance."""
+    """The errors of all sides against the reference. Raises InputError for one above its tolerance."""
     named = {worker.name: answer for worker, answer in zip(workers, answers, strict=True)}
     expected, errors = named[PEER], {name: {} for name in named}
     for what, value in expected.items():
@@ -66,16 +66,16 @@ def compared(workers: list[Worker], answers: list[dict[str, Any]]) -> Errors:
     return errors
 
 
-def trained(method: str, rate: float, plan: Plan, epochs: int = 1, nudge: float = 0.01) -> list[Comparison]:
-    """A method of gradient descent, each epoch compared. Its sides are in METHODS of minillm_side and of peer_side."""
+def trained(method: str, rate: float, plan: Plan, epochs: int = 1, noise: float = 0.01) -> list[Comparison]:
+    """A method trained by gradient descent, compared by epoch; see METHODS in minillm_side and peer_side."""
     batches = plan.work.batches(BATCH)
     options = {"work": plan.work, "batch": BATCH, "method": method, "rate": rate, "epochs": epochs}
     with at_work(sides("Training", plan.tuned, options), plan.threads) as workers:
         start = workers[0].ask("parameters")
-        # What starts at zero (LoRA's B) would hide the gradients of its partner (A's): nudge all for the check.
+        # Parameters that start at zero (LoRA's B) would hide the gradients of others (A): add noise for the check.
         random = np.random.default_rng(0)
-        nudged = {name: value + nudge * random.standard_normal(value.shape, "f4") for name, value in start.items()}
-        errors = compared(workers, [_probed(worker, nudged, batches[0]) for worker in workers])
+        noisy = {name: value + noise * random.standard_normal(value.shape, "f4") for name, value in start.items()}
+        errors = compared(workers, [_probed(worker, noisy, batches[0]) for worker in workers])
         for worker in workers:
             worker.ask("start_from", start)
         turns = shares(batches, plan.rounds)
@@ -89,7 +89,7 @@ def trained(method: str, rate: float, plan: Plan, epochs: int = 1, nudge: float 
 
 
 def _compared_losses(workers: list[Worker], losses: dict[str, np.ndarray]) -> Errors:
-    """Each step's loss in float32, and the mean of all: at these rates bfloat16's rounding takes a path of its own."""
+    """The loss of every step in float32, else only the mean: at these rates bfloat16 follows its own trajectory."""
     means = compared(workers, [{"mean loss": losses[worker.name].mean(keepdims=True)} for worker in workers])
     wide = [worker for worker in workers if not worker.name.endswith("bfloat16")]
     each = compared(wide, [{"later losses": losses[worker.name]} for worker in wide])
@@ -102,11 +102,11 @@ def _probed(worker: Worker, parameters: dict[str, np.ndarray], batch: list[int])
 
 
 def features(plan: Plan) -> list[Comparison]:
-    """The stored features of all rows, and then the classifier, both sides' on the reference's features."""
-    batches = plan.work.batches(READING_BATCH)
+    """The features of all rows, and the classifier, which both sides fit on the features of the reference."""
+    batches = plan.work.batches(FEATURES_BATCH)
     with at_work(sides("Features", plan.tuned, {"work": plan.work, "c": C}), plan.threads) as workers:
-        errors = compared(workers, [{"features": worker.ask("read", batches[:1])} for worker in workers])
-        rounds = take_turns(workers, "read", shares(batches, plan.rounds), plan.work.tokens, "features")
+        errors = compared(workers, [{"features": worker.ask("compute", batches[:1])} for worker in workers])
+        rounds = take_turns(workers, "compute", shares(batches, plan.rounds), plan.work.tokens, "features")
         found = next(np.concatenate(one.answers) for one in rounds if one.side == PEER)
         rows = [row for share in shares(batches, plan.rounds) for batch in share for row in batch]
         stored = np.empty_like(found)
@@ -115,7 +115,7 @@ def features(plan: Plan) -> list[Comparison]:
         fitted = compared(pair, [{"classifier": worker.ask("fit", stored)} for worker in pair])
         fits = take_turns(pair, "fit", [stored] * plan.rounds, len, "classifier")
     return [
-        Comparison("features, reading", "tokens", PEER, rounds, errors),
+        Comparison("features, forward", "tokens", PEER, rounds, errors),
         Comparison("features, classifier", "rows", PEER, fits, fitted),
     ]
 
@@ -123,9 +123,9 @@ def features(plan: Plan) -> list[Comparison]:
 METHODS: dict[str, Callable[[Plan], list[Comparison]]] = {
     "lora": lambda plan: trained("lora", 5e-4, plan),
     "soft-prompt": lambda plan: trained("soft-prompt", 3e-2, plan),
-    # Keys and values of words are of the size of 1; near 0 a prefix's slopes in bfloat16 are rounding and little else.
-    "prefix": lambda plan: trained("prefix", 1e-2, plan, nudge=1.0),
-    # From the second epoch on minillm reads what the frozen blocks say from its store.
+    # Keys and values of words have size 1; near 0 a prefix's gradients in bfloat16 are mostly rounding error.
+    "prefix": lambda plan: trained("prefix", 1e-2, plan, noise=1.0),
+    # From the second epoch on minillm takes the outputs of the frozen blocks from its activation cache.
     "last-blocks": lambda plan: trained("last-blocks", 1e-4, plan, epochs=2),
     "features": features,
 }
@@ -142,16 +142,16 @@ def main(
     """Both sides, in turns.
 
     Args:
-        rounds: How many parts an epoch is cut into; every side does each of them once.
+        rounds: Parts of an epoch; every side runs each of them once.
         rows: Rows of reviews.
-        threads: CPU threads of each side; one side works at a time.
-        methods: What to compare, comma-separated: lora, soft-prompt, prefix, last-blocks, features.
+        threads: CPU threads of each side; one side runs at a time.
+        methods: Methods to compare, comma-separated: lora, soft-prompt, prefix, last-blocks, features.
         tuned: Time the tuned peers too.
-        json: Write every round of every side here.
+        json: Write all rounds of all sides to this file.
     """
     chosen = [name.strip() for name in methods.split(",")]
     if unknown := [name for name in chosen if name not in METHODS]:
-        raise InputError(f"there is no method {unknown[0]!r}; there is: {', '.join(METHODS)}")
+        raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     settings = {"rounds": rounds, "rows": rows, "threads": threads, "methods": chosen}
     plan, comparisons = Plan(reviews(rows), rounds, threads, tuned), []
     for name in chosen:

@@ -1,7 +1,7 @@
-"""What was measured, compared: how many times as quick a side is, how sure that is, and whether all compute the same.
+"""Comparisons of measured sides: speedups, their variation over rounds, and errors against a reference.
 
-A round's rate is compared with the reference's rate in the same round. The ratio of the medians is the figure to
-quote; the range of the single rounds' ratios says how much to trust it.
+The rate of a round is compared with the reference's rate in the same round. The ratio of the medians is the figure to
+quote; the range of the ratios of single rounds shows how reliable it is.
 """
 
 import json
@@ -26,7 +26,7 @@ Errors = dict[str, dict[str, float]]
 
 @dataclass
 class Rounds:
-    """What one side did: in each round so much work (tokens, rows, one load) in so many seconds, and its answer."""
+    """The rounds of one side: the amount of work (tokens, rows, one load), the seconds and the answer of each."""
 
     side: str
     answers: list[Any] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Rounds:
 
 
 class Ratio(NamedTuple):
-    """How many times as quick, by the medians, and the lowest and highest that a single round said."""
+    """The speedup by medians, and the lowest and highest speedup of a single round."""
 
     of_medians: float
     lowest: float
@@ -48,13 +48,13 @@ class Ratio(NamedTuple):
 
 
 def ratio(side: Rounds, reference: Rounds) -> Ratio:
-    """The side's rate over the reference's."""
+    """The rate of the side over that of the reference."""
     single = [mine / theirs for mine, theirs in zip(side.rates, reference.rates, strict=True)]
     return Ratio(statistics.median(side.rates) / statistics.median(reference.rates), min(single), max(single))
 
 
 def error(found: Any, expected: Any) -> float:
-    """The length of the difference, as a share of the length of what was expected.
+    """The norm of the difference, relative to the norm of the expected value.
 
     Dictionaries of arrays (gradients by name) count as one long vector.
     """
@@ -68,20 +68,20 @@ def error(found: Any, expected: Any) -> float:
 
 
 def check(side: str, found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> dict[str, float]:
-    """The error of each quantity. Raises InputError where a side does not compute what the others do."""
+    """The error of each quantity. Raises InputError if a side's results differ from the others'."""
     errors = {what: error(found[what], expected[what]) for what in expected}
     for what, size in errors.items():
         if not size <= tolerance:  # a NaN is not within any tolerance
-            raise InputError(f"{side}: the {what} are off by {size:.1e} of their size, and {tolerance:.0e} is allowed")
+            raise InputError(f"{side}: relative error of the {what} must be at most {tolerance:.0e}, got {size:.1e}")
     return errors
 
 
 @dataclass
 class Comparison:
-    """One kind of work by all sides, the checks that went before, and the side that all are compared with."""
+    """One kind of work by all sides, with the errors of the checks, and the reference side."""
 
     title: str
-    unit: str  # of the work, if its rate is of interest
+    unit: str  # of the work; empty if its rate is not of interest
     reference: str
     rounds: list[Rounds]
     errors: Errors = field(default_factory=dict)
@@ -91,13 +91,13 @@ class Comparison:
         return [ratio(rounds, reference) for rounds in self.rounds]
 
     def table(self) -> str:
-        """Medians, the ratio of medians, and the range of the single rounds' ratios; no column without a figure."""
-        head = ("side", "a round", f"{self.unit}/s", "times", "in single rounds", "peak memory", "checked to")
+        """Medians, their ratio, and the range of ratios in single rounds; columns without figures are omitted."""
+        head = ("side", "round", f"{self.unit}/s", "speedup", "single rounds", "peak memory", "max error")
         columns = zip(head, *map(self._cells, self.rounds, self.ratios()), strict=True)
         rows = list(zip(*(column for column in columns if set(column[1:]) != {"-"}), strict=True))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-        about = f"{self.title}: medians of {len(self.rounds[0].seconds)} rounds; times = as quick as {self.reference}"
+        about = f"{self.title}: medians of {len(self.rounds[0].seconds)} rounds; speedup over {self.reference}"
         return "\n".join([about, lines[0], "-" * len(lines[0]), *lines[1:]])
 
     def _cells(self, rounds: Rounds, ratio: Ratio) -> tuple[str, ...]:
@@ -134,7 +134,7 @@ def cores() -> int:
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; elsewhere those rows would say nothing."""
+    """Whether this CPU multiplies bfloat16 natively; on others those rows would be meaningless."""
     import torch
 
     from minillm.runtime.device import best_precision
@@ -143,7 +143,7 @@ def multiplies_bfloat16() -> bool:
 
 
 def write_json(path: Path, settings: dict[str, Any], comparisons: Sequence[Comparison]) -> None:
-    """All rounds of all sides, and what they depend on as far as it can be said without naming the machine."""
+    """All rounds of all sides with date, versions, CPU type and settings, without the name of the machine."""
     from minillm.runtime.files import write_text
 
     described = {

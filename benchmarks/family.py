@@ -1,25 +1,25 @@
 """Eight queries to eight LoRAs in one batch, and eight to one of them: check first, then time.
 
-A batch whose rows use different adapters reads the base's matrices once, and each row adds an update of its own
-(`minillm/adapt/family.py`); with one LoRA for all rows, its update is added to all at once. Before anything is timed
-the batch must give what its rows give one by one, each by its own LoRA. SmolLM2 reads prompts of the reviews, without
-gradients; the LoRAs are of rank 8 on query and value, with random factors.
+A batch whose rows use different adapters multiplies by the base's matrices once, and each row adds its own update
+(`minillm/adapt/family.py`); with one LoRA for all rows, its update is added to all at once. Before anything is timed,
+the batch must give the same logits as its rows one by one, each with its own LoRA. SmolLM2 processes prompts of the
+reviews without gradients; the LoRAs have rank 8 on query and value and random factors.
 """
 
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import Side, at_work, run, take_turns
 from benchmarks.comparison import Comparison, check, cores, multiplies_bfloat16, write_json
 from benchmarks.reviews import reviews
+from benchmarks.sides import Side, at_work, run, take_turns
 from minillm.errors import InputError
 
 ONE = "one LoRA for all"
-TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # of the logits' length
+TOLERANCES = {"float32": 1e-4, "bfloat16": 0.1}  # relative to the norm of the logits
 
 
 class Queries:
-    """A base with LoRAs on it and prompts to read, row i by LoRA i; by the LoRA itself where there is one only."""
+    """A base with LoRAs and prompts, row i with LoRA i; a single LoRA runs without a family."""
 
     def __init__(self, prompts: list[list[int]], members: int, precision: str):
         import torch
@@ -39,7 +39,7 @@ class Queries:
         self.ids, self.last = pad_right(prompts)
 
     def answer(self, times: int) -> Any:
-        """All rows in one batch; the logits after each prompt."""
+        """The logits after each prompt, with all rows in one batch."""
         import torch
 
         from minillm.runtime.device import autocast
@@ -53,7 +53,7 @@ class Queries:
         return logits[torch.arange(len(self.ids)), self.last].float().numpy()
 
     def one_by_one(self) -> Any:
-        """Each row in a pass of its own, by its own LoRA."""
+        """Each row in a separate pass with its own LoRA."""
         import numpy as np
         import torch
 
@@ -68,7 +68,7 @@ class Queries:
 
 
 def compare(precision: str, prompts: list[list[int]], rounds: int, passes: int, threads: int) -> Comparison:
-    """The mixed batch beside the plain one, `passes` a round."""
+    """The mixed batch next to the plain one, with `passes` forward passes per round."""
     many = f"{len(prompts)} LoRAs"
     members = {many: len(prompts), ONE: 1}
     sides = [Side(name, Queries, {"prompts": prompts, "members": count, "precision": precision})
@@ -86,14 +86,14 @@ def main(rounds: int = 15, passes: int = 3, queries: int = 8, threads: int = cor
     """Both batches, in turns.
 
     Args:
-        rounds: How often each is read.
-        passes: Forward passes a round.
-        queries: Rows of the batch, and LoRAs.
+        rounds: Rounds of each side.
+        passes: Forward passes per round.
+        queries: Rows of the batch, and number of LoRAs.
         threads: CPU threads of each side.
-        json: Write every round of every side here.
+        json: Write all rounds of all sides to this file.
     """
     if queries < 2:
-        raise InputError(f"{queries} queries cannot have different LoRAs; take 2 or more")
+        raise InputError(f"queries must be at least 2, got {queries}")
     prompts, comparisons = reviews(queries).prompts, []
     for precision in ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",):
         comparisons.append(compare(precision, prompts, rounds, passes, threads))

@@ -1,32 +1,32 @@
 """Few-shot scoring of the reviews by SmolLM2, in minillm and in transformers: check first, then time.
 
-Eight solved examples stand before every query. minillm reads what all prompts have in common once for every share of
-the queries, and then the queries alone; the peer reads examples and query anew for each, as it is used everywhere, in
-the same batches. Both give log P of each answer, and the probabilities must agree before anything is timed, and
-afterwards over all queries.
+Every query follows eight solved examples. minillm processes the common prefix of the prompts once per share of the
+queries, and then only the queries; the peer processes examples and query again for each, its usual way, in the same
+batches. Both give log P of each answer, and the probabilities must agree before anything is timed, and afterwards over
+all queries.
 
-The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16. The peer in float32 as its manual
-shows it, which all are compared with, and "tuned": glibc keeps freed memory for it, and its head runs on the last
-position only. minillm's sides do both always.
+The sides: minillm in float32 and, where the CPU multiplies it natively, in bfloat16. The peer in float32 as in its
+documentation, which is the reference, and "tuned": glibc keeps freed memory, and the head runs on the last position
+only. minillm always does both.
 """
 
 from pathlib import Path
 
 import numpy as np
 
-from benchmarks.beside import Side, at_work, run, shares, take_turns
 from benchmarks.comparison import Comparison, check, cores, multiplies_bfloat16, write_json
 from benchmarks.reviews import Work, few_shot
+from benchmarks.sides import Side, at_work, run, shares, take_turns
 
 PEER = "peer, float32"
 TARGET = 6.0
-TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}  # of the probabilities' length
+TOLERANCES = {"float32": 1e-5, "bfloat16": 0.1}  # relative to the norm of the probabilities
 
 
 def sides(work: Work, tuned: bool) -> list[Side]:
     from benchmarks import minillm_side, peer_side
 
-    peer_side.directory()  # converts the weights, the first time, before several processes would
+    peer_side.directory()  # converts the weights once, before several processes start
     precisions = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
     found = [
         Side(f"minillm, {precision}", minillm_side.Scoring, {"work": work, "precision": precision})
@@ -50,7 +50,7 @@ def compare(work: Work, batches: list[list[int]], rounds: int, threads: int, tun
 
 
 def _checked(probabilities: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """The errors against the peer's. Raises InputError for a side beyond its tolerance."""
+    """The errors against the peer. Raises InputError for a side above its tolerance."""
     return {
         name: check(
             name, {"probabilities": found}, {"probabilities": probabilities[PEER]}, TOLERANCES[name.split()[-1]]
@@ -71,19 +71,19 @@ def main(
     """Both sides, in turns.
 
     Args:
-        rounds: How many shares the queries are cut into; every side does each of them once.
-        rows: Queries, of the task's test rows.
+        rounds: Parts of the queries; every side scores each of them once.
+        rows: Number of queries, from the test rows of the task.
         shots: Examples before each query.
-        batch: Queries read at a time, of about the same length.
-        threads: CPU threads of each side; one side works at a time.
+        batch: Queries per batch, of about the same length.
+        threads: CPU threads of each side; one side runs at a time.
         tuned: Time the tuned peer too.
-        json: Write every round of every side here.
+        json: Write all rounds of all sides to this file.
     """
     work = few_shot(rows, shots)
     comparison = compare(work, work.batches(batch), rounds, threads, tuned)
     print(comparison.table())
     times = comparison.ratios()[0].of_medians
-    print(f"\nminillm in float32 is {times:.1f} times as quick; {TARGET:g} at least is wanted")
+    print(f"\nminillm in float32 is {times:.1f} times as fast; the target is {TARGET:g}")
     if json is not None:
         settings = {"rounds": rounds, "rows": rows, "shots": shots, "batch": batch, "threads": threads}
         write_json(json, settings, [comparison])

@@ -1,8 +1,8 @@
-"""One training step of a small GPT, by minillm and by plain PyTorch written as nanoGPT computes it.
+"""One training step of a small GPT, by minillm and by plain PyTorch written like nanoGPT.
 
-The peer: one fused matrix for query, key and value, PyTorch's own attention, cross-entropy on all logits, AdamW as
-torch gives it on a CPU, clipping. Both have GPT-2's choices without biases in the matrices; the peer's layer norms have
-a bias and its GELU is the tanh approximation, as ours, so that both compute the same numbers.
+The peer: one fused matrix for query, key and value, PyTorch's own attention, cross-entropy on all logits, torch's
+default AdamW on a CPU, clipping. Both use GPT-2's architecture without biases in the matrices; the peer's layer norms
+have a bias and its GELU is the tanh approximation, as ours, so that both compute the same numbers.
 """
 
 import math
@@ -33,14 +33,14 @@ NAMES = {
 
 
 def _parsed(name: str) -> tuple[str, str, str]:
-    """`blocks.0.attention.out.weight` is (`blocks.0.`, `attention.out`, `weight`)."""
+    """`blocks.0.attention.out.weight` becomes (`blocks.0.`, `attention.out`, `weight`)."""
     path = ".".join(name.split(".")[:2]) + "." if name.startswith("blocks") else ""
     role, _, kind = name[len(path) :].rpartition(".")
     return path, role, kind
 
 
 class Ours:
-    """The loop that `minillm pretrain` runs, on the rows as it takes them."""
+    """The training loop of `minillm pretrain`, on the given rows."""
 
     def __init__(self):
         keep_freed_memory()
@@ -82,8 +82,8 @@ class PlainBlock(nn.Module):
         rows, tokens, width = x.shape
         sides = self.fused(self.norm_1(x)).split(width, dim=2)
         query, key, value = (side.view(rows, tokens, self.heads, -1).transpose(1, 2) for side in sides)
-        read = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.out(read.transpose(1, 2).contiguous().view(rows, tokens, width))
+        attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        x = x + self.out(attended.transpose(1, 2).contiguous().view(rows, tokens, width))
         return x + self.down(F.gelu(self.up(self.norm_2(x)), approximate="tanh"))
 
 
@@ -106,7 +106,7 @@ class PlainGPT(nn.Module):
 
 
 class PlainTorch:
-    """The model and the step as a script of plain PyTorch has them."""
+    """The model and the training step as a plain PyTorch script."""
 
     def __init__(self):
         self.model, self.taken = PlainGPT(CONFIG).train(), 0
@@ -119,7 +119,7 @@ class PlainTorch:
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
-        """Our weights: three matrices become one."""
+        """Copies our weights: query, key and value become one matrix."""
         theirs = dict(self.model.named_parameters())
         for name, value in self._renamed(values).items():
             theirs[name].copy_(torch.from_numpy(value))

@@ -1,8 +1,8 @@
-"""A GPU's clock, and what that GPU does at best: no kernel is quicker than its memory, or than its products.
+"""Timing on a GPU, and the GPU's own limits: no kernel is faster than its memory or its matrix products.
 
-What is timed is the GPU's own time, between two events in its queue. So that it never waits for Python, a large product
-stands before each call: while that runs, the call is put into the queue behind it, and what the call before left in
-the cache is gone. How long Python takes is thereby left out, on all sides.
+The time between two events in the GPU's queue is measured, so that Python's overhead does not count on any side. A
+large product before each call keeps the GPU busy while the call is put into the queue, and evicts the data of the
+previous call from the cache.
 """
 
 import statistics
@@ -15,9 +15,9 @@ Call = Callable[[], Any]
 
 WARM_UP = 3
 SQUARE = 8192
-"""The side of the matrices whose product keeps the GPU busy: 134 MB each in bfloat16, more than a cache holds."""
+"""The size of the matrices whose product keeps the GPU busy: 134 MB each in bfloat16, larger than the cache."""
 COPIED = 1 << 30
-"""Bytes of a copy."""
+"""Bytes of the copy that measures the memory bandwidth."""
 
 
 class CudaClock:
@@ -26,9 +26,9 @@ class CudaClock:
         self.busy = torch.randn(3, SQUARE, SQUARE, device=device, dtype=torch.bfloat16)
 
     def in_turns(self, sides: Mapping[str, Sequence[Call]], rounds: int) -> dict[str, list[float]]:
-        """The seconds of every call: in a round each side has one, on the next of its inputs.
+        """The seconds of every call: in a round each side has one, on its next input.
 
-        Each is warmed up before, so that what has to be compiled is.
+        A warm-up compiles everything first.
         """
         for calls in sides.values():
             for turn in range(WARM_UP):
@@ -36,7 +36,7 @@ class CudaClock:
         events = {name: [] for name in sides}
         for turn in range(rounds):
             for place, (name, calls) in enumerate(sides.items()):
-                # Sides share their inputs, and no two of them have the same one in a round.
+                # The sides share the inputs, but no two of them use the same input in one round.
                 events[name].append(self._queue(calls[(turn + place) % len(calls)]))
         torch.cuda.synchronize(self.device)
         return {name: [start.elapsed_time(end) / 1e3 for start, end in pairs] for name, pairs in events.items()}
@@ -51,7 +51,7 @@ class CudaClock:
 
 
 def ceilings(clock: Any, rounds: int, square: int = SQUARE, copied: int = COPIED) -> dict[str, float]:
-    """What this machine reaches in this run: bytes a second of a copy, FLOP a second of a product in each precision."""
+    """The limits of this machine in this run: bytes/s of a copy, FLOP/s of a product in each precision."""
     here, there = (torch.zeros(copied, dtype=torch.uint8, device=clock.device) for _ in range(2))
     work: dict[str, tuple[int, Call]] = {"copy": (2 * copied, lambda: there.copy_(here))}
     for dtype, side in ((torch.bfloat16, square), (torch.float32, square // 2)):

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import Any
 from unittest import mock
 
@@ -13,11 +12,12 @@ from torch import Tensor
 from benchmarks.comparison import Comparison, Rounds
 from benchmarks.gpu_clock import Call
 from benchmarks.kernel_works import Draw, Run, Work
+from minillm import operations
 from minillm.errors import InputError
 from minillm.lab.check import find_config, shrunk
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.trust import Measured, by_ratio
-from minillm.ops import TORCH, TRITON, backend
+from minillm.operations import FAST, TRITON, backend
 
 OURS, REFERENCE = "minillm", "torch"
 PASSES = ("forward", "forward + backward")
@@ -28,7 +28,7 @@ Parts = dict[str, Tensor]
 
 @dataclass
 class Timed:
-    """A pass of a work: its sides' rounds, their errors, the sizes `ops` chooses by, and who could not take part."""
+    """A pass of a work: its sides' rounds and errors, the sizes that decide about a kernel, and the sides left out."""
 
     work: Work
     which: str
@@ -39,7 +39,7 @@ class Timed:
 
     @property
     def speedup(self) -> float:
-        """Our kernel beside torch."""
+        """Our kernel next to torch."""
         ratios = zip(self.comparison.rounds, self.comparison.ratios(), strict=True)
         return next(ratio.of_medians for rounds, ratio in ratios if rounds.side == OURS)
 
@@ -52,14 +52,11 @@ class _Asked(Exception):
 def asked_sizes(work: Work) -> tuple[int, ...] | None:
     """The sizes by which the operation asks for its kernel, overheard where it asks; None if it has none to ask for."""
 
-    def listen(operation: str, tensor: Tensor, *sizes: int) -> bool:
+    def listen(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...]]) -> bool:
         assert operation == work.operation, f"{work.operation} asks for the kernel of {operation}"
-        raise _Asked(sizes)
+        raise _Asked(sizes())
 
-    module = import_module(f"minillm.ops.{work.file}")
-    if not hasattr(module, "by_kernel") or not hasattr(module, work.operation):
-        return None
-    with mock.patch.object(module, "by_kernel", listen):
+    with mock.patch.object(operations, "by_kernel", listen):
         try:
             work.run(**work.arguments(Draw(torch.device("meta"), work.dtype)))
         except _Asked as question:
@@ -99,7 +96,7 @@ def sides_of(work: Work) -> dict[str, Run]:
 
         return run
 
-    return {OURS: by(TRITON), REFERENCE: by(TORCH), **work.peers, **work.yardsticks}
+    return {OURS: by(TRITON), REFERENCE: by(FAST), **work.peers, **work.yardsticks}
 
 
 def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
@@ -122,17 +119,17 @@ def outputs(result: Any) -> tuple[Tensor, ...]:
     return result if isinstance(result, tuple) else (result,)
 
 
-def computed(run: Run, arguments: dict[str, Any], slopes: Sequence[Tensor]) -> Parts:
+def computed(run: Run, arguments: dict[str, Any], douts: Sequence[Tensor]) -> Parts:
     """The outputs and every gradient, by name."""
     outs, wanted = outputs(run(**arguments)), trained(arguments)
-    given = [slope.to(out.dtype) for slope, out in zip(slopes, outs, strict=True)]
+    given = [dout.to(out.dtype) for dout, out in zip(douts, outs, strict=True)]
     gradients = torch.autograd.grad(outs, list(wanted.values()), given, allow_unused=True)
-    # A yardstick does not read everything.
-    found = {name: slope for name, slope in zip(wanted, gradients, strict=True) if slope is not None}
+    # A yardstick does not use everything.
+    found = {name: gradient for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
     return {f"output {place}": out.detach() for place, out in enumerate(outs)} | found
 
 
-def slopes_for(run: Run, arguments: dict[str, Any]) -> list[Tensor]:
+def output_gradients(run: Run, arguments: dict[str, Any]) -> list[Tensor]:
     with torch.no_grad():
         return [torch.randn_like(out) for out in outputs(run(**arguments))]
 
@@ -159,16 +156,16 @@ def widened(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def checked(work: Work, arguments: dict[str, Any], missing: dict[str, str]) -> dict[str, dict[str, float]]:
     """Each side's errors at this size, against torch in the next wider precision on the same device.
 
-    Raises InputError where our kernel's is not within twice torch's and 4 ulp; who cannot compute it goes to `missing`.
+    Raises InputError where our kernel's is not within twice torch's and 4 ulp. A side that fails goes to `missing`.
     """
     sides = sides_of(work)
-    slopes = slopes_for(sides[REFERENCE], arguments)
+    douts = output_gradients(sides[REFERENCE], arguments)
     dtype = torch.float64 if work.dtype == torch.float32 else torch.float32
-    expected = computed(sides[REFERENCE], widened(arguments, dtype), slopes)
+    expected = computed(sides[REFERENCE], widened(arguments, dtype), douts)
     found: dict[str, dict[str, float]] = {}
     for name, run in sides.items():
         try:
-            parts = computed(run, arguments, slopes)
+            parts = computed(run, arguments, douts)
         except Exception as problem:
             if name in (OURS, REFERENCE):
                 raise
@@ -218,10 +215,10 @@ def forward_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
 
 def both_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
     def call(arguments: dict[str, Any]) -> Callable[[], Any]:
-        slopes, wanted = slopes_for(run, arguments), list(trained(arguments).values())
+        douts, wanted = output_gradients(run, arguments), list(trained(arguments).values())
 
         def both() -> None:
-            torch.autograd.grad(outputs(run(**arguments)), wanted, slopes, allow_unused=True)
+            torch.autograd.grad(outputs(run(**arguments)), wanted, douts, allow_unused=True)
 
         return both
 

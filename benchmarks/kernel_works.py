@@ -1,4 +1,4 @@
-"""What the benchmark of the kernels times: operations at the sizes of real models, their cost, and who else does it.
+"""What the benchmark of the kernels times: operations at the sizes of real models, their cost, and their peers.
 
 A cost is what a pass needs at least, in the unit that bounds it: products count two FLOPs, scores that the causal rule
 hides none, and those that a backward pass makes again are counted, as is usual; or every byte that goes in is read
@@ -8,7 +8,6 @@ once, and every one that comes out written once. Whether an operation has a kern
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.ops.attention import Prefix
+from minillm import operations
+from minillm.operations import Prefix
 
 FLOP, BYTE = "FLOP", "B"
 LIGER = find_spec("liger_kernel") is not None
@@ -42,12 +42,11 @@ class Draw:
 
 @dataclass(frozen=True)
 class Work:
-    """An operation of `ops` at one size: its arguments, and the cost of its forward and of its backward pass.
+    """An operation at one size: its arguments, and the cost of its forward and of its backward pass.
 
     `peers` compute the same from the same arguments; `yardsticks` compute less, and say what ours adds to that.
     """
 
-    file: str
     operation: str
     about: str
     arguments: Callable[[Draw], dict[str, Any]]
@@ -62,7 +61,7 @@ class Work:
         return f"{self.operation}, {self.about}, {str(self.dtype).removeprefix('torch.')}"
 
     def run(self, **arguments: Any) -> Any:
-        return getattr(import_module(f"minillm.ops.{self.file}"), self.operation)(**arguments)
+        return getattr(operations, self.operation)(**arguments)
 
 
 def works() -> list[Work]:
@@ -85,29 +84,26 @@ def works() -> list[Work]:
     ]
 
 
-NORMS = ("layer_norm", "rms_norm", "add_layer_norm", "add_rms_norm")
+NORMS = ("layer_norm", "rms_norm")
 
 
 def norm_work(name: str, rows: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Work:
-    adds, layer = name.startswith("add"), "layer" in name
+    layer = name == "layer_norm"
 
     def arguments(draw: Draw) -> dict[str, Any]:
-        update = {"update": draw(rows, width)} if adds else {}
         bias = {"bias": draw(width)} if layer else {}
-        return {"hidden": draw(rows, width), **update, "weight": draw(width), **bias, "eps": 1e-5}
+        return {"hidden": draw(rows, width), "weight": draw(width), **bias, "eps": 1e-5}
 
     peers: dict[str, Run] = {}
     if name == "rms_norm":
         peers["F.rms_norm"] = lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, eps)
-        # In place it would write over the slopes that the next round is given.
+        # In place it would write over the gradients that the next round is given.
         peers |= _liger("liger_rms_norm", lambda hidden, weight, eps: (hidden, weight, eps), in_place=False)
-    if name == "layer_norm":
+    else:
         peers |= _liger("liger_layer_norm", lambda hidden, weight, bias, eps: (hidden, weight, bias, eps))
     numbers, vector = rows * width * dtype.itemsize, width * dtype.itemsize
-    forward = (4 if adds else 2) * numbers + (1 + layer) * vector
-    # The sum's slope is that of both terms, and is written once.
-    backward = (4 if adds else 3) * numbers + (2 + layer) * vector
-    return Work("norm", name, f"{rows} x {width}", arguments, BYTE, (forward, backward), dtype, peers)
+    forward, backward = 2 * numbers + (1 + layer) * vector, 3 * numbers + (2 + layer) * vector
+    return Work(name, f"{rows} x {width}", arguments, BYTE, (forward, backward), dtype, peers)
 
 
 def attention_work(
@@ -126,7 +122,7 @@ def attention_work(
     forward = 4 * batch * heads * width * (tokens * (tokens + 1) // 2 + tokens * prompt)
     yardsticks: dict[str, Run] = {"SDPA, no prefix": without} if prompt else {}
     return Work(
-        "attention", "attention", about, arguments, FLOP, (forward, forward * 5 // 2), dtype, yardsticks=yardsticks
+        "attention", about, arguments, FLOP, (forward, forward * 5 // 2), dtype, yardsticks=yardsticks
     )  # fmt: skip
 
 
@@ -145,7 +141,7 @@ def lora_work(tokens: int, width: int, rank: int, dtype: torch.dtype = torch.bfl
 
     product, update = 2 * tokens * width**2, 2 * tokens * rank * 2 * width
     return Work(
-        "lora", "lora", f"{tokens} x {width}, rank {rank}", arguments, FLOP, (product + update, product + 2 * update),
+        "lora", f"{tokens} x {width}, rank {rank}", arguments, FLOP, (product + update, product + 2 * update),
         dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
     )  # fmt: skip
 
@@ -170,7 +166,7 @@ def rows_work(
 
     product, update = 2 * batch * tokens * width**2, 2 * batch * tokens * rank * 2 * width
     return Work(
-        "lora", "lora_by_row", f"{batch} x {tokens} x {width}, rank {rank}, {adapters} adapters", arguments, FLOP,
+        "lora_by_row", f"{batch} x {tokens} x {width}, rank {rank}, {adapters} adapters", arguments, FLOP,
         (product + update, product + 2 * update), dtype, {"as it is written": plainly}, {"the frozen Linear": frozen},
     )  # fmt: skip
 
@@ -186,7 +182,7 @@ def loss_work(rows: int, width: int, vocabulary: int, dtype: torch.dtype = torch
     liger = _liger("liger_fused_linear_cross_entropy", lambda **a: tuple(a.values()), reduction="sum")
     product = 2 * rows * width * vocabulary
     return Work(
-        "linear_cross_entropy", "linear_cross_entropy", f"{rows} x {width}, {vocabulary} words", arguments, FLOP,
+        "linear_cross_entropy", f"{rows} x {width}, {vocabulary} words", arguments, FLOP,
         (product, 2 * product), dtype, {"all logits at once": whole, **liger},
     )  # fmt: skip
 
@@ -200,7 +196,7 @@ def activation_work(name: str, rows: int, width: int, dtype: torch.dtype = torch
     peers = _liger("liger_swiglu", lambda gate, up: (gate, up)) if gated else {}
     numbers = rows * width * dtype.itemsize
     cost = (3 * numbers, 5 * numbers) if gated else (2 * numbers, 3 * numbers)
-    return Work("feed_forward", name, f"{rows} x {width}", arguments, BYTE, cost, dtype, peers)
+    return Work(name, f"{rows} x {width}", arguments, BYTE, cost, dtype, peers)
 
 
 def rotary_work(batch: int, heads: int, tokens: int, width: int, dtype: torch.dtype = torch.bfloat16) -> Work:
@@ -210,7 +206,7 @@ def rotary_work(batch: int, heads: int, tokens: int, width: int, dtype: torch.dt
 
     about = f"batch {batch}, {heads} heads of {width}, {tokens} tokens"
     numbers = batch * tokens * width * dtype.itemsize * (2 * heads + 1)
-    return Work("positions", "rotary", about, arguments, BYTE, (numbers, numbers), dtype)
+    return Work("rotary", about, arguments, BYTE, (numbers, numbers), dtype)
 
 
 def _liger(name: str, order: Callable[..., tuple], **settings: Any) -> dict[str, Run]:

@@ -1,6 +1,6 @@
-"""Our GPU kernels beside torch and Liger: checked first, then timed, against what the same GPU can do at best.
+"""Our GPU kernels next to torch and Liger: checked first, then timed, against what the same GPU can do at best.
 
-Before anything is timed every kernel climbs its rung of the ladder of trust, against numpy, and again at the very sizes
+Before anything is timed every kernel passes its rung of the ladder of trust, against numpy, and again at the very sizes
 that are timed, against torch in a wider precision. Then the sides take turns, on the GPU's own clock. The share is that
 of this machine's bandwidth or of its products, as measured in the same run. Needs a CUDA device and triton; elsewhere
 `minillm check --kernels` checks the kernels. With `--write` the result becomes the rule by which minillm chooses.
@@ -50,7 +50,7 @@ def ceiling(timed: "Timed", ceilings: dict[str, float]) -> float:
 
 
 def table(timed: "Timed", ceilings: dict[str, float]) -> str:
-    """A line for each side; `times` is how many times as quick as torch it was."""
+    """A line for each side; `times` is how many times as fast as torch it was."""
     rows = [COLUMNS, *_cells(timed, ceilings)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
@@ -108,7 +108,7 @@ def _versions() -> dict[str, str]:
 
 
 def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
-    """What `ops` chooses by: for each operation, dtype and sizes the least by which our kernel was quicker than torch.
+    """What `operations` chooses by: the least speedup of our kernel over torch, for each operation, dtype and sizes.
 
     The least of both passes, and of all works that ask with the same sizes: so it loses in none.
     """
@@ -123,7 +123,7 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, measured: list[dict[str, Any]]) -> None:
-    """A line each, in place of what the file said of these operations on this GPU."""
+    """A line each, in place of the file's lines for these operations on this GPU."""
     from minillm.runtime.files import write_text
 
     again = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
@@ -138,12 +138,12 @@ def main(rounds: int = 30, minutes: float = 7.0, write: bool = False, json: Path
     Args:
         rounds: How often each side computes each work.
         minutes: When to begin no further work.
-        write: Write who was quicker to minillm/kernels/measured.json.
+        write: Write the speedups to minillm/kernels/measured.json.
         json: Write every round of every side here.
     """
     import torch
 
-    from minillm.ops import TRITON, backend
+    from minillm.operations import TRITON, backend
 
     if rounds < 1:
         raise InputError(f"rounds is {rounds}; it must be at least 1")

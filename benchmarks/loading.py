@@ -1,7 +1,7 @@
-"""How long until SmolLM2 can be used: minillm beside transformers, both from the same GGUF file; and the imports.
+"""Time until SmolLM2 is ready: minillm next to transformers, both from the same GGUF file; and the imports.
 
-Every round has new processes, as only a first load and a first import count. Imports are timed apart from the load,
-and an interpreter's own start is left out. What was loaded must give the same logits on both sides.
+Every round starts new processes, because only a first load and a first import count. Imports are timed separately from
+the load, without the interpreter's own start. Both sides must give the same logits.
 """
 
 import statistics
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import Side, at_work, run
 from benchmarks.comparison import Comparison, Rounds, check, cores, write_json
+from benchmarks.sides import Side, at_work, run
 from minillm.runtime.progress import progress
 
 BASE = "smollm2-135m-instruct"
 IDS = [[504, 3575, 282, 260, 2024]]
-TOLERANCE = 1e-4  # of the logits' length, in float32
+TOLERANCE = 1e-4  # relative to the norm of the logits, in float32
 
 IMPORTS = {
     "import torch": "import torch",
@@ -71,7 +71,7 @@ SIDES = (Side("minillm", Minillm, {}), Side("transformers", Transformers, {}))
 
 
 def loads(rounds: int, threads: int) -> Comparison:
-    """Both sides load once a round, each in a new process."""
+    """Both sides load once per round, each in a new process."""
     results, logits = [Rounds(side.name) for side in SIDES], {}
     for _ in progress(range(rounds), desc="loads", unit="round"):
         for side, result in zip(SIDES, results, strict=True):
@@ -86,7 +86,7 @@ def loads(rounds: int, threads: int) -> Comparison:
 
 
 def imports(rounds: int) -> Comparison:
-    """Seconds of the import statements, each in a new interpreter."""
+    """The seconds of each import statement, in a new interpreter."""
     results = {name: Rounds(name) for name in IMPORTS}
     for _ in progress(range(rounds), desc="imports", unit="round"):
         for name, statement in IMPORTS.items():
@@ -105,15 +105,17 @@ def main(rounds: int = 5, threads: int = cores(), json: Path | None = None) -> N
     """Both sides, in turns.
 
     Args:
-        rounds: How often each is done.
+        rounds: Rounds of each side.
         threads: CPU threads of each side.
-        json: Write every round of every side here.
+        json: Write all rounds of all sides to this file.
     """
     comparisons: Sequence[Comparison] = (loads(rounds, threads), imports(rounds))
     for comparison in comparisons:
         print(comparison.table(), end="\n\n")
     torch, *both = (statistics.median(rounds.seconds) for rounds in comparisons[1].rounds)
-    print("added to torch's own: minillm.load {:.2f} s, transformers {:.2f} s".format(*(one - torch for one in both)))
+    print(
+        "import time beyond torch: minillm.load {:.2f} s, transformers {:.2f} s".format(*(one - torch for one in both))
+    )
     if json is not None:
         write_json(json, {"rounds": rounds, "threads": threads}, comparisons)
 

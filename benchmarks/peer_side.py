@@ -1,8 +1,8 @@
-"""The peers' contestants: transformers, peft and scikit-learn, used as their manuals show, on the same weights.
+"""The peers' contestants: transformers, peft and scikit-learn, used as in their documentation, on the same weights.
 
-`tuned` gives a peer what minillm does and can be had without changing the peer: freed memory kept, and the head run at
-the rows' last positions only. Rows are padded on the right, for on the left peft's prompts would stand apart from the
-text, by another distance in each row.
+`tuned` gives a peer minillm's settings that need no change of the peer: freed memory is kept, and the head runs only at
+the last positions. Rows are padded on the right: with padding on the left, peft's virtual tokens would be separated
+from the text by a different distance in each row.
 """
 
 import os
@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk; do not ask
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # everything is on the disk
 
 import numpy as np
 import torch
@@ -43,7 +43,7 @@ METHODS: dict[str, Callable[[Model], Model]] = {
     "lora": lambda model: get_peft_model(
         model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     ),
-    # It starts from text too: from minillm's vectors.
+    # Initialised from text too: with minillm's vectors.
     "soft-prompt": lambda model: get_peft_model(
         model, PromptTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM")
     ),
@@ -52,7 +52,7 @@ METHODS: dict[str, Callable[[Model], Model]] = {
     ),
     "last-blocks": last_two_blocks,
 }
-# minillm's names of what is trained, from the peers'; rules are applied in turn.
+# The peers' parameter names to minillm's; the rules are applied in order.
 NAMES = (
     ("base_model.model.", ""),
     ("model.layers.", "blocks."),
@@ -63,11 +63,11 @@ NAMES = (
     ("prompt_encoder.default.embedding.weight", "prompt"),
 )
 CPU = torch.device("cpu")
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # between the peers themselves
+warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # the peers warn about one another
 
 
 def directory() -> Path:
-    """The GGUF file's weights as a directory in float32, converted by transformers itself, once."""
+    """The weights of the GGUF file as a float32 directory, converted once by transformers."""
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     path = cache_directory() / "peers" / BASE
@@ -99,7 +99,7 @@ def shared_name(name: str) -> str:
 
 
 class Training:
-    """The same epochs as minillm's: AdamW, the same rates, the same clipping."""
+    """The same training as minillm's: AdamW with the same learning rates and clipping."""
 
     def __init__(
         self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str, tuned: bool = False
@@ -116,15 +116,15 @@ class Training:
     def logits(self, batch: list[int]) -> torch.Tensor:
         ids, last = pad_right([self.work.prompts[row] for row in batch])
         mask = torch.arange(ids.shape[1]) <= last[:, None]
-        # From the end, for a soft prompt has positions of its own at the start.
+        # Counted from the end, because a soft prompt adds positions at the start.
         last = last - ids.shape[1]
-        kept, last = last.unique(return_inverse=True) if self.tuned else (0, last)
+        positions, last = last.unique(return_inverse=True) if self.tuned else (0, last)
         with autocast(CPU, self.precision):
-            found = self.model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=kept).logits
+            found = self.model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=positions).logits
         return found[torch.arange(len(batch)), last]
 
     def shared(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """What is trained, or its gradients, in minillm's shapes: views of the same memory."""
+        """The trained parameters, or their gradients, in minillm's shapes, as views."""
         if self.method != "prefix":
             return dict(tensors)
         config = self.model.config
@@ -170,7 +170,7 @@ class Training:
 
 
 class Features:
-    """The last token's hidden state after the last norm, and a logistic regression on it."""
+    """A logistic regression on the last token's hidden state after the last norm."""
 
     def __init__(self, work: Work, precision: str, c: float, tuned: bool = False):
         self.work, self.precision, self.c = work, precision, c
@@ -178,7 +178,7 @@ class Features:
         self.found = np.zeros((len(work.prompts), self.model.config.hidden_size), np.float32)
 
     @torch.inference_mode()
-    def read(self, batches: list[list[int]]) -> np.ndarray:
+    def compute(self, batches: list[list[int]]) -> np.ndarray:
         for batch in batches:
             ids, mask = pad_left([self.work.prompts[row] for row in batch])
             with autocast(CPU, self.precision):
@@ -191,7 +191,7 @@ class Features:
 
 
 class Scoring:
-    """The answers' probabilities after each prompt, all of which is read anew for every row."""
+    """The probabilities of the answers after each prompt, which is processed in full for every row."""
 
     def __init__(self, work: Work, precision: str, tuned: bool = False):
         self.work, self.precision = work, precision

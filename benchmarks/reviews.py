@@ -1,6 +1,6 @@
-"""The work that all sides are given: the ladder's training rows of `reviews`, as token ids, in batches by length.
+"""The work of all sides: the ladder's training rows of `reviews`, as token ids, in batches by length.
 
-The ids are minillm's, for everyone: transformers' conversion of this GGUF file forgets to part digits.
+All sides use minillm's ids: transformers' conversion of this GGUF file does not split digits.
 """
 
 import random
@@ -12,30 +12,30 @@ if TYPE_CHECKING:
     from minillm.data.templates import Template
 
 BASE = "smollm2-135m-instruct"
-TEST = 400  # what the ladder sets aside by default; the rows to train on do not depend on it
+TEST = 400  # the ladder's default; the training rows do not depend on it
 
 
 class Work(NamedTuple):
-    """Prompts and answers as ids. Every answer is one token, so that two logits after a prompt decide."""
+    """Prompts and answers as ids. Every answer is one token, so that two logits after a prompt are compared."""
 
     prompts: list[list[int]]
     labels: list[int]
     answers: list[int]
 
     def tokens(self, batches: list[list[int]]) -> int:
-        """The tokens to read, padding not counted."""
+        """The number of tokens without padding."""
         return sum(len(self.prompts[row]) for batch in batches for row in batch)
 
     def batches(self, size: int) -> list[list[int]]:
-        """Rows of about the same length together, in random order: what a trainer would call group_by_length."""
+        """Batches of rows of similar length, in random order (group_by_length in a Trainer)."""
         from minillm.data.batches import length_buckets
 
         return length_buckets([len(prompt) for prompt in self.prompts], size, random.Random(0))
 
 
 def reviews(rows: int) -> Work:
-    """The first training rows of the task. Raises InputError where there are not so many."""
-    # Imported where they are needed, since a command's --help must not wait for torch.
+    """The first training rows of the task. Raises InputError if it has fewer rows."""
+    # Imported here, because --help should not load torch.
     from minillm.data.reviews import reviews_task
     from minillm.data.templates import task_template
     from minillm.hub.pull import pull
@@ -45,7 +45,7 @@ def reviews(rows: int) -> Work:
 
 
 def few_shot(rows: int, shots: int) -> Work:
-    """The first test rows of the task, each behind the same examples. Raises InputError where there are not so many."""
+    """The first test rows of the task, each after the same examples. Raises InputError if it has fewer rows."""
     from minillm.data.reviews import reviews_task
     from minillm.data.templates import task_template
     from minillm.hub.pull import pull

@@ -1,4 +1,4 @@
-"""The sizes and the four choices that make figure 1, GPT-2 and the Llama family one decoder."""
+"""The sizes and the four architectural choices that make figure 1, GPT-2 and the Llama family one decoder."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -20,18 +20,18 @@ LLAMA_SIZES = {
     "llama-2-7b": (32000, 32, 4096, 32, 32, 11008, 4096, 10_000.0, False),
 }
 
-# Of decoders that are trained from nothing, by their depth (Karpathy's nanochat turns such a dial).
+# Depths of decoders that are trained from scratch; all other sizes follow from the depth, as in Karpathy's nanochat.
 WIDTH_PER_LAYER = 32
 DEPTHS = {"nano": 2, "tiny": 4, "small": 8}
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Everything that determines a decoder's shape; its weights apart, nothing else does.
+    """The architecture of a decoder: everything that determines it but its weights.
 
-    The four choices come first. `norm_first` is the order in a block: `hidden + layer(norm(hidden))` if true,
-    the figure's add & norm, `norm(hidden + layer(hidden))`, if false. Widths and lengths are counts of
-    numbers and of tokens; `dropout` is a probability. Raises InputError where the sizes cannot work together.
+    The four choices come first. `norm_first` is the order in a block: `hidden + layer(norm(hidden))` if true, the
+    figure's add & norm, `norm(hidden + layer(hidden))`, if false. `context_length` is in tokens; `dropout` is a
+    probability. Raises InputError for sizes that do not fit together.
     """
 
     norm: Norm
@@ -54,7 +54,7 @@ class DecoderConfig:
     def __post_init__(self):
         for name, allowed in (("norm", Norm), ("positions", Positions), ("feed_forward", FeedForward)):
             if getattr(self, name) not in get_args(allowed):
-                raise InputError(f"{name} is {getattr(self, name)!r}; it can be {', '.join(get_args(allowed))}")
+                raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
         for name in (
             "vocabulary",
             "layers",
@@ -65,19 +65,19 @@ class DecoderConfig:
             "context_length",
         ):
             if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise InputError(f"a width of {self.width} does not divide into {self.heads} heads")
+            raise InputError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
         if self.heads % self.kv_heads:
-            raise InputError(f"{self.heads} query heads do not share {self.kv_heads} key/value heads evenly")
+            raise InputError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
         if self.positions == "rotary" and self.head_width % 2:
-            raise InputError(f"rotary positions turn pairs of numbers, and a head is {self.head_width} wide: odd")
+            raise InputError(f"rotary positions need an even head width, got width / heads = {self.head_width}")
         if self.positions == "sinusoidal" and self.width % 2:
-            raise InputError(f"sinusoidal positions come in pairs, and the width is {self.width}: odd")
+            raise InputError(f"sinusoidal positions need an even width, got {self.width}")
         if not 0 <= self.dropout < 1:
-            raise InputError(f"a dropout of {self.dropout} is no probability below 1")
+            raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.norm_eps <= 0 or self.rope_theta <= 0:
-            raise InputError(f"norm_eps ({self.norm_eps}) and rope_theta ({self.rope_theta}) must be above 0")
+            raise InputError(f"norm_eps and rope_theta must be positive, got {self.norm_eps} and {self.rope_theta}")
 
     @property
     def head_width(self) -> int:
@@ -104,7 +104,7 @@ class DecoderConfig:
 
     @classmethod
     def llama(cls, size: str = "smollm2-135m") -> "DecoderConfig":
-        """The Llama family (Touvron et al. 2023), SmolLM2 (Ben Allal et al. 2025) among it."""
+        """The Llama family (Touvron et al. 2023), which includes SmolLM2 (Ben Allal et al. 2025)."""
         vocabulary, layers, width, heads, kv_heads, inner, context, theta, tied = _size(LLAMA_SIZES, size, "Llama")
         return cls(
             norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
@@ -114,8 +114,8 @@ class DecoderConfig:
 
     @classmethod
     def from_depth(cls, depth: int, vocabulary: int, context_length: int = 384) -> "DecoderConfig":
-        """A Llama-style decoder to train from nothing, whose sizes all follow from its depth: 32 numbers of width and
-        one head of 32 for every layer."""
+        """A Llama-style decoder to train from scratch, whose sizes follow from its depth: width 32 and one head per
+        layer."""
         width = WIDTH_PER_LAYER * depth
         return cls(
             norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
@@ -125,7 +125,7 @@ class DecoderConfig:
 
     @classmethod
     def tiny(cls, **changes: Any) -> "DecoderConfig":
-        """A Llama-style decoder that a test builds in a millisecond; `changes` are fields to replace."""
+        """A Llama-style decoder, small enough for tests; `changes` are fields to replace."""
         tiny = cls(
             norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=61, layers=2,
             width=24, heads=4, kv_heads=2, feed_forward_width=40, context_length=64,
@@ -135,5 +135,5 @@ class DecoderConfig:
 
 def _size(sizes: dict, size: str, family: str):
     if size not in sizes:
-        raise InputError(f"{family} has no size {size!r}; it has: {', '.join(sizes)}")
+        raise InputError(f"the {family} size must be one of {', '.join(sizes)}, got {size!r}")
     return sizes[size]

@@ -1,13 +1,13 @@
-"""The one exception that minillm raises on purpose."""
+"""The exception that minillm raises for wrong input."""
 
 
 class InputError(ValueError):
-    """What the caller gave cannot work. The message is one sentence that says what was wrong, what was
-    expected and, where there is one, the nearest thing that would do. The command line prints it and exits 2.
+    """Wrong input. The message says what was wrong, what is allowed and what to do; the command line prints it and
+    exits with code 2.
     """
 
 
 def check_seed(seed: int) -> None:
-    """Raises InputError for a seed that torch would not take, or that another one equals."""
+    """Raises InputError for a seed that torch does not accept, or that it treats like another seed."""
     if not 0 <= seed < 2**63:
-        raise InputError(f"the seed is {seed}; it must be a whole number from 0 to 2^63 - 1")
+        raise InputError(f"seed must be an integer in [0, 2^63 - 1], got {seed}")

@@ -1,7 +1,7 @@
 """From the decoder's logits to text: decoding with a cache, greedily or by sampling.
 
-The cache holds each layer's keys and values of the tokens so far, so that every new token costs one position and not
-the whole text again. It is this file's alone; a prompt's `KeyValues`, which an adaptation owns, is not a cache.
+The cache holds the keys and values of all tokens so far in each layer, so that a new token costs one position and not
+the whole text again. Only this file uses it: the `KeyValues` of a prompt, which a method owns, is not a cache.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ from minillm.shapes import Bool, Float, Int
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What text is generated from and scored by: a Decoder, or a method that adapts one."""
+    """A model that generates and scores text: a Decoder, or a method that adapts one."""
 
     @property
     def decoder(self) -> Decoder: ...
@@ -30,7 +30,7 @@ class LanguageModel(Protocol):
 
 
 class GrowingLayer:
-    """One layer's keys and values, in memory taken once for `capacity` positions."""
+    """One layer's keys and values, in memory allocated once for `capacity` positions."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
@@ -41,16 +41,17 @@ class GrowingLayer:
         rows, heads, tokens, width = key.shape
         if self.length == 0:
             self.key, self.value = (side.new_empty(rows, heads, self.capacity, width) for side in (key, value))
-        now, self.length = self.length, self.length + tokens
-        self.key[:, :, now : self.length] = key
-        self.value[:, :, now : self.length] = value
+        start, self.length = self.length, self.length + tokens
+        self.key[:, :, start : self.length] = key
+        self.value[:, :, start : self.length] = value
         return self.key[:, :, : self.length], self.value[:, :, : self.length]
 
 
 def next_token_distribution(
     logits: Float[Tensor, "B V"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Float[Tensor, "B V"]:
-    """softmax(logits / temperature), cut to the `top_k` most likely tokens and to the fewest that hold `top_p`."""
+    """softmax(logits / temperature), restricted to the `top_k` most likely tokens and to the smallest set that holds
+    a probability of `top_p`."""
     logits = logits / temperature
     if top_k is not None:
         most_likely = logits.topk(min(top_k, logits.shape[-1]))
@@ -58,11 +59,11 @@ def next_token_distribution(
     probabilities = softmax(logits)
     if top_p is None:
         return probabilities
-    ordered, places = probabilities.sort(descending=True, stable=True)
-    # A token stays if the more likely ones hold less than top_p: the one that crosses the line stays too.
+    ordered, indices = probabilities.sort(descending=True, stable=True)
+    # A token remains if the more likely ones hold less than top_p; so the token that reaches top_p remains too.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
-    kept = torch.zeros_like(probabilities).scatter(-1, places, ordered)
-    return kept / kept.sum(-1, keepdim=True)
+    remaining = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
+    return remaining / remaining.sum(-1, keepdim=True)
 
 
 def stream(
@@ -77,11 +78,10 @@ def stream(
     stop: Iterable[int] = (),
     mask: Bool[Tensor, "B T"] | None = None,
 ) -> Iterator[Int[Tensor, "B"]]:
-    """Each row's next token, one at a time, until all rows have met a stop token or `max_new_tokens` are out.
+    """The next token of each row, one step at a time, until all rows have ended or `max_new_tokens` are generated.
 
-    A temperature of 0 takes the most likely token. Rows of unequal length are padded on the left (`pad_left`) and
-    come with their mask. A row that has ended goes on yielding its stop token. Raises InputError at once, before the
-    first token is asked for.
+    A temperature of 0 is greedy decoding. Rows of unequal length are padded on the left (`pad_left`) and need a mask.
+    A row that has ended repeats its stop token. Raises InputError on the call, before the first token.
     """
     _check(model.decoder.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
     return _stream(model, ids, max_new_tokens, temperature, top_k, top_p, seed, stop, mask)
@@ -120,7 +120,7 @@ def generate(
     top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: Iterable[int] = (),
     mask: Bool[Tensor, "B T"] | None = None,
 ) -> Int[Tensor, "B S"]:  # fmt: skip
-    """The prompt and what `stream` adds to it, in one tensor. A model in training mode is put back into it."""
+    """The prompt followed by the tokens of `stream`. The model runs in eval mode and is put back into its own."""
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()
@@ -142,18 +142,18 @@ def _check(
     seed: int | None,
 ) -> None:  # fmt: skip
     if ids.shape[1] == 0:
-        raise InputError("there is nothing to continue: the prompt has no tokens")
+        raise InputError("the prompt has no tokens; give at least one")
     if new < 1:
-        raise InputError(f"max_new_tokens is {new}; it must be at least 1")
+        raise InputError(f"max_new_tokens must be at least 1, got {new}")
     if ids.shape[1] + new > config.context_length:
         raise InputError(
-            f"a prompt of {ids.shape[1]} tokens and {new} new ones exceed the context of {config.context_length}"
+            f"prompt ({ids.shape[1]}) and max_new_tokens ({new}) exceed the context length {config.context_length}"
         )
     if temperature < 0:
-        raise InputError(f"the temperature is {temperature}; it must be 0 (the most likely token) or above")
+        raise InputError(f"temperature must be at least 0 (greedy), got {temperature}")
     if top_k is not None and top_k < 1:
-        raise InputError(f"top_k is {top_k}; it must be at least 1")
+        raise InputError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p is {top_p}; it must lie above 0 and be at most 1")
+        raise InputError(f"top_p must be in (0, 1], got {top_p}")
     if seed is not None:
         check_seed(seed)

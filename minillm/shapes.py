@@ -1,7 +1,17 @@
 """The dimension key: the one place where the letters of every shape are defined.
 
-The same letters stand in the jaxtyping signatures, in the einops patterns, in the suffixes of numpy names
-(`scores_BHTS`) and in the kernels. A test holds that no signature uses another letter.
+The same letters are used in the jaxtyping signatures, the einops patterns, the suffixes of numpy names
+(`scores_BHTS`) and the kernels. A test checks that no signature uses another letter.
+
+In a signature, `Float[Tensor, "B T D"]` is a tensor of floats with three axes, and the same letter is the same size
+throughout one call. Further notation of jaxtyping:
+
+    *N              any number of axes, also none: "*N D" is a vector, a matrix of rows, a batch of sequences, ...
+    #B              size B, or 1 where the one row is shared by the batch (broadcast)
+    _               an axis of any size, which is not checked
+    1               an axis of size 1
+    K//2, {width}   a size computed from other sizes or from an argument of the function
+    ""              a scalar
 """
 
 from jaxtyping import Bool, Float, Int

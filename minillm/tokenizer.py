@@ -1,7 +1,7 @@
 """Text to token ids and back, and conversations to token ids.
 
-Byte pair encoding itself is the `tokenizers` library's. What is decided here: text never turns into special tokens
-(only a chat template writes those), and a template is a stranger's program and runs in jinja2's sandbox.
+The `tokenizers` library does the byte-pair encoding. This file adds two guarantees: text never becomes special tokens
+(only a chat template writes those), and a template, which is untrusted code, runs in jinja2's sandbox.
 """
 
 import hashlib
@@ -18,9 +18,9 @@ import tokenizers
 from minillm.errors import InputError
 from minillm.runtime.files import write_text
 
-# What ends a turn or a document, under the names that models give it.
+# The tokens that end a turn or a document in the models that we know.
 ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")
-# Characters of a template, of what it writes, and items that it may count through, all ranges together.
+# Limits: characters of a template, characters of its output, and the total length of its ranges.
 LONGEST_TEMPLATE, LONGEST_CHAT, MOST_ITEMS = 200_000, 10_000_000, 1_000_000
 ROLES = ("bos", "eos", "pad", "unk")
 
@@ -28,8 +28,8 @@ ROLES = ("bos", "eos", "pad", "unk")
 class Tokenizer:
     """A `tokenizers` pipeline with the names of its special tokens and its chat template.
 
-    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds nothing: the
-    caller puts `bos` before the prompt of a model for which `starts_with_bos` is true.
+    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds no tokens: the caller
+    prepends `bos` to the prompt where `starts_with_bos` is true.
     """
 
     def __init__(self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None):
@@ -37,7 +37,7 @@ class Tokenizer:
             if role not in ROLES or pipeline.token_to_id(token) is None:
                 raise InputError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
         self.pipeline, self.names, self.chat_template = pipeline, dict(names), chat_template
-        # A token with a role is special, whether or not its file says so.
+        # A token with a role is special, whether or not its file declares it.
         known = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
         pipeline.add_special_tokens(sorted(set(names.values()) - known))
         pipeline.encode_special_tokens = True
@@ -58,7 +58,7 @@ class Tokenizer:
             chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
             stored = {role: settings.get(f"{role}_token") for role in ROLES}
         except Exception as problem:  # the library raises bare Exceptions
-            raise InputError(f"{files} has damaged tokenizer files: {' '.join(str(problem).split())}") from None
+            raise InputError(f"cannot load the tokenizer files of {files}: {' '.join(str(problem).split())}") from None
         names = {role: _token(path, token) for role, token in stored.items()}
         return cls(pipeline, {role: name for role, name in names.items() if name}, chosen_template(path, chosen))
 
@@ -71,33 +71,31 @@ class Tokenizer:
         directory = Path(directory)
         write_text(directory / "tokenizer.json", self.pipeline.to_str(pretty=True))
         write_text(directory / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False))
-        # One left from before would go before the template just written.
+        # A file from an earlier save would take precedence over the template just written.
         (directory / "chat_template.jinja").unlink(missing_ok=True)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, nothing added; what looks like a special token in it is ordinary text.
+        """The ids of the text, without added tokens; special tokens in it are treated as ordinary text.
 
-        Bytes that the vocabulary lacks are left out (SmolLM2 lacks a few control characters).
+        Bytes that are not in the vocabulary are skipped (SmolLM2 lacks a few control characters).
         """
         try:
             ids = self.pipeline.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
-            raise InputError(
-                f"{text!r:.60} cannot be encoded: it is no text, or has half of a surrogate pair"
-            ) from None
+            raise InputError(f"cannot encode {text!r:.60}: it must be a string without unpaired surrogates") from None
         if not self._forbidden.isdisjoint(ids):
-            raise InputError("this tokenizer's own merges make a special token out of ordinary text")
+            raise InputError("the merges of this tokenizer turn ordinary text into a special token")
         return ids
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of the ids; bytes that are no whole character come out as U+FFFD."""
+        """The text of the ids; bytes that are not a complete character become U+FFFD."""
         return self.pipeline.decode(list(ids), skip_special_tokens=skip_special)
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation: the template's special tokens are special, the messages' are ordinary text.
 
-        (A template that writes a token around a field, as `'<|' + role + '|>'`, means it: roles are the program's.)
-        Raises InputError where there is no template, or where it fails or runs away.
+        (A token that a template builds around a field, like `'<|' + role + '|>'`, is special.)
+        Raises InputError if there is no template, or if it fails or exceeds a limit.
         """
         sentinel = _unused_character(messages, self.chat_template)
         rendered = self._rendered(messages, add_generation_prompt, sentinel)
@@ -109,21 +107,21 @@ class Tokenizer:
         return ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as the chat template writes it, for people to look at: `chat` makes the ids."""
+        """The conversation as the chat template writes it, for display; `chat` returns the ids."""
         sentinel = _unused_character(messages, self.chat_template)
         return self._rendered(messages, add_generation_prompt, sentinel).replace(sentinel, "")
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, sentinel: str) -> str:
-        """The text of the template, with sentinels that break up the special tokens in messages and at their edges."""
+        """The output of the template, with sentinels that split special tokens within messages and at their edges."""
         if self.chat_template is None:
-            raise InputError("this tokenizer has no chat template; encode the text itself instead")
+            raise InputError("this tokenizer has no chat template; encode plain text instead")
         given = {f"{role}_token": token for role, token in self.names.items()}
-        given |= {"messages": _marked(messages, self.special, self._pattern, sentinel)}
+        given |= {"messages": _with_sentinels(messages, self.special, self._pattern, sentinel)}
         return _render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
 
     @property
     def vocabulary(self) -> int:
-        """How many ids there are; a decoder may have rows for more."""
+        """The number of ids; the embedding of a decoder may have more rows."""
         return self.pipeline.get_vocab_size()
 
     @cached_property
@@ -140,89 +138,91 @@ class Tokenizer:
 
     @cached_property
     def starts_with_bos(self) -> bool:
-        """Whether the model has always seen `bos` at the start of a text."""
+        """Whether texts began with `bos` in training."""
         return self.bos is not None and self.pipeline.encode("", add_special_tokens=True).ids[:1] == [self.bos]
 
     @cached_property
     def fingerprint(self) -> str:
-        """A sha256 over everything that decides which ids come out."""
+        """A sha256 of everything that determines the ids."""
         parts = {"pipeline": json.loads(self.pipeline.to_str()), "names": self.names, "chat": self.chat_template}
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
     def _recognising(self) -> tokenizers.Tokenizer:
-        """The same pipeline for text that a template wrote; a second one, for the setting is the pipeline's."""
+        """A copy of the pipeline that recognises special tokens, for text that a template wrote."""
         recognising = tokenizers.Tokenizer.from_str(self.pipeline.to_str())
         recognising.encode_special_tokens = False
         return recognising
 
     @cached_property
     def _forbidden(self) -> frozenset[int]:
-        # What a vocabulary has no token for is `unk`, rightly.
+        # `unk` is allowed: it encodes text that is not in the vocabulary.
         return frozenset(self.special.values()) - {self._unk}
 
     @cached_property
     def _pattern(self) -> str:
-        """A regular expression for any special token; where several begin, the longest."""
+        """A regular expression for any special token, the longest first."""
         longest_first = sorted(self.special, key=len, reverse=True)
         return "|".join(re.escape(token) for token in longest_first) or "(?!)"
 
 
 def _token(path: Path, stored: Any) -> str | None:
-    """A special token's name, which older files wrap in an object."""
+    """The string of a special token, which older files wrap in an object."""
     name = stored.get("content") if isinstance(stored, dict) else stored
     if not isinstance(name, str | None):
-        raise InputError(f"{path} has {name!r} for the name of a special token, which is a text")
+        raise InputError(f"a special token in {path} must be a string, got {name!r}")
     return name
 
 
 def chosen_template(where: str | Path, templates: Any) -> str | None:
-    """The chat template; of a list of named ones, that named default. Raises InputError for one that is no text."""
+    """The chat template; of a list, the one named "default". Raises InputError if it is not a string."""
     if isinstance(templates, list):
         named = [entry for entry in templates if isinstance(entry, dict) and entry.get("name") == "default"]
         templates = named[0].get("template") if named else None
     if not isinstance(templates, str | None):
-        raise InputError(f"{where} has a chat template of type {type(templates).__name__}, and it is a text")
+        raise InputError(f"the chat template of {where} must be a string, got {type(templates).__name__}")
     return templates
 
 
 def _unused_character(messages: Any, template: str | None) -> str:
-    """A sentinel: a private character that occurs nowhere."""
+    """A sentinel: a private-use character that occurs in neither the messages nor the template."""
     try:
         used = set(json.dumps(messages, ensure_ascii=False)) | set(template or "")
     except (TypeError, ValueError):
-        raise InputError("a conversation is a list of messages: objects of texts, like role and content") from None
+        raise InputError(
+            "a conversation must be a list of messages: objects with string fields such as role and content"
+        ) from None
     for code in range(0xF0000, 0xFFFFE):
         if chr(code) not in used:
             return chr(code)
-    raise InputError("the messages use every private character of Unicode")
+    raise InputError("the messages use every private-use character of Unicode")
 
 
-def _marked(value: Any, special: Mapping[str, int], pattern: str, sentinel: str) -> Any:
-    """The messages with two sentinels in every special token, and one at an edge that could complete one.
+def _with_sentinels(value: Any, special: Mapping[str, int], pattern: str, sentinel: str) -> Any:
+    """The messages with two sentinels inside every special token, and one at an edge that could complete one.
 
-    Capitals count as small letters, for a template may change them. (A token of a single character cannot be broken
-    up: the two sentinels after it distinguish it from a template's.)
+    Matching ignores case, because a template may change it. (A token of a single character cannot be split: the two
+    sentinels after it distinguish it from a token that the template wrote.)
     """
     if isinstance(value, Mapping):
-        items = ((key, _marked(item, special, pattern, sentinel)) for key, item in value.items())
-        return {_marked(key, special, pattern, sentinel): item for key, item in items}
+        items = ((key, _with_sentinels(item, special, pattern, sentinel)) for key, item in value.items())
+        return {_with_sentinels(key, special, pattern, sentinel): item for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_marked(item, special, pattern, sentinel) for item in value]
+        return [_with_sentinels(item, special, pattern, sentinel) for item in value]
     if not isinstance(value, str):
         return value
-    small = value.lower()
+    lower = value.lower()
     edges = [(token[cut:].lower(), token[:cut].lower()) for token in special for cut in range(1, len(token))]
-    before = sentinel if any(small.startswith(rest) for rest, _ in edges) else ""
-    after = sentinel if any(small.endswith(start) for _, start in edges) else ""
+    before = sentinel if any(lower.startswith(rest) for rest, _ in edges) else ""
+    after = sentinel if any(lower.endswith(start) for _, start in edges) else ""
     broken = re.sub(f"(?={pattern})(.)", lambda found: found[1] + sentinel + sentinel, value, flags=re.I | re.S)
     return before + broken + after
 
 
 def _render(template: str, given: Mapping[str, Any]) -> str:
-    """The template's text. A template is a stranger's program: it runs in the sandbox, and not without end."""
+    """The output of the template, which is untrusted code: it runs in the sandbox and within limits."""
     if len(template) > LONGEST_TEMPLATE:
-        raise InputError(f"the chat template has {len(template)} characters; up to {LONGEST_TEMPLATE} are run")
+        raise InputError(f"a chat template may have {LONGEST_TEMPLATE} characters, got {len(template)}")
     pieces, length = [], 0
     try:
         for piece in _sandbox().from_string(template).generate(given):
@@ -232,24 +232,24 @@ def _render(template: str, given: Mapping[str, Any]) -> str:
                 raise InputError(f"the chat template writes more than {LONGEST_CHAT} characters")
     except InputError:
         raise
-    except Exception as problem:  # a stranger's program may raise anything
+    except Exception as problem:  # untrusted code may raise anything
         raise InputError(f"the chat template fails on this conversation: {' '.join(str(problem).split())}") from None
     return "".join(pieces)
 
 
 def _sandbox() -> Any:
-    """jinja2's immutable sandbox with what chat templates expect to find (as in transformers)."""
+    """jinja2's immutable sandbox with the functions that chat templates expect (as in transformers)."""
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    left = MOST_ITEMS
+    remaining = MOST_ITEMS
 
     def bounded_range(*bounds: int) -> range:
-        nonlocal left
+        nonlocal remaining
         items = range(*bounds)
-        left -= len(items)
-        if left < 0:
-            raise TemplateError(f"it counts through more than {MOST_ITEMS} items")
+        remaining -= len(items)
+        if remaining < 0:
+            raise TemplateError(f"its ranges have more than {MOST_ITEMS} items")
         return items
 
     def raise_exception(message: str) -> None:
@@ -260,7 +260,7 @@ def _sandbox() -> Any:
 
         def call_binop(self, context, operator, left, right):
             if operator == "**" or not all(isinstance(side, (int, float)) for side in (left, right)):
-                raise TemplateError(f"it computes {operator} with more than two plain numbers")
+                raise TemplateError(f"{operator} is allowed for two numbers only")
             return left * right
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
@@ -274,5 +274,5 @@ def _now(pattern: str) -> str:
 
 
 def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    """JSON as it is: jinja2's own filter escapes it for web pages."""
+    """Plain JSON: jinja2's own filter escapes it for HTML."""
     return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)

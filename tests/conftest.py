@@ -2,8 +2,10 @@
 
 import os
 
-# Tests run two at a time: with a thread each, they do not wait for one another. Set before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Tests run two at a time: with a thread each, they do not wait for one another. MINILLM_TEST_THREADS=2 -n 1 runs them
+# with two. Set before torch is imported.
+THREADS = int(os.environ.get("MINILLM_TEST_THREADS", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import importlib.util
 import pkgutil
@@ -64,9 +66,9 @@ def pytest_collection_modifyitems(config, items):
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    """A command that was tested before may have asked for more, and sums differ in their last digit by threads."""
-    torch.set_num_threads(1)
+def _threads():
+    """A command that was tested before may have asked for others, and sums differ in their last digit by threads."""
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture

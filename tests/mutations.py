@@ -15,12 +15,11 @@ class Mutation(NamedTuple):
     test: str
 
 
-ATTENTION = ("ops/attention.py", "ops/test_attention.py")
 TILES = ("kernels/_attention_tiles.py", "kernels/test_attention.py")
 KERNEL = ("kernels/attention.py", "kernels/test_attention.py")
 BACKWARD = ("kernels/_attention_backward.py", "kernels/test_attention.py")
-POSITIONS = ("ops/positions.py", "ops/test_positions.py")
-LOSS = ("ops/linear_cross_entropy.py", "ops/test_linear_cross_entropy.py")
+LOSS = ("ops/linear_cross_entropy.py", "fast/test_linear_cross_entropy.py")
+FAST_LOSS = ("fast/linear_cross_entropy.py", LOSS[1])
 DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
 FILES = ("adapters/load.py", "adapters/test_load.py")
@@ -45,6 +44,19 @@ def mutation(what, where, old, new):
     return Mutation(what, file, old, new, test)
 
 
+FLOAT64, RATIO = "test_torch_equals_numpy_in_float64", "test_the_fast_form_is_as_near_to_numpy_as_the_formula"
+CHECK = "lab/test_check.py::test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good"
+WIDE = "wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))\n    "
+
+
+def _suite(name, file, changes, test=FLOAT64):
+    """Of an operation: what the suite of all operations has to notice, for this one and its implementation."""
+    by = "" if test == RATIO else "-fast" if file.startswith("fast/") else "-plain"
+    cell = f"test_operations.py::{test}[{name}{by}]"
+    return [Mutation(what, file, old, new, cell) for what, (old, new) in changes.items()]
+
+
+# fmt: off
 MUTATIONS = [
     mutation(
         "a transposed head",
@@ -53,30 +65,35 @@ MUTATIONS = [
         '"B T (K heads) -> B heads T K"',
     ),
     mutation("heads merged in the wrong order", DECODER, '"B H T K -> B T (H K)"', '"B H T K -> B T (K H)"'),
-    mutation(
-        "a query that reads another group's keys",
-        ATTENTION,
-        'stacked = rearrange(query, "B (G group) T K -> B G (group T) K"',
-        'stacked = rearrange(query, "B (group G) T K -> B G (group T) K"',
-    ),
-    mutation("a missing scale, step by step", ATTENTION, " / math.sqrt(query.shape[-1])", ""),
-    mutation("a missing scale, in the kernel", ATTENTION, "is_causal=square,", "is_causal=square, scale=1.0,"),
-    mutation("a mask that shows the next token", ATTENTION, ".tril(keys - queries)", ".tril(keys - queries + 1)"),
-    mutation("a mask that hides the token itself", ATTENTION, ".tril(keys - queries)", ".tril(keys - queries - 1)"),
-    mutation("a mask aligned at the start", ATTENTION, ".tril(keys - queries)", ".tril(0)"),
-    mutation("padding that sees nothing", ATTENTION, "causal & mask[:, None] | itself", "causal & mask[:, None]"),
-    mutation("padding that is read", ATTENTION, "causal & mask[:, None] | itself", "causal | itself"),
-    mutation("a prefix hidden by the mask", ATTENTION, "value=True", "value=False"),
-    mutation(
-        "a prefix after the text",
-        ATTENTION,
-        "zip(before, (key, value), strict=True)",
-        "zip((key, value), before, strict=True)",
-    ),
-    mutation("a gate without its tanh", ATTENTION, "prefix.gate.tanh()", "prefix.gate"),
+    *_suite("attention", "ops/attention.py", {
+        "a query that uses another group's keys": (
+            "side.repeat_interleave(heads // side.shape[1], 1)", "side.repeat(1, heads // side.shape[1], 1, 1)"),
+        "a missing scale": (" / math.sqrt(query.shape[-1])", ""),
+        "a prefix hidden by the mask": ("value=True", "value=False"),
+        "a prefix after the text": (
+            "zip(before, (key, value), strict=True)", "zip((key, value), before, strict=True)"),
+        "a gate without its tanh": ("prefix.gate.tanh()", "prefix.gate"),
+    }),
+    *_suite("visible_keys", "ops/attention.py", {
+        "a mask that shows the next token": (".tril(keys - queries)", ".tril(keys - queries + 1)"),
+        "a mask that hides the token itself": (".tril(keys - queries)", ".tril(keys - queries - 1)"),
+        "a mask aligned at the start": (".tril(keys - queries)", ".tril(0)"),
+        "padding that sees nothing": ("causal & mask[:, None] | itself", "causal & mask[:, None]"),
+        "padding that is attended to": ("causal & mask[:, None] | itself", "causal | itself"),
+    }),
+    *_suite("attention", "fast/attention.py", {
+        "a missing scale, fast": ("is_causal=square,", "is_causal=square, scale=1.0,"),
+        "a gate without its tanh, fast": ("prefix.gate.tanh()", "prefix.gate"),
+    }),
+    *_suite("attention", "fast/attention.py", {
+        "a query that uses another group's keys, in bfloat16": (
+            'stacked = rearrange(query, "B (G group) T K -> B G (group T) K"',
+            'stacked = rearrange(query, "B (group G) T K -> B G (group T) K"'),
+        "a missing scale, in bfloat16": (" / math.sqrt(query.shape[-1])", ""),
+    }, RATIO),
     mutation(
         "dropout that forgets attention",
-        ATTENTION,
+        ("fast/attention.py", "ops/test_attention.py"),
         "dropout_p=dropout_probability",
         "dropout_p=0 * dropout_probability",
     ),
@@ -88,11 +105,11 @@ MUTATIONS = [
     ),
     mutation("a kernel in which padding sees nothing", TILES, " | (key[None, :] == last[:, None])", ""),
     mutation("a stack of queries in another order", TILES, "row % GROUP * stride_h", "row % 2 * stride_h"),
-    mutation("a sum that does not fade", KERNEL, "total * faded", "total"),
+    mutation("a sum that is not rescaled", KERNEL, "total * rescale", "total"),
     mutation("a prefix that is seen without its last key", KERNEL, "(BLOCK_T,), prompt - 1", "(BLOCK_T,), prompt - 2"),
-    mutation("slopes of queries without their delta", BACKWARD, " - delta[:, None]", ""),
+    mutation("gradients of queries without their delta", BACKWARD, " - delta[:, None]", ""),
     mutation(
-        "slopes of padding that are kept",
+        "gradients of padding that stay",
         BACKWARD,
         "dk, dv = tl.where(real[:, None], dk, 0.0), tl.where(real[:, None], dv, 0.0)",
         "pass",
@@ -101,123 +118,171 @@ MUTATIONS = [
     mutation(
         "half of the queries after a key", BACKWARD, "        end = tiles\n", "        end = (start + tiles + 1) // 2\n"
     ),
-    mutation("a dropped 1 / (1 - p)", ("ops/dropout.py", "ops/test_dropout.py"), " / (1.0 - probability)", ""),
+    *_suite("dropout", "ops/dropout.py", {"a dropped 1 / (1 - p)": (" / (1.0 - probability)", "")}),
     mutation(
         "dropout that keeps what it should drop",
         ("ops/dropout.py", "ops/test_dropout.py"),
         "torch.rand_like(hidden) >= probability",
         "torch.rand_like(hidden) < probability",
     ),
+    *_suite("rms_norm", "ops/norm.py", {
+        "eps outside the root": (
+            "torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)",
+            "1 / (wide.square().mean(-1, keepdim=True).sqrt() + eps)"),
+        "an rms norm that centres": (
+            "wide.square().mean(-1, keepdim=True)", "wide.var(-1, keepdim=True, correction=0)"),
+    }),
+    *_suite("layer_norm", "ops/norm.py", {
+        "a layer norm without its bias": ("normed * weight + bias", "normed * weight"),
+        "a layer norm that does not centre": ("wide - wide.mean(-1, keepdim=True)", "wide"),
+    }),
+    *_suite("layer_norm", "fast/norm.py", {
+        "a layer norm without its bias, fast": ("shape, weight, bias, eps)", "shape, weight, None, eps)"),
+    }),
     mutation(
-        "eps outside the root",
-        ("ops/norm.py", "ops/test_norm.py"),
-        "torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)",
-        "1 / (wide.square().mean(-1, keepdim=True).sqrt() + eps)",
+        "a norm in half precision", ("ops/norm.py", "ops/test_norm.py"),
+        WIDE + "inverse_rms", "wide = hidden\n    inverse_rms",
     ),
     mutation(
-        "an rms norm that centres",
-        ("ops/norm.py", "ops/test_norm.py"),
-        "wide.square().mean(-1, keepdim=True)",
-        "wide.var(-1, keepdim=True, correction=0)",
+        "a layer norm in half precision", ("ops/norm.py", "ops/test_norm.py"),
+        WIDE + "centred", "wide = hidden\n    centred",
     ),
-    mutation("a norm in half precision", ("ops/norm.py", "ops/test_norm.py"), "torch.float32", "torch.float16"),
+    *_suite("rotary", "ops/positions.py", {
+        "a wrong RoPE sign": ("first * cos - second * sin", "first * cos + second * sin"),
+        "neighbours turned instead of halves": ("vectors.chunk(2, -1)", "vectors.unflatten(-1, (-1, 2)).unbind(-1)"),
+    }),
+    *_suite("rotary_tables", "ops/positions.py", {
+        "frequencies that grow": ("theta ** (-pairs / width)", "theta ** (pairs / width)"),
+        "cosines for sines": ("angles.sin().to(dtype)", "angles.cos().to(dtype)"),
+    }),
+    *_suite("sinusoidal", "ops/positions.py", {
+        "sines and cosines exchanged": ("(angles.sin(), angles.cos())", "(angles.cos(), angles.sin())"),
+    }),
+    *_suite("token_positions", "ops/positions.py", {
+        "positions that begin at one": ("cumsum(-1) - 1)", "cumsum(-1))"),
+        "positions that count padding": ("mask.long().cumsum", "torch.ones_like(mask).long().cumsum"),
+    }),
     mutation(
-        "a layer norm without its bias",
-        ("ops/norm.py", "ops/test_norm.py"),
-        "hidden, weight.shape, weight, bias, eps)",
-        "hidden, weight.shape, weight, None, eps)",
+        "angles in half precision",
+        ("ops/positions.py", "ops/test_positions.py"),
+        "wide = torch.promote_types(dtype, torch.float32)",
+        "wide = dtype",
     ),
+    *_suite("embedding", "ops/embedding.py", {"the row of another token": ("(ids, weight)", "(ids.flip(-1), weight)")}),
+    *_suite("linear", "ops/linear.py", {"a linear layer without its bias": ("weight, bias)", "weight)")}),
+    *_suite("relu", "ops/feed_forward.py", {
+        "a relu that lets the negative through": ("torch.relu(up)", "torch.relu(-up)"),
+    }),
+    *_suite("gelu", "ops/feed_forward.py", {"a gelu with a square for its cube": ("up**3", "up**2")}),
+    *_suite("gelu", "fast/feed_forward.py", {
+        "GELU by the error function": ('F.gelu(up, approximate="tanh")', "F.gelu(up)"),
+    }),
+    *_suite("swiglu", "ops/feed_forward.py", {
+        "a gate and what it gates exchanged": ("gate * torch.sigmoid(gate) * up", "up * torch.sigmoid(up) * gate"),
+    }),
+    *_suite("swiglu", "fast/feed_forward.py", {
+        "a gate and what it gates exchanged, fast": ("return F.silu(gate) * up", "return F.silu(up) * gate"),
+        "a gate whose gradient forgets what it gates": (
+            "silu_backward(gradients[0] * up, gate)", "silu_backward(gradients[0], gate)"),
+    }),
     mutation(
-        "add & norm that loses what is added",
-        ("ops/norm.py", "ops/test_norm.py"),
-        "return total, rms_norm(total, weight, eps)",
-        "return total, rms_norm(hidden, weight, eps)",
-    ),
-    mutation("a wrong RoPE sign", POSITIONS, "first * cos - second * sin", "first * cos + second * sin"),
-    mutation(
-        "neighbours turned instead of halves",
-        POSITIONS,
-        "vectors.chunk(2, -1)",
-        "vectors.unflatten(-1, (-1, 2)).unbind(-1)",
-    ),
-    mutation("frequencies that grow", POSITIONS, "theta ** (-pairs / width)", "theta ** (pairs / width)"),
-    mutation("angles in half precision", POSITIONS, "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype"),
-    mutation("sines and cosines exchanged", POSITIONS, "(angles.sin(), angles.cos())", "(angles.cos(), angles.sin())"),
-    mutation("positions that begin at one", POSITIONS, "cumsum(-1) - 1)", "cumsum(-1))"),
-    mutation("positions that count padding", POSITIONS, "mask.long().cumsum", "torch.ones_like(mask).long().cumsum"),
-    mutation(
-        "GELU by the error function",
-        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
-        'F.gelu(up, approximate="tanh")',
-        "F.gelu(up)",
-    ),
-    mutation(
-        "a gate and what it gates exchanged",
-        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
-        "F.silu(gate) * up",
-        "F.silu(up) * gate",
-    ),
-    mutation(
-        "a gate whose gradient forgets what it gates",
-        ("ops/feed_forward.py", "ops/test_feed_forward.py"),
-        "silu_backward(gradients[0] * up, gate)",
-        "silu_backward(gradients[0], gate)",
-    ),
-    mutation(
-        "a frozen matrix that keeps what it read",
-        ("ops/linear.py", "ops/test_linear.py"),
+        "a frozen matrix that saves its input",
+        ("fast/linear.py", "fast/test_linear.py"),
         "x if ctx.needs_input_grad[1] else None",
         "x",
     ),
-    mutation("an unscaled dW", ("ops/lora.py", "ops/test_lora.py"), ".mul_(scale)", ""),
     mutation(
-        "an unscaled gradient of A",
-        ("ops/lora.py", "ops/test_lora.py"),
-        "(gradient @ b).mul_(ctx.scale)",
-        "gradient @ b",
+        "a product whose gradient is turned",
+        ("fast/linear.py", "fast/test_linear.py"),
+        "_product(gradient, weight.T)",
+        "_product(-gradient, weight.T)",
     ),
-    mutation(
-        "an input that learns from the frozen matrix alone",
-        ("ops/lora.py", "ops/test_lora.py"),
-        ".addmm_(shared, a)",
-        "",
-    ),
-    mutation(
-        "a row without an adapter that takes the last one",
-        ("ops/lora.py", "ops/test_lora.py"),
-        "(F.pad(side.to(dtype), (0, 0, 0, 0, 0, 1))[adapter] for",
-        "(side.to(dtype)[adapter] for",
-    ),
-    mutation("a loss over padding", LOSS, "labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
-    mutation("a mean of means", LOSS, "labels[:, None]).sum()", "labels[:, None]).mean()"),
+    *_suite("lora", "ops/lora.py", {
+        "an unscaled dW": ("scale * linear(low, b)", "linear(low, b)"),
+        "an A that multiplies what dropout has not dropped": ("x if dropped is None else dropped", "x"),
+    }),
+    *_suite("lora", "fast/lora.py", {
+        "an unscaled dW, fast": (".mul_(scale)", ""),
+        "an unscaled gradient of A": ("(gradient @ b).mul_(ctx.scale)", "gradient @ b"),
+        "an input that learns from the frozen matrix alone": (".addmm_(shared, a)", ""),
+    }),
+    *_suite("lora_by_row", "ops/lora_by_row.py", {
+        "a row without an adapter that takes the last one": ("return F.pad(side, (0, 0, 0, 0, 0, 1))", "return side"),
+    }),
+    *_suite("lora_by_row", "fast/lora_by_row.py", {
+        "an update with its sign turned": ("x @ a.mT, b.mT", "x @ a.mT, -b.mT"),
+    }),
+    *_suite("updated_norms", "ops/dora.py", {
+        "a norm with half of its mixed term": ("2 * scale * cross", "scale * cross"),
+    }),
+    *_suite("linear_cross_entropy", "ops/linear_cross_entropy.py", {
+        "a loss over padding": ("labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
+        "a mean of means": ("labels[labelled, None]).sum()", "labels[labelled, None]).mean()"),
+    }),
+    *_suite("linear_cross_entropy", "fast/linear_cross_entropy.py", {
+        "a loss over padding, fast": ("labelled = labels != IGNORED", "labelled = labels >= 2 * IGNORED"),
+        "a mean of means, fast": ("labels[:, None]).sum()", "labels[:, None]).mean()"),
+    }),
     mutation("a loss in half precision", LOSS, "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     mutation(
-        "a softmax over the wrong axis",
-        ("ops/softmax.py", "ops/test_softmax.py"),
-        "torch.softmax(scores, -1)",
-        "torch.softmax(scores, 0)",
+        "a loss in half precision, fast", FAST_LOSS,
+        "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype",
     ),
+    mutation("logits that are all saved", FAST_LOSS, "<= FEW", "<= 1e9 * FEW"),
+    *_suite("softmax", "ops/softmax.py", {
+        "a softmax over the wrong axis": ("torch.softmax(scores, -1)", "torch.softmax(scores, 0)"),
+    }),
+    *_suite("log_softmax", "ops/softmax.py", {
+        "a log-softmax over the wrong axis": ("torch.log_softmax(scores, -1)", "torch.log_softmax(scores, 0)"),
+    }),
     mutation(
         "a logarithm of a rounded softmax",
         ("ops/softmax.py", "ops/test_softmax.py"),
         "torch.log_softmax(scores, -1)",
         "torch.softmax(scores, -1).log()",
     ),
+    mutation("a merge with its sign turned", ("adapt/lora.py", CHECK), "self.scale * self.b", "-self.scale * self.b"),
+    mutation(
+        "a saved adapter with its sign turned", ("adapt/method.py", CHECK),
+        "parameter.copy_(state[name])", "parameter.copy_(-state[name])",
+    ),
+    mutation(
+        "cached tokens that see the last one alone",
+        ("generation.py", CHECK),
+        "return self.key[:, :, : self.length], self.value[:, :, : self.length]",
+        "return self.key[:, :, now : self.length], self.value[:, :, now : self.length]",
+    ),
+    mutation(
+        "blocks that are run again by another backend",
+        ("decoder.py", "test_choice.py"),
+        "checkpoint(ops.bound(self.blocks[index]),",
+        "checkpoint(self.blocks[index],",
+    ),
+    mutation(
+        "a backend that all threads share", ("operations.py", "test_choice.py"),
+        "_Choice(threading.local)", "_Choice",
+    ),
     mutation("keys that are not turned", DECODER, "rotary(key, *rotation)", "key"),
-    mutation("embeddings that are not scaled", DECODER, " * math.sqrt(config.width) + sin", " + sin"),
+    mutation("embeddings that are not scaled", DECODER, " * math.sqrt(config.width) + ops", " + ops"),
     mutation("a prompt that takes no positions", DECODER, "len(prefix) if prefix is not None else 0", "0"),
     mutation("a prefix for the first layer alone", DECODER, "prefix.layer(index)", "prefix.layer(0)"),
     mutation(
         "a residual that is dropped",
         DECODER,
-        "return hidden + self._drop(self.feed_forward(normed))",
-        "return self._drop(self.feed_forward(normed))",
+        "return hidden + self.feed_forward(self.feed_forward_norm(hidden))",
+        "return self.feed_forward(self.feed_forward_norm(hidden))",
     ),
     mutation(
         "one norm in both places",
         DECODER,
-        "self.feed_forward_norm.add(hidden, read)",
-        "self.attention_norm.add(hidden, read)",
+        "self.feed_forward(self.feed_forward_norm(hidden))",
+        "self.feed_forward(self.attention_norm(hidden))",
+    ),
+    mutation(
+        "a norm before the residual is added",
+        DECODER,
+        "self.feed_forward_norm(hidden + self.feed_forward(hidden))",
+        "hidden + self.feed_forward_norm(self.feed_forward(hidden))",
     ),
     mutation("no last norm", DECODER, "self.norm(hidden)", "hidden"),
     mutation(
@@ -228,9 +293,10 @@ MUTATIONS = [
     mutation(
         "dropout at evaluation",
         LAWS,
-        "dropout(hidden, self.dropout if self.training else 0.0)",
-        "dropout(hidden, self.dropout)",
+        "ops.dropout(self.down(inner), self.dropout if self.training else 0.0)",
+        "ops.dropout(self.down(inner), self.dropout)",
     ),
+    mutation("weights dropped at evaluation", LAWS, "p = self.dropout if self.training else 0.0", "p = self.dropout"),
     mutation(
         "greedy top-p",
         ("generation.py", "reference/test_sampling.py"),
@@ -372,3 +438,4 @@ MUTATIONS = [
         "on_interrupt=lambda: None",
     ),
 ]
+# fmt: on

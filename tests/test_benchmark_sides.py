@@ -1,4 +1,4 @@
-"""The contestants of the benchmarks compute the same: on a tiny Llama, so that nothing has to be pulled to see it."""
+"""The contestants of the benchmarks compute the same, tested on a tiny Llama that needs no download."""
 
 from unittest.mock import Mock
 
@@ -22,7 +22,7 @@ BATCHES = [[0, 1], [2, 3]]
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    # Three layers, of which two are trained over a trunk of one; keys and values wide enough for rank 8.
+    # Three layers, the last two of which are trained; keys and values wide enough for rank 8.
     sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 3}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     config = LlamaConfig(**sizes, **heads, tie_word_embeddings=True)
@@ -55,6 +55,6 @@ def test_both_sides_have_the_same_logits_gradients_and_losses_to_the_end(tiny, m
 
 
 @pytest.mark.parametrize("members", [1, 4])
-def test_a_batch_of_queries_gives_what_they_give_one_by_one(tiny, members):
+def test_a_batch_of_queries_equals_its_queries_one_by_one(tiny, members):
     queries = family.Queries(WORK.prompts[:members], members, "float32")
     assert error(queries.answer(1), queries.one_by_one()) < 1e-5

@@ -1,4 +1,4 @@
-"""The benchmarks' arithmetic, and that each says what it does when asked. Their figures are for `make bench`."""
+"""The arithmetic of the benchmarks, and the help of each. The measurements themselves are for `make bench`."""
 
 import json
 import subprocess
@@ -13,8 +13,8 @@ from hypothesis import strategies as some
 
 from benchmarks.adapt_reviews import numbers, standard_error_of_mean, summary, table
 from benchmarks.adapt_vs_peft import METHODS
-from benchmarks.beside import Side, at_work, shares, take_turns
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
+from benchmarks.sides import Side, at_work, shares, take_turns
 from minillm.errors import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -25,7 +25,7 @@ def rounds(side, seconds, amounts=None, peak_bytes=None):
     return Rounds(side, amounts=amounts or [1.0] * len(seconds), seconds=seconds, peak_bytes=peak_bytes)
 
 
-def test_a_side_that_needs_half_the_time_is_twice_as_quick():
+def test_a_side_that_needs_half_the_time_is_twice_as_fast():
     assert ratio(rounds("ours", [1.0, 2.0, 3.0]), rounds("peer", [2.0, 4.0, 6.0])) == (2.0, 2.0, 2.0)
 
 
@@ -34,7 +34,7 @@ def test_the_ratio_of_medians_is_quoted_and_the_single_rounds_give_its_range():
     assert ratio(ours, peer) == (2.0, 0.4, 3.0)
 
 
-def test_a_round_with_twice_the_work_in_twice_the_time_is_as_quick():
+def test_a_round_with_twice_the_work_in_twice_the_time_is_equally_fast():
     assert ratio(rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [1.0, 1.0], [10, 10])).of_medians == 1.0
 
 
@@ -46,14 +46,14 @@ def test_the_rounds_together_are_all_the_work_in_even_parts(batches, data):
 
 
 def test_more_rounds_than_batches_are_refused():
-    with pytest.raises(InputError, match="2 batches cannot be spread over 3 rounds"):
+    with pytest.raises(InputError, match=r"rounds must be in \[1, 2\], the number of batches, got 3"):
         shares([[0], [1]], 3)
 
 
-def test_what_is_not_the_same_is_not_timed():
+def test_sides_with_different_results_are_refused():
     expected = {"logits": np.array([3.0, 4.0]), "gradients": {"a": np.ones((2, 2)), "b": np.zeros(1)}}
     assert check("ours", expected, expected, 1e-9) == {"logits": 0.0, "gradients": 0.0}
-    with pytest.raises(InputError, match="ours: the logits are off"):
+    with pytest.raises(InputError, match="ours: relative error of the logits"):
         check("ours", {**expected, "logits": np.array([3.0, 5.0])}, expected, 1e-3)
     with pytest.raises(InputError, match="nan"):
         check("ours", {**expected, "logits": np.array([3.0, np.nan])}, expected, 1e-3)
@@ -64,7 +64,7 @@ def test_the_table_compares_with_the_reference_and_leaves_out_columns_without_fi
     sides = [rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [2.0, 4.0], [10, 20], 2**30)]
     lines = Comparison("work", "tokens", "peer", sides).table().splitlines()
     assert lines[1].split("  ")[0] == "side"
-    assert "checked to" not in lines[1]
+    assert "max error" not in lines[1]
     assert lines[3].split() == ["ours", "1.5", "s", "10", "2.00", "2.00", "to", "2.00", "-"]
     assert lines[4].split() == ["peer", "3", "s", "5", "1.00", "1.00", "to", "1.00", "1.00", "GiB"]
 
@@ -79,7 +79,7 @@ def test_the_json_holds_every_round_and_names_no_machine(tmp_path):
 
 
 class Adder:
-    """A contestant that can be followed by eye."""
+    """A contestant whose results are easy to predict."""
 
     def __init__(self, start):
         self.total = start
@@ -89,7 +89,7 @@ class Adder:
         return self.total
 
 
-def test_sides_take_turns_in_processes_that_remember():
+def test_sides_take_turns_in_processes_that_keep_their_state():
     sides = [Side("from 0", Adder, {"start": 0}), Side("from 10", Adder, {"start": 10})]
     with at_work(sides, threads=1) as workers:
         found = take_turns(workers, "add", [[1, 2], [3]], len, "adding")
@@ -107,22 +107,22 @@ def test_a_side_that_dies_is_named(capfd):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_says_what_it_does(name):
+def test_every_benchmark_has_a_help_text(name):
     asked = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=20
     )  # fmt: skip
     assert asked.returncode == 0
-    assert any(option in asked.stdout for option in ("--json", "--out")), "nowhere to write what it measured"
+    assert any(option in asked.stdout for option in ("--json", "--out")), "no option for the output file"
 
 
-def test_the_contestants_are_made_of_what_minillm_and_its_peers_have():
-    """They are imported in a worker only, and so would miss a name that has changed only when they are timed."""
+def test_the_contestants_use_names_that_minillm_and_its_peers_have():
+    """They are imported only in a worker, so a renamed function would otherwise fail only when they are timed."""
     pytest.importorskip("peft")
     for side in ("minillm_side", "peer_side"):
         module = import_module(f"benchmarks.{side}")
         assert {*module.METHODS, "features"} == set(METHODS)
         assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
-        assert all(hasattr(module.Features, job) for job in ("read", "fit"))
+        assert all(hasattr(module.Features, job) for job in ("compute", "fit"))
         assert hasattr(module.Scoring, "score")
 
 
@@ -132,7 +132,7 @@ def test_a_methods_accuracies_are_summed_up_over_the_seeds():
         for share in (0.80, 0.82, 0.84)
     ]
     found = summary(runs)
-    # A spread of 2 points over the root of 3.
+    # A standard deviation of 2 points over the root of 3.
     assert (found["mean"], found["standard_error"]) == pytest.approx((0.82, 0.02 / 3**0.5))
     head, _, line = table([found]).splitlines()
     assert line.split() == ["lora", "81.0", "83.0", "85.0", "80.0", "82.0", "84.0", "82.0", "1.15", "2", "2", "2"]
@@ -140,22 +140,22 @@ def test_a_methods_accuracies_are_summed_up_over_the_seeds():
     assert summary(runs[:1])["standard_error"] is None
 
 
-def test_the_mean_of_four_runs_is_twice_as_sure_as_one():
+def test_the_mean_of_four_runs_has_half_the_standard_error_of_one():
     assert standard_error_of_mean([0.0, 0.0, 2.0, 2.0]) == pytest.approx((4 / 3) ** 0.5 / 2)
 
 
-@pytest.mark.parametrize(("listed", "said"), [("0,a", "must be whole numbers"), ("1,2,1", "hold one twice")])
-def test_seeds_are_whole_numbers_and_none_counts_twice(listed, said):
+@pytest.mark.parametrize(("listed", "message"), [("0,a", "must be integers"), ("1,2,1", "must be different")])
+def test_seeds_are_integers_and_different(listed, message):
     assert numbers("0, 1,2") == [0, 1, 2]
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         numbers(listed)
 
 
-def test_wrong_use_is_one_sentence_and_exit_code_2():
+def test_wrong_input_is_one_sentence_and_exit_code_2():
     command = [sys.executable, "-m", "benchmarks.adapt_vs_peft", "--methods", "magic"]
     asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert asked.returncode == 2
     assert (
         asked.stderr
-        == "benchmark: there is no method 'magic'; there is: lora, soft-prompt, prefix, last-blocks, features\n"
+        == "benchmark: unknown method 'magic'; choose from lora, soft-prompt, prefix, last-blocks, features\n"
     )

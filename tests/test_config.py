@@ -14,25 +14,25 @@ tiny = DecoderConfig.tiny()
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"width": 25}, "a width of 25 does not divide into 4 heads"),
-        ({"kv_heads": 3}, "4 query heads do not share 3 key/value heads evenly"),
-        ({"kv_heads": 8}, "4 query heads do not share 8 key/value heads evenly"),
-        ({"width": 20}, "rotary positions turn pairs of numbers, and a head is 5 wide: odd"),
+        ({"width": 25}, "width must be a multiple of heads, got 25 and 4"),
+        ({"kv_heads": 3}, "heads must be a multiple of kv_heads, got 4 and 3"),
+        ({"kv_heads": 8}, "heads must be a multiple of kv_heads, got 4 and 8"),
+        ({"width": 20}, "rotary positions need an even head width, got width / heads = 5"),
         (
             {"positions": "sinusoidal", "width": 21, "heads": 3, "kv_heads": 3},
-            "sinusoidal positions come in pairs, and the width is 21: odd",
+            "sinusoidal positions need an even width, got 21",
         ),
-        ({"norm": "batch"}, "norm is 'batch'; it can be layer, rms"),
-        ({"positions": "alibi"}, "positions is 'alibi'; it can be sinusoidal, learned, rotary"),
-        ({"feed_forward": "silu"}, "feed_forward is 'silu'; it can be relu, gelu, swiglu"),
-        ({"layers": 0}, "layers is 0; it must be at least 1"),
-        ({"vocabulary": -1}, "vocabulary is -1; it must be at least 1"),
-        ({"heads": 0}, "heads is 0; it must be at least 1"),
-        ({"context_length": 0}, "context_length is 0; it must be at least 1"),
-        ({"dropout": 1.0}, "a dropout of 1.0 is no probability below 1"),
-        ({"dropout": -0.1}, "a dropout of -0.1 is no probability below 1"),
-        ({"norm_eps": 0.0}, "norm_eps (0.0) and rope_theta (10000.0) must be above 0"),
-        ({"rope_theta": -1.0}, "norm_eps (1e-05) and rope_theta (-1.0) must be above 0"),
+        ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
+        ({"positions": "alibi"}, "positions must be one of sinusoidal, learned, rotary, got 'alibi'"),
+        ({"feed_forward": "silu"}, "feed_forward must be one of relu, gelu, swiglu, got 'silu'"),
+        ({"layers": 0}, "layers must be at least 1, got 0"),
+        ({"vocabulary": -1}, "vocabulary must be at least 1, got -1"),
+        ({"heads": 0}, "heads must be at least 1, got 0"),
+        ({"context_length": 0}, "context_length must be at least 1, got 0"),
+        ({"dropout": 1.0}, "dropout must be in [0, 1), got 1.0"),
+        ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
+        ({"norm_eps": 0.0}, "norm_eps and rope_theta must be positive, got 0.0 and 10000.0"),
+        ({"rope_theta": -1.0}, "norm_eps and rope_theta must be positive, got 1e-05 and -1.0"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -43,7 +43,7 @@ def test_what_cannot_work_is_refused_with_a_sentence(changes, sentence):
 
 @pytest.mark.parametrize("family", [DecoderConfig.gpt2, DecoderConfig.llama])
 def test_an_unknown_size_is_refused_and_the_known_ones_are_named(family):
-    with pytest.raises(InputError, match=r"has no size 'huge'; it has: (small|smollm2-135m), "):
+    with pytest.raises(InputError, match=r"size must be one of (small|smollm2-135m), .*, got 'huge'"):
         family("huge")
 
 

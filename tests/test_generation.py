@@ -114,7 +114,7 @@ def test_top_k_keeps_the_likeliest_and_temperature_divides_the_logits(logits, k,
     ("options", "sentence"),
     [
         ({"max_new_tokens": 0}, "at least 1"),
-        ({"max_new_tokens": 99}, "exceed the context of 17"),
+        ({"max_new_tokens": 99}, "exceed the context length 17"),
         ({"max_new_tokens": 1, "temperature": -1.0}, "temperature"),
         ({"max_new_tokens": 1, "top_k": 0}, "top_k"),
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p"),
@@ -126,5 +126,5 @@ def test_options_that_cannot_work_are_refused_in_a_sentence(options, sentence):
 
 
 def test_an_empty_prompt_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match="nothing to continue"):
+    with pytest.raises(InputError, match="the prompt has no tokens"):
         generate(random_decoder(STYLES["Llama"]), torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)

@@ -26,8 +26,8 @@ from benchmarks.kernel_works import (
 )
 from minillm import InputError
 from minillm.kernels import _measured
-from minillm.ops.attention import explicit_attention
-from tests.lab.test_check_kernels import operations_with_a_kernel
+from minillm.ops.attention import attention as plain_attention
+from tests.strategies import implemented_in
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 META = torch.device("meta")
@@ -51,7 +51,7 @@ class HostClock:
 
 
 def test_every_operation_that_has_a_kernel_is_timed_with_and_under_its_name():
-    assert operations_with_a_kernel() <= {work.operation for work in ALL}
+    assert {*implemented_in("kernels")} <= {work.operation for work in ALL}
     assert len({work.title for work in ALL}) == len(ALL)
 
 
@@ -63,9 +63,8 @@ def test_the_bytes_of_a_forward_pass_are_those_that_go_in_and_come_out(work):
 
 
 def test_the_bytes_of_a_norms_backward_pass_are_those_that_its_kernels_header_counts():
-    for name, each in (("rms_norm", 6), ("add_rms_norm", 8)):
-        backward = norm_work(name, 1000, 1024).cost[1]
-        assert round(backward / (1000 * 1024), 1) == each, "in bfloat16: the slopes and x are read, a slope is written"
+    backward = norm_work("rms_norm", 1000, 1024).cost[1]
+    assert round(backward / (1000 * 1024), 1) == 6, "in bfloat16: dout and x are read, dx is written"
 
 
 def flops_of(run, arguments):
@@ -97,7 +96,7 @@ def test_flops_are_those_that_torch_counts(work, side):
 def test_flops_of_attention_are_those_that_torch_counts_but_for_what_the_causal_rule_hides(prompt):
     work = attention_work(2, 4, 2, 8, 13, prompt)
     arguments = work.arguments(Draw(torch.device("cpu"), torch.float32))
-    forward, both = flops_of(lambda **given: explicit_attention(**given)[0], arguments)
+    forward, both = flops_of(plain_attention, arguments)
     hidden = 4 * 2 * 4 * 8 * (13 * 12 // 2)
     assert work.cost[0] == forward - hidden
     # The backward pass has four products, and a fifth that makes the scores again.
@@ -106,10 +105,9 @@ def test_flops_of_attention_are_those_that_torch_counts_but_for_what_the_causal_
 
 
 def test_the_sizes_are_those_that_the_operation_asks_by(monkeypatch):
-    assert asked_sizes(norm_work("add_layer_norm", 8192, 4096)) == (8192, 4096)
-    monkeypatch.setattr("minillm.ops.norm._sizes", lambda hidden: (7, 8, 9))
-    assert asked_sizes(SMALL) == (7, 8, 9)
-    monkeypatch.delattr("minillm.ops.norm.by_kernel")
+    assert asked_sizes(norm_work("layer_norm", 8192, 4096)) == (8192, 4096)
+    assert asked_sizes(attention_work(2, 4, 2, 8, 13, 3)) == (8, 13, 13, 8, 3, 0)
+    monkeypatch.setattr("minillm.operations.rms_norm", lambda hidden, weight, eps: hidden)
     assert asked_sizes(SMALL) is None, "what asks for no kernel has none"
 
 
@@ -152,7 +150,7 @@ def test_right_kernels_are_named_with_their_errors(monkeypatch):
     monkeypatch.setattr(kernel_timing, "CONFIG", "tiny")
     found = check_against_numpy(DEVICE)
     assert set(found) == {"float32", "bfloat16"}
-    assert set(found["bfloat16"]) == operations_with_a_kernel()
+    assert set(found["bfloat16"]) == {*implemented_in("kernels")}
 
 
 def test_a_peer_that_cannot_is_left_out_with_its_reason():
@@ -178,7 +176,7 @@ def measured(work, which, sizes, seconds, yardsticks=()):
     return kernel_timing.Timed(work, which, sizes, comparison, yardsticks)
 
 
-def test_the_table_says_rate_share_of_the_ceiling_and_overhead():
+def test_the_table_has_rate_share_of_the_ceiling_and_overhead():
     work = lora_work(8192, 4096, 16)
     seconds = {"minillm": [4e-4], "torch": [5e-4], "the frozen Linear": [3.2e-4]}
     lines = kernels.table(measured(work, "forward", (1,), seconds, ["the frozen Linear"]), CEILINGS).splitlines()
@@ -197,8 +195,8 @@ def test_a_work_is_held_to_what_bounds_it():
         assert kernels.ceiling(measured(work, "forward", (), {}), CEILINGS) == best
 
 
-def test_the_kernel_is_chosen_where_it_was_quicker_in_both_passes(tmp_path, monkeypatch):
-    """Written by the benchmark, read back by `ops`."""
+def test_the_kernel_is_chosen_where_it_was_faster_in_both_passes(tmp_path, monkeypatch):
+    """Written by the benchmark, read back by `operations`."""
     path = tmp_path / "measured.json"
     other = {"gpu": "other", "operation": "rms_norm", "dtype": "bfloat16", "sizes": [1, 1], "speedup": 2.0}
     path.write_text(json.dumps([other, other | {"gpu": "this"}]))
@@ -242,11 +240,11 @@ def test_ceilings_are_bytes_read_and_written_and_flops_a_second(monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, which would be timed")
-def test_without_a_gpu_the_benchmark_says_so_in_one_sentence(monkeypatch, capsys):
+def test_without_a_gpu_the_benchmark_prints_one_sentence(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["kernels.py"])
     with pytest.raises(SystemExit) as end:
         kernels.run(kernels.main, kernels.__doc__)
     assert end.value.code == 2
-    said = capsys.readouterr().err
-    assert said.startswith("benchmark: kernels are timed on a GPU")
-    assert len(said.splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("benchmark: kernels are timed on a GPU")
+    assert len(printed.splitlines()) == 1

@@ -1,4 +1,4 @@
-"""The houses mirror each other: an operation has one name in ops, reference and kernels, and so have its arguments."""
+"""The rooms mirror each other: an operation has one name and the same arguments in reference, ops, fast and kernels."""
 
 import importlib
 import inspect
@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 import minillm
-from minillm import shapes
+from minillm import operations, shapes
 
 HOME = Path(minillm.__file__).parent
 
 # What numpy has no use for: it computes on one device, in one dtype, and draws no random numbers.
 TORCH_ALONE = {"device", "dtype", "dropout_probability"}
-# Two torch programs for one formula have one twin.
-ONE_TWIN = {"explicit_attention": "attention"}
 # Differentiable in no argument: numpy needs no pair of functions for them.
 WITHOUT_GRADIENT = {"visible_keys", "token_positions", "sinusoidal", "rotary_tables"}
 
@@ -34,24 +32,36 @@ def _public_functions(house, stem):
     }
 
 
-OPERATIONS = [(stem, name) for stem in _stems("ops") for name in _public_functions("ops", stem)]
+FILE_OF = {name: stem for stem in _stems("ops") for name in _public_functions("ops", stem)}
+OPERATIONS = sorted(set(operations.__all__) & FILE_OF.keys())
 
 
 def _parameters(function):
     return [name for name in inspect.signature(function).parameters if name not in TORCH_ALONE]
 
 
-def test_every_file_of_ops_has_its_twin():
-    assert set(_stems("ops")) <= set(_stems("reference"))
+def test_every_file_of_ops_and_fast_has_its_formula_and_its_reference():
+    assert set(_stems("fast")) <= set(_stems("ops")) <= set(_stems("reference"))
     assert len(OPERATIONS) >= 15
+    assert not [name for name in _stems("ops") if name not in {FILE_OF[operation] for operation in OPERATIONS}]
 
 
-@pytest.mark.parametrize(("stem", "name"), OPERATIONS)
-def test_every_operation_has_a_twin_with_the_same_arguments(stem, name):
-    operation = _public_functions("ops", stem)[name]
-    twins, name = _public_functions("reference", stem), ONE_TWIN.get(name, name)
-    twin = twins[name] if name in WITHOUT_GRADIENT else twins[f"{name}_forward"]
-    assert _parameters(twin) == _parameters(operation)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_implementation_of_an_operation_has_the_same_arguments(name):
+    stem = FILE_OF[name]
+    formula, references = _public_functions("ops", stem)[name], _public_functions("reference", stem)
+    reference = references[name] if name in WITHOUT_GRADIENT else references[f"{name}_forward"]
+    assert _parameters(reference) == _parameters(formula)
+    for implementation in (getattr(operations, name), *_fast(stem, name)):
+        assert _shape(implementation) == _shape(formula)
+
+
+def _shape(function):
+    return [(one.name, one.kind, one.default) for one in inspect.signature(function).parameters.values()]
+
+
+def _fast(stem, name):
+    return [_public_functions("fast", stem)[name]] if name in _defined_in("fast", stem) else []
 
 
 @pytest.mark.parametrize("stem", _stems("reference"))
@@ -81,19 +91,20 @@ def test_unlabelled_positions_are_marked_alike():
 
 def _defined_in(house, stem):
     """Public functions of a file by their text: a kernel's file cannot be imported where there is no triton."""
-    source = (HOME / house / f"{stem}.py").read_text()
+    path = HOME / house / f"{stem}.py"
+    source = path.read_text("utf-8") if path.exists() else ""
     return dict(re.findall(r"^def ([a-z]\w*)\(((?:[^()]|\([^()]*\))*)\)", source, re.M))
 
 
 @pytest.mark.parametrize("stem", _stems("kernels") or [pytest.param(None, marks=pytest.mark.skip("no kernels yet"))])
 def test_a_kernel_has_the_name_and_arguments_of_its_operation(stem):
     assert stem in _stems("ops")
-    operations = _public_functions("ops", stem)
-    kernels = {name for name in _defined_in("kernels", stem) if name in operations}
-    assert kernels, f"kernels/{stem}.py has no function of ops/{stem}.py: {', '.join(operations)}"
+    formulas = _public_functions("ops", stem)
+    kernels = {name for name in _defined_in("kernels", stem) if name in formulas}
+    assert kernels, f"kernels/{stem}.py has no function of ops/{stem}.py: {', '.join(formulas)}"
     for name in kernels:
         arguments = [part.split(":")[0].strip() for part in _defined_in("kernels", stem)[name].split(",")]
-        assert [argument for argument in arguments if argument in inspect.signature(operations[name]).parameters]
+        assert [argument for argument in arguments if argument in inspect.signature(formulas[name]).parameters]
 
 
 @pytest.mark.parametrize("stem", _stems("reference"))

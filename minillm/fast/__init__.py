@@ -1,5 +1,5 @@
-"""The operations of `ops` again, under the same file names and arguments, as fast as a CPU and torch allow.
+"""The operations of `ops` under the same file names and arguments, as fast as a CPU and torch allow.
 
-Each file says what it gains over the formula and where that was measured. Where its method does not apply (another
-dtype, another device) a function calls the formula. The two are tested equal, output and every gradient.
+Each file states its gain over the formula and where that was measured. For other dtypes or devices a function calls
+the formula. Both are tested to be equal, in the output and in every gradient.
 """

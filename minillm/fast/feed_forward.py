@@ -1,7 +1,7 @@
-"""GELU by torch's fused kernel, and SwiGLU that keeps nothing but its inputs for the gradient.
+"""GELU by torch's fused kernel, and SwiGLU that saves only its inputs for the backward pass.
 
-gate σ(gate) is computed again in the backward pass: saved, it would be a fifth of all that a Llama of frozen matrices
-saves.
+gate σ(gate) is recomputed in the backward pass: saved, it would be a fifth of all activations that a Llama with frozen
+matrices saves.
 """
 
 from typing import Any
@@ -32,5 +32,5 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
         gate, up = ctx.saved_tensors
-        for_gate = torch.ops.aten.silu_backward(gradients[0] * up, gate) if ctx.needs_input_grad[0] else None
-        return for_gate, gradients[0] * F.silu(gate) if ctx.needs_input_grad[1] else None
+        d_gate = torch.ops.aten.silu_backward(gradients[0] * up, gate) if ctx.needs_input_grad[0] else None
+        return d_gate, gradients[0] * F.silu(gate) if ctx.needs_input_grad[1] else None

@@ -1,8 +1,8 @@
-"""The linear layer through oneDNN, for float32 on CPUs with AVX-512.
+"""The linear layer by oneDNN, for float32 on CPUs with AVX-512.
 
-PyTorch multiplies float32 matrices on a CPU by MKL, which leaves half of an AMD processor's AVX-512 unused: it takes
-0.88 ms on one core for 768 x 128 by 128 x 512, and oneDNN, which PyTorch brings along, 0.40 ms. The arithmetic is
-float32 on either side; only the order of the sums differs.
+PyTorch multiplies float32 matrices on a CPU by MKL, which uses only half of the AVX-512 units of an AMD processor:
+768 x 128 by 128 x 512 takes 0.88 ms on one core, and 0.40 ms by oneDNN, which is part of PyTorch. Both compute in
+float32; only the order of the sums differs.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 from minillm.ops import linear as ops
 from minillm.shapes import Float
 
-# A rule, not a measurement at run time: the same machine must make the same sums whenever a run is resumed.
+# A fixed rule and no measurement at run time: a resumed run on the same machine must give the same bits.
 ONEDNN = (
     torch.backends.mkldnn.is_available()
     and torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -25,15 +25,15 @@ def linear(
     x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
 ) -> Float[Tensor, "*N O"]:
     """x Wᵀ + b, over the last axis."""
-    if ONEDNN and _takes(x, weight, bias):
+    if ONEDNN and _supported(x, weight, bias):
         return _Linear.apply(x, weight, bias)
     return ops.linear(x, weight, bias)
 
 
-def _takes(*operands: Tensor | None) -> bool:
+def _supported(*operands: Tensor | None) -> bool:
     given = [side for side in operands if side is not None]
-    alike = all(side.dtype == torch.float32 and side.device.type == "cpu" for side in given)
-    return alike and given[0].numel() > 0 and not torch.is_autocast_enabled("cpu")
+    float32 = all(side.dtype == torch.float32 and side.device.type == "cpu" for side in given)
+    return float32 and given[0].numel() > 0 and not torch.is_autocast_enabled("cpu")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -43,7 +43,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        # The gradient of x does not need x: a decoder of frozen matrices would hold every layer's.
+        # The gradient of x does not need x: with frozen matrices it would be saved in every layer for nothing.
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
         ctx.shape = x.shape
         return _product(x, weight, bias)

@@ -1,7 +1,7 @@
-"""The loss of a language model without ever holding very many logits.
+"""The loss of a language model with a bounded number of logits in memory.
 
-The logits of N labelled positions over a vocabulary V are the largest array of a training step (N V numbers);
-unless they are few, they are computed a chunk of rows at a time, and again for the gradient.
+The logits of N labelled positions over a vocabulary V are the largest array of a training step (N V elements). Unless
+there are few, they are computed in chunks of rows, and recomputed in the backward pass.
 """
 
 import torch
@@ -14,10 +14,10 @@ from minillm.ops.softmax import log_softmax
 from minillm.shapes import Float, Int
 
 CHUNK = 1024
-"""Rows of logits held at a time: 200 MB at a vocabulary of 50,000 in float32."""
+"""Rows of logits in memory at a time: 200 MB for a vocabulary of 50,000 in float32."""
 
 FEW = 1 << 22
-"""So many logits are saved: 16 MB in float32 are no matter, and computing them twice is a third of the head's time."""
+"""Up to so many logits are saved (16 MB in float32): recomputing them would be a third of the head's time."""
 
 
 def linear_cross_entropy(

@@ -1,7 +1,7 @@
-"""LoRA with a gradient of its own: 6 N R (I + O) FLOPs a step beyond the frozen layer, 2 N R I less where x needs none.
+"""LoRA with its own backward pass: 6 N R (I + O) FLOPs per step beyond the frozen layer, 2 N R I fewer without dx.
 
-The gradients of A and of x share s g B, which autograd computes for each, the gradient of B uses x Aᵀ of the forward
-pass, and the update is added into the frozen product in place.
+The gradients of A and of x share s g B, which autograd computes for each of them. The gradient of B reuses x Aᵀ of the
+forward pass, and the update is added to the frozen product in place.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ def lora(
     scale: int | float,
     dropped: Float[Tensor, "*N I"] | None = None,
 ) -> Float[Tensor, "*N O"]:
-    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. A multiplies `dropped`, x after dropout, where it is given."""
+    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. A multiplies `dropped`, x after dropout, if it is given."""
     return _LoRA.apply(x, weight, bias, a, b, scale, dropped)  # pyright: ignore[reportReturnType]
 
 

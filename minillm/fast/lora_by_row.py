@@ -1,4 +1,4 @@
-"""LoRA by row with the updates added into the frozen product (`baddbmm`): one array of the output's size less."""
+"""LoRA by row with the updates added to the frozen product by `baddbmm`, which saves one array of the output's size."""
 
 import torch
 from torch import Tensor
@@ -16,6 +16,6 @@ def lora_by_row(
     b: Float[Tensor, "M O R"],
     adapter: Int[Tensor, "B"],
 ) -> Float[Tensor, "B T O"]:
-    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i, and without an update where that is -1."""
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i; -1 means no update."""
     a, b = (stacked_with_none(side)[adapter] for side in (a, b))
     return torch.baddbmm(linear(x, weight, bias), x @ a.mT, b.mT)

@@ -1,4 +1,4 @@
-"""Layer norm by torch's fused kernel: one pass over the numbers where the formula makes six."""
+"""Layer norm by torch's fused kernel: one pass over memory instead of the six of the formula."""
 
 import torch.nn.functional as F
 from torch import Tensor

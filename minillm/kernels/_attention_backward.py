@@ -1,6 +1,7 @@
-"""The backward kernels of attention: one for the slopes of queries, one for those of keys and values.
+"""The backward kernels of attention: one for the gradient of the queries, one for those of keys and values.
 
-Each makes the weights that it needs again, from the scores and log₂ Σ 2^score, and no two write to one place.
+Each recomputes the attention weights that it needs from the scores and log₂ Σ 2^score. No two programs write to the
+same address.
 """
 
 import math
@@ -11,23 +12,23 @@ import triton.language as tl
 from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
 
 LN_2 = tl.constexpr(math.log(2))
-"""Scores are exponents of 2; their slopes, like everyone's, are of exponents of e."""
+"""The kernels use scores as exponents of 2, while the gradients are with respect to exponents of e."""
 
 
 @triton.jit
-def _descend(
+def _queries_gradient(
     dq, q, dout, log_sum, delta, key, value, mask, b, g, whole, end, keys, last, scale,
     WIDTH: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The slope of queries, but for 1 / √K, with what comes through the keys up to `end`."""
+    """Adds to dQ, without the factor 1 / √K, the terms of the keys up to `end`."""
     for edge in tl.static_range(2):
         for first in range(whole * edge, end if edge else whole, BLOCK_S):
             k = load(key, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
             v = load(value, b, g, first, keys, BLOCK_S, 1, WIDTH, BLOCK_K, edge)
             scores = scores_of(q, k, mask, b, first + tl.arange(0, BLOCK_S), keys, last, edge)
             weights = tl.exp2(scores * scale - log_sum[:, None])
-            slopes = weights * (tl.dot(dout, tl.trans(v), input_precision=EXACT) - delta[:, None])
-            dq = tl.dot(slopes.to(k.dtype), k, dq, input_precision=EXACT)
+            dscores = weights * (tl.dot(dout, tl.trans(v), input_precision=EXACT) - delta[:, None])
+            dq = tl.dot(dscores.to(k.dtype), k, dq, input_precision=EXACT)
     return dq
 
 
@@ -37,52 +38,52 @@ def queries_kernel(
     groups, queries, keys, prompt, scale,
     GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dQ, and each query's δ for the kernel after this one."""
-    b, g, start, itself, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
+    """dQ, and δ of each query for the kernel that runs after this one."""
+    b, g, start, own, whole, end = program_of(groups, queries, keys, GROUP, BLOCK_T, BLOCK_S)
     rows = queries * GROUP
     q = load(query, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
-    slope = load(dout, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
-    read = load(out, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    do = load(dout, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+    o = load(out, b, g, start, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
     row = start + tl.arange(0, BLOCK_T)
-    meets = tl.sum(slope.to(tl.float32) * read.to(tl.float32), 1)
+    own_delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
     place = (b * groups + g).to(tl.int64) * rows + row
-    tl.store(delta + place, meets, mask=row < rows)
+    tl.store(delta + place, own_delta, mask=row < rows)
     sums = tl.load(log_sum + place, mask=row < rows, other=float("inf"))
     dq = tl.zeros((BLOCK_T, BLOCK_K), tl.float32)
     if prefix_key is not None:
-        dq = _descend(
-            dq, q, slope, sums, meets, prefix_key, prefix_value, None, b, g, prompt // BLOCK_S * BLOCK_S, prompt,
+        dq = _queries_gradient(
+            dq, q, do, sums, own_delta, prefix_key, prefix_value, None, b, g, prompt // BLOCK_S * BLOCK_S, prompt,
             prompt, tl.full((BLOCK_T,), prompt - 1, tl.int32), scale, WIDTH, BLOCK_S, BLOCK_K,
         )  # fmt: skip
-    dq = _descend(
-        dq, q, slope, sums, meets, key, value, mask, b, g, whole, end, keys, itself, scale, WIDTH, BLOCK_S, BLOCK_K
+    dq = _queries_gradient(
+        dq, q, do, sums, own_delta, key, value, mask, b, g, whole, end, keys, own, scale, WIDTH, BLOCK_S, BLOCK_K
     )  # fmt: skip
     store(dquery, b, g, start, rows, dq * (scale * LN_2), BLOCK_T, GROUP, WIDTH, BLOCK_K)
 
 
 @triton.jit
-def _collect(
+def _keys_gradient(
     dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, start, end, tiles, queries, ahead, scale,
     EDGE: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """The slopes of keys, but for 1 / √K, and of values, with the tiles of queries from start to end of row b on."""
+    """Adds the terms of query tiles start to end, from row b on, to dV and to dK (without the factor 1 / √K)."""
     rows = queries * GROUP
     for step in range(start, end):
         at, first = b + step // tiles, step % tiles * BLOCK_T
         q = load(query, at, g, first, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
-        slope = load(dout, at, g, first, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
+        do = load(dout, at, g, first, rows, BLOCK_T, GROUP, WIDTH, BLOCK_K)
         row = first + tl.arange(0, BLOCK_T)
         place = (at * groups + g).to(tl.int64) * rows + row
         sums = tl.load(log_sum + place, mask=row < rows, other=float("inf"))
-        meets = tl.load(delta + place, mask=row < rows, other=0.0)
+        own_delta = tl.load(delta + place, mask=row < rows, other=0.0)
         weights = tl.exp2(tl.dot(k, tl.trans(q), input_precision=EXACT) * scale - sums[None, :])
         if EDGE:
-            itself = row // GROUP + ahead
-            before = (position[:, None] < itself[None, :]) & real[:, None]
-            weights = tl.where(before | (position[:, None] == itself[None, :]), weights, 0.0)
-        dv = tl.dot(weights.to(slope.dtype), slope, dv, input_precision=EXACT)
-        slopes = weights * (tl.dot(v, tl.trans(slope), input_precision=EXACT) - meets[None, :])
-        dk = tl.dot(slopes.to(q.dtype), q, dk, input_precision=EXACT)
+            own = row // GROUP + ahead
+            earlier = (position[:, None] < own[None, :]) & real[:, None]
+            weights = tl.where(earlier | (position[:, None] == own[None, :]), weights, 0.0)
+        dv = tl.dot(weights.to(do.dtype), do, dv, input_precision=EXACT)
+        dscores = weights * (tl.dot(v, tl.trans(do), input_precision=EXACT) - own_delta[None, :])
+        dk = tl.dot(dscores.to(q.dtype), q, dk, input_precision=EXACT)
     return dk, dv
 
 
@@ -92,7 +93,7 @@ def keys_kernel(
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, WIDTH: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV: of a text's keys, or of a prefix that `batch` rows share, by one stripe of their tiles of queries."""
+    """dK and dV: of the text, or of a prefix that `batch` rows share, from one stripe of their tiles of queries."""
     blocks, tiles = tl.cdiv(keys, BLOCK_S), tl.cdiv(queries * GROUP, BLOCK_T)
     first, head = tl.program_id(0) % blocks * BLOCK_S, tl.program_id(0) // blocks
     g, part = head % groups, head // groups
@@ -111,8 +112,8 @@ def keys_kernel(
         diagonal, stripe = 0, tl.cdiv(batch * tiles, stripes)
         start = part % stripes * stripe
         end = tl.minimum(start + stripe, batch * tiles)
-    # First the queries after all of these keys, which need no rule; what padding got from them is dropped.
-    dk, dv = _collect(
+    # First the queries after all of these keys, which need no causal mask; the gradients of padding are set to 0.
+    dk, dv = _keys_gradient(
         dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, start, end, tiles, queries, ahead,
         scale, False, GROUP, WIDTH, BLOCK_T, BLOCK_K,
     )  # fmt: skip
@@ -120,7 +121,7 @@ def keys_kernel(
         real = tl.load(mask + b.to(tl.int64) * keys + position, mask=real, other=0) != 0
         dk, dv = tl.where(real[:, None], dk, 0.0), tl.where(real[:, None], dv, 0.0)
     if CAUSAL:
-        dk, dv = _collect(
+        dk, dv = _keys_gradient(
             dk, dv, k, v, query, dout, log_sum, delta, real, position, b, g, groups, diagonal, start, tiles, queries,
             ahead, scale, True, GROUP, WIDTH, BLOCK_T, BLOCK_K,
         )  # fmt: skip

@@ -1,9 +1,9 @@
-"""What a kernel needs to know of where it runs: compiled on a GPU, or interpreted on a CPU."""
+"""Where a kernel runs: compiled on a GPU, or interpreted on a CPU."""
 
 from triton import knobs
 
 INTERPRETED = bool(knobs.runtime.interpret)
-"""Whether kernels are interpreted, where products of bfloat16 go wrong: their factors are widened to float32 first."""
+"""Whether kernels are interpreted. The interpreter multiplies bfloat16 wrongly: factors are cast to float32 first."""
 
 FULL_FLOAT32 = "ieee"
-"""Tensor cores round float32 to 10 bits of mantissa; here it is multiplied in full, as torch does unless told else."""
+"""Multiply float32 with its full mantissa, as torch does by default; TF32 tensor cores round it to 10 bits."""

@@ -1,7 +1,7 @@
-"""Where a kernel was measured to be faster than torch: the rule by which `operations` chooses, on one kind of GPU each.
+"""Measured speedups of the kernels over torch, by GPU model: the rule by which `operations` chooses.
 
-`measured.json` is written by the benchmark of the kernels. Sizes between those that were measured go with the nearest,
-by the product of the ratios. A GPU on which nothing was measured computes by torch, and so does one without triton.
+`measured.json` is written by the benchmark of the kernels. Other sizes use the nearest measured ones, by the product
+of the ratios. A GPU without measurements uses torch, and so does a machine without triton.
 """
 
 import importlib.util
@@ -17,10 +17,10 @@ Measured = dict[tuple[str, str, torch.dtype], list[tuple[Sizes, float]]]
 
 
 def faster(device: torch.device, operation: str, dtype: torch.dtype, sizes: Sizes) -> bool:
-    """Whether the kernel won, on a GPU like this one and in this dtype, at the measured sizes nearest to these.
+    """Whether the kernel was faster on this GPU model, in this dtype, at the measured sizes nearest to these.
 
-    While torch.compile traces, sizes may be symbols: what is remembered by size is of no use then, and the comparisons
-    become the guards that let one program serve all the sizes for which the same side won.
+    While torch.compile traces, sizes may be symbols. A cache by size is useless then, and the comparisons become the
+    guards that let one program serve all sizes with the same choice.
     """
     gpu = torch.cuda.get_device_properties(device).name
     return (_won if torch.compiler.is_compiling() else _remembered)(gpu, operation, dtype, sizes)

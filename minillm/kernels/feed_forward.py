@@ -1,21 +1,20 @@
-"""The feed-forward layer's non-linearities: gelu, y = x σ(2u), and swiglu, y = g σ(g) x, one pass each way.
+"""The feed-forward layer's non-linearities: gelu, y = x σ(2u), and swiglu, y = g σ(g) x, in one pass each way.
 
-They are one program: y = z σ(a) · x, with z = a = g for swiglu, and with z = x, a = 2u and no factor for gelu.
+Both are one program: y = z σ(a) · x, with z = a = g for swiglu, and with z = x, a = 2u and no factor for gelu.
 
     dz = dy x (σ + z σ (1 - σ) ∂a/∂z)        dx = dy z σ        (see reference/feed_forward.py)
 
-Bytes are their price. In bfloat16, a number of the layer's width:
+The cost is memory traffic. Bytes per element in bfloat16:
 
-    version                          forward      backward     kept for it    launches
+    version                          forward      backward     saved for it   launches
     swiglu by torch: silu, times     10           18            6             2 + 3
     swiglu fused                      6           10            4             1 + 1
-    gelu by torch, fused as it is     4            6            2             1 + 1
+    gelu by torch, fused already      4            6            2             1 + 1
     gelu here                         4            6            2             1 + 1
 
-σ is made again in the backward pass: an exponential costs less than two bytes that are kept and read. Torch's gelu is
-no worse; this one rounds where swiglu's does, and which is taken is for the measurement to say. relu stays torch's,
-one operation each way with nothing to fuse. On paper a swiglu takes 6 / 10 and 10 / 18 of torch's time; no GPU has
-timed it yet (`python -m benchmarks.kernels` will).
+σ is recomputed in the backward pass: an exponential costs less than saving and loading two bytes. Torch's gelu moves
+as few bytes; the measurement decides between the two. relu stays torch's, one operation each way with nothing to fuse.
+On paper a swiglu takes 6 / 10 and 10 / 18 of torch's time; it is not timed yet (`python -m benchmarks.kernels`).
 """
 
 import math
@@ -26,10 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SLOPE, CUBE = tl.constexpr(2 * math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
-"""Of gelu: a = SLOPE (z + CUBE z³)."""
+LINEAR, CUBE = tl.constexpr(2 * math.sqrt(2 / math.pi)), tl.constexpr(0.044715)
+"""Of gelu: a = LINEAR (z + CUBE z³)."""
 BLOCKS = {"BLOCK": 1024, "num_warps": 4}
-"""Eight numbers a thread: 16 bytes of bfloat16, the most that one instruction loads."""
+"""Eight elements per thread: 16 bytes of bfloat16, the most that one instruction loads."""
 
 
 @triton.jit
@@ -45,32 +44,32 @@ def _forward_kernel(inner, factor, out, count, GATED: tl.constexpr, BLOCK: tl.co
 @triton.jit
 def _backward_kernel(dout, inner, factor, dinner, dfactor, count, GATED: tl.constexpr, BLOCK: tl.constexpr):
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    slope = tl.load(dout + place, mask=place < count, other=0.0).to(tl.float32)
+    dy = tl.load(dout + place, mask=place < count, other=0.0).to(tl.float32)
     z = tl.load(inner + place, mask=place < count, other=0.0).to(tl.float32)
-    argument, steepness = _argument(z, GATED), 1.0
-    # 1 - σ would have lost its digits where σ is nearly 1.
-    share, rest = tl.sigmoid(argument), tl.sigmoid(-argument)
+    argument, derivative = _argument(z, GATED), 1.0
+    # σ(-a) is exact where 1 - σ(a) would cancel.
+    sigmoid, rest = tl.sigmoid(argument), tl.sigmoid(-argument)
     if GATED:
         x = tl.load(factor + place, mask=place < count, other=0.0).to(tl.float32)
-        tl.store(dfactor + place, (slope * z * share).to(dfactor.dtype.element_ty), mask=place < count)
-        slope *= x
+        tl.store(dfactor + place, (dy * z * sigmoid).to(dfactor.dtype.element_ty), mask=place < count)
+        dy *= x
     else:
-        steepness = (3.0 * z * z * CUBE + 1.0) * SLOPE
-    dz = slope * share * (1.0 + z * rest * steepness)
+        derivative = (3.0 * z * z * CUBE + 1.0) * LINEAR
+    dz = dy * sigmoid * (1.0 + z * rest * derivative)
     tl.store(dinner + place, dz.to(dinner.dtype.element_ty), mask=place < count)
 
 
 @triton.jit
 def _argument(z, GATED: tl.constexpr):
-    """What the sigmoid is of."""
+    """The argument of the sigmoid."""
     if GATED:
         return z
-    return z * (z * z * CUBE + 1.0) * SLOPE
+    return z * (z * z * CUBE + 1.0) * LINEAR
 
 
 @torch.library.custom_op("minillm::feed_forward", mutates_args=())
 def _feed_forward(inner: Tensor, factor: Tensor | None) -> Tensor:
-    """swiglu of a gate and what it gates, or gelu of the first alone."""
+    """swiglu of a gate and a factor, or gelu of the first input alone."""
     out = _feed_forward_fake(inner, factor)
     if count := inner.numel():
         _forward_kernel[(triton.cdiv(count, BLOCKS["BLOCK"]),)](
@@ -88,7 +87,7 @@ def _feed_forward_fake(inner: Tensor, factor: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("minillm::feed_forward_backward", mutates_args=())
 def _feed_forward_backward(dout: Tensor, inner: Tensor, factor: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The gradients of both; a gelu's second one is empty."""
+    """The gradients of both inputs; for gelu the second one is empty."""
     dinner, dfactor = _feed_forward_backward_fake(dout, inner, factor)
     if count := inner.numel():
         _backward_kernel[(triton.cdiv(count, BLOCKS["BLOCK"]),)](

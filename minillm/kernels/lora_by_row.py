@@ -1,4 +1,4 @@
-"""LoRA with an adapter of its own for each row of a batch: the kernels of `lora.py`, told which adapter a row has."""
+"""LoRA with a separate adapter for each row of a batch: the kernels of `lora.py`, given the adapter of each row."""
 
 from torch import Tensor
 

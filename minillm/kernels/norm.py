@@ -1,15 +1,16 @@
 """The norm of add & norm, layer or rms: out = x̂ weight + bias.
 
-A norm does next to nothing with each number that it reads: bytes are its price. For N rows of D bfloat16 numbers, rms:
+A norm does little arithmetic on each element that it loads: its cost is memory traffic. For N rows of D bfloat16
+elements, rms:
 
-    version                                            bytes a number    launches    FLOPs a number
-    naive: torch, an operation at a time               36 (forward)      7           4
+    version                                            bytes per element  launches    FLOPs per element
+    naive: torch, one operation at a time              36 (forward)      7           4
     fused: a row stays in registers                     4 (forward)      1           4
-    backward: dx from x̂, made again; naive             60               12          9
-    backward, fused; the weight's slope in stripes      6                2           9
+    backward: dx from a recomputed x̂; naive            60               12          9
+    backward, fused; dweight in stripes                 6                2           9
 
-The gradient is that of `reference/norm.py`. Each program of the backward pass walks down a stripe of rows and leaves
-one sum for the weight, which are summed in a second stage: no atomics, so that the same run gives the same bits.
+The gradient is that of `reference/norm.py`. Each program of the backward pass loops over a stripe of rows and writes
+one sum for the weight; a second stage adds these up: no atomics, so the same run gives the same bits.
 """
 
 from typing import Any
@@ -20,9 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_NUMBERS = 4096
-"""How many numbers a program holds at a time: several narrow rows, or one wide one."""
+"""Elements that a program holds at a time: several narrow rows, or one wide row."""
 STRIPES = 256
-"""Programs of the backward pass at most: a few for each of a GPU's 100 or so processors."""
+"""Maximum number of programs of the backward pass: a few for each of the 100 or so processors of a GPU."""
 
 
 @triton.jit
@@ -32,19 +33,19 @@ def _forward_kernel(
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.arange(0, BLOCK_D)
-    there = (row < rows)[:, None] & (column < width)[None, :]
+    valid = (row < rows)[:, None] & (column < width)[None, :]
     place = row.to(tl.int64)[:, None] * width + column[None, :]
-    x = tl.load(hidden + place, mask=there, other=0.0).to(tl.float32)
+    x = tl.load(hidden + place, mask=valid, other=0.0).to(tl.float32)
     if LAYER:
         middle = tl.sum(x, 1) / width
         tl.store(mean + row, middle, mask=row < rows)
-        x = tl.where(there, x - middle[:, None], 0.0)
+        x = tl.where(valid, x - middle[:, None], 0.0)
     scale = tl.rsqrt(tl.sum(x * x, 1) / width + eps)
     tl.store(inverse + row, scale, mask=row < rows)
     y = x * scale[:, None] * tl.load(weight + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
     if LAYER:
         y += tl.load(bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=there)
+    tl.store(out + place, y.to(out.dtype.element_ty), mask=valid)
 
 
 @triton.jit
@@ -59,28 +60,28 @@ def _backward_kernel(
     for start in range(0, stripe, BLOCK_N):
         row = program * stripe + start + tl.arange(0, BLOCK_N)
         real = (start + tl.arange(0, BLOCK_N) < stripe) & (row < rows)
-        there = real[:, None] & (column < width)[None, :]
+        valid = real[:, None] & (column < width)[None, :]
         place = row.to(tl.int64)[:, None] * width + column[None, :]
-        slope = tl.load(dout + place, mask=there, other=0.0).to(tl.float32)
-        x = tl.load(hidden + place, mask=there, other=0.0).to(tl.float32)
+        dy = tl.load(dout + place, mask=valid, other=0.0).to(tl.float32)
+        x = tl.load(hidden + place, mask=valid, other=0.0).to(tl.float32)
         scale = tl.load(inverse + row, mask=real, other=0.0)[:, None]
         if LAYER:
-            x = tl.where(there, x - tl.load(mean + row, mask=real, other=0.0)[:, None], 0.0)
-        normed, through = x * scale, slope * gain
-        weight_sum += slope * normed
-        dx = through - normed * (tl.sum(through * normed, 1) / width)[:, None]
+            x = tl.where(valid, x - tl.load(mean + row, mask=real, other=0.0)[:, None], 0.0)
+        normed, dnormed = x * scale, dy * gain
+        weight_sum += dy * normed
+        dx = dnormed - normed * (tl.sum(dnormed * normed, 1) / width)[:, None]
         if LAYER:
-            bias_sum += slope
-            dx -= (tl.sum(through, 1) / width)[:, None]
+            bias_sum += dy
+            dx -= (tl.sum(dnormed, 1) / width)[:, None]
         dx *= scale
-        tl.store(dhidden + place, dx.to(dhidden.dtype.element_ty), mask=there)
+        tl.store(dhidden + place, dx.to(dhidden.dtype.element_ty), mask=valid)
     tl.store(weight_sums + program * width + column, tl.sum(weight_sum, 0), mask=column < width)
     if LAYER:
         tl.store(bias_sums + program * width + column, tl.sum(bias_sum, 0), mask=column < width)
 
 
 def _blocks(width: int) -> dict[str, int]:
-    """Whole rows, as many as make up a block, and the warps that share them."""
+    """The number of whole rows in a block, and of warps that process them."""
     block = triton.next_power_of_2(width)
     return {"BLOCK_N": max(1, BLOCK_NUMBERS // block), "BLOCK_D": block, "num_warps": 4 if block <= 8192 else 16}
 
@@ -108,7 +109,7 @@ def _norm_fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, eps: float) 
 
 
 def _out_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
-    """As torch has it: a layer norm returns what it was given, a product the wider of the two."""
+    """As in torch: a layer norm returns the dtype of hidden, an rms norm, which is a product, the wider of the two."""
     return hidden.dtype if bias is not None else torch.promote_types(hidden.dtype, weight.dtype)
 
 

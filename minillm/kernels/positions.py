@@ -1,19 +1,19 @@
-"""Rotary positions: every pair (x_i, x_i+K/2) of a head turned by its token's angle, forward and back.
+"""Rotary positions: every pair (x_i, x_i+K/2) of a head is rotated by the angle of its token, forward and backward.
 
-A rotation is bytes: 6 FLOPs a pair, for a read and a write of each number. In bfloat16, a number of the vectors:
+A rotation costs memory traffic: 6 FLOPs per pair, for a read and a write of each element. Bytes per element, bfloat16:
 
     version                                            bytes            launches
     naive: torch, four products, two sums, a cat       18               7
     the same with tables in float32 (autocast)         38               8
     fused: a pair stays in registers                    4               1
 
-and what the tables have, once a token for all of its heads: the heads of a token are neighbours in memory, where a
-program works on some of them together, and the rows of the tables come from its cache. Vectors are read by their
-strides and written in the same order, so that heads made by splitting a Linear's output are not copied.
+plus the tables, once per token for all of its heads: the heads of a token are adjacent in memory, a program works on
+several of them, and the rows of the tables come from its cache. Vectors are read by their strides and written in the
+same order, so that heads split from the output of a Linear are not copied.
 
-The gradient is the rotation back, the same kernel with the other sign. The tables are made of whole numbers and
-get none; `ops` leaves a table that wants one to torch. On paper this takes 4 / 18 of torch's time, at the bandwidth
-of a copy; no GPU has timed it yet (`python -m benchmarks.kernels` will).
+The gradient is the inverse rotation, the same kernel with the other sign. The tables are computed from integers and
+get no gradient; `operations` uses torch for a table that needs one. On paper this takes 4 / 18 of torch's time, at the
+bandwidth of a copy; it is not timed yet (`python -m benchmarks.kernels`).
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_NUMBERS = 1024
-"""Pairs that a program turns: eight of them a thread."""
+"""Pairs that a program rotates: eight per thread."""
 
 
 @triton.jit
@@ -35,25 +35,25 @@ def _rotary_kernel(
     BACK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     row, pair = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None], tl.arange(0, BLOCK_K)[None, :]
-    there = (row < rows) & (pair < half)
-    # The heads of a token, then its next token: divided in 32 bits, which are quick, and multiplied in 64.
+    valid = (row < rows) & (pair < half)
+    # The heads of a token, then the next token: divisions in 32 bits, which are fast, products in 64.
     head, token, batch = row % heads, row // heads % tokens, row // heads // tokens
     head, token, batch = head.to(tl.int64), token.to(tl.int64), batch.to(tl.int64)
-    c = tl.load(cos + batch * stride_cb + token * stride_ct + pair * stride_ck, mask=there, other=0.0).to(tl.float32)
-    s = tl.load(sin + batch * stride_sb + token * stride_st + pair * stride_sk, mask=there, other=0.0).to(tl.float32)
+    c = tl.load(cos + batch * stride_cb + token * stride_ct + pair * stride_ck, mask=valid, other=0.0).to(tl.float32)
+    s = tl.load(sin + batch * stride_sb + token * stride_st + pair * stride_sk, mask=valid, other=0.0).to(tl.float32)
     if BACK:
         s = -s
-    read = vectors + batch * stride_vb + head * stride_vh + token * stride_vt + pair * stride_vk
-    first = tl.load(read, mask=there, other=0.0).to(tl.float32)
-    second = tl.load(read + half * stride_vk, mask=there, other=0.0).to(tl.float32)
-    write = out + batch * stride_ob + head * stride_oh + token * stride_ot + pair * stride_ok
-    tl.store(write, (first * c - second * s).to(out.dtype.element_ty), mask=there)
-    tl.store(write + half * stride_ok, (second * c + first * s).to(out.dtype.element_ty), mask=there)
+    source = vectors + batch * stride_vb + head * stride_vh + token * stride_vt + pair * stride_vk
+    first = tl.load(source, mask=valid, other=0.0).to(tl.float32)
+    second = tl.load(source + half * stride_vk, mask=valid, other=0.0).to(tl.float32)
+    target = out + batch * stride_ob + head * stride_oh + token * stride_ot + pair * stride_ok
+    tl.store(target, (first * c - second * s).to(out.dtype.element_ty), mask=valid)
+    tl.store(target + half * stride_ok, (second * c + first * s).to(out.dtype.element_ty), mask=valid)
 
 
 @torch.library.custom_op("minillm::rotary", mutates_args=())
 def _rotary(vectors: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor:
-    """The vectors turned, or turned back; in memory they stand as they did before."""
+    """The vectors rotated, or rotated back, with the strides of the input."""
     batch, heads, tokens, width = vectors.shape
     out, rows = _rotary_fake(vectors, cos, sin, back), batch * heads * tokens
     cos, sin = (table.expand(batch, tokens, width // 2) for table in (cos, sin))

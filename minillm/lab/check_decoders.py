@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from minillm.adapt import LoRA, PrefixTuning, SoftPrompt
+from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapters.load import load
-from minillm.adapters.merge import merge, updates
+from minillm.adapters.merge import merge
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.generation import GrowingLayer
@@ -138,7 +139,7 @@ def _reference(model: Any) -> Reference:
 
 
 def _scales(lora: LoRA) -> dict[str, float]:
-    return {f"{path}.scale": lora.decoder.get_submodule(path).scale for path in updates(lora)}
+    return {f"{path}.scale": matrix.scale for path, matrix in adapted_matrices(lora.decoder).items()}
 
 
 def _weights(inputs: Arrays) -> Arrays:

@@ -18,6 +18,7 @@ from minillm.config import DecoderConfig
 from minillm.lab.trust import Arrays, Case
 from minillm.operations import IGNORED, Prefix
 from minillm.reference.attention import Prefix as NumpyPrefix
+from minillm.reference.attention import visible_keys
 
 BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
 WIDE = {"sinusoidal", "rotary_tables"}
@@ -78,6 +79,8 @@ def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: n
     yield case(query=query[:, :, CACHED:])
     yield case(query=query, mask=mask, **prompt)
     yield case(query=query, **gated)
+    visible = visible_keys(TOKENS, TOKENS, mask)
+    yield operation_case("attention", "attention_weights", query=query, key=key, visible=visible)
     yield operation_case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
 
 

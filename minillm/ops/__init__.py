@@ -1,6 +1,6 @@
-"""The operations of figure 1 as formulas, in plain torch: the definition that everything else is compared with.
+"""The operations of figure 1 as formulas, in plain torch: all other implementations are tested against them.
 
-Pure functions on tensors, differentiated by autograd, that own no parameters and call each other. Each file has the
-same name in `reference` (numpy, forward and backward by hand), and where something faster exists in `fast` and
-`kernels`. The decoder and the methods call them through `minillm.operations`, which chooses.
+Pure functions on tensors, differentiated by autograd, without parameters of their own. Each file has the same name in
+`reference` (numpy, forward and backward by hand), and in `fast` and `kernels` where a faster version exists. The
+decoder and the methods call them through `minillm.operations`, which chooses an implementation.
 """

@@ -1,8 +1,8 @@
 """Masked multi-head attention (figure 1): softmax(Q Kᵀ / √K) V, Vaswani et al. 2017, equation 1.
 
-H query heads share G key/value heads (grouped queries, Ainslie et al. 2023). The T queries are the last T of
-the S positions: S > T while decoding with a cache. A prefix precedes them all, and every query attends to it.
-Nothing is projected here: query, key and value come from the decoder's linear layers, rotated already.
+H query heads share G key/value heads (grouped-query attention, Ainslie et al. 2023). The T queries are the last T of
+the S positions: S > T when decoding with a cache. A prefix precedes them, and every query attends to it. Nothing is
+projected here: query, key and value come from the decoder's linear layers, already rotated.
 """
 
 import math
@@ -19,7 +19,7 @@ from minillm.shapes import Bool, Float
 
 
 class Prefix(NamedTuple):
-    """One layer's keys and values for P positions before the text, for one row or shared by all of them.
+    """One layer's keys and values for P positions before the text, for each row or shared by all rows.
 
     Without a gate the prefix takes its share of the softmax. With one it is attended to separately and added,
     Attn(text) + tanh(gate) Attn(prefix), so that a gate of 0 is exactly no prefix (Zhang et al. 2023).
@@ -61,7 +61,7 @@ def attention_weights(
 def visible_keys(
     queries: int, keys: int, mask: Bool[Tensor, "B S"] | None, device: torch.device
 ) -> Bool[Tensor, "#B 1 T S"]:
-    """Which keys each query attends to: real tokens up to itself, and always itself, so that no row is empty."""
+    """The keys that each query attends to: real tokens up to its own position, and its own always: no row is empty."""
     causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
     if mask is None:
         return causal[None, None]
@@ -77,9 +77,9 @@ def for_each_head(side: Float[Tensor, "B G S K"], heads: int) -> Float[Tensor, "
 def prepend(
     prefix: Prefix, key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], mask: Bool[Tensor, "B S"] | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The prefix as the first P keys; the causal rule, aligned at the end, shows it to every query.
+    """The prefix as the first P keys; the causal mask, aligned at the end, lets every query attend to it.
 
-    A float32 prefix before half-precision text is rounded to it, and its gradient is summed over the rows in float32.
+    A float32 prefix is rounded to the dtype of the text; its gradient is summed over the rows in float32.
     """
     before = (side.expand(key.shape[0], -1, -1, -1).to(key.dtype) for side in (prefix.key, prefix.value))
     key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
@@ -87,7 +87,7 @@ def prepend(
 
 
 def gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
-    """tanh(gate) Attn(prefix): the prefix attended to by itself."""
+    """tanh(gate) Attn(prefix): attention to the prefix alone."""
     assert prefix.gate is not None
     key, value = (side.expand(query.shape[0], -1, -1, -1).to(query.dtype) for side in (prefix.key, prefix.value))
     attended = attention_weights(query, key, None) @ for_each_head(value, query.shape[1])

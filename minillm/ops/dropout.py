@@ -9,7 +9,7 @@ from minillm.shapes import Bool, Float
 def dropout(
     hidden: Float[Tensor, "*N D"], probability: float, keep: Bool[Tensor, "*N D"] | None = None
 ) -> Float[Tensor, "*N D"]:
-    """hidden · keep / (1 - probability): the expectation stays. `keep` is drawn where it is not given."""
+    """hidden · keep / (1 - probability): the expectation is preserved. `keep` is drawn if it is not given."""
     if probability == 0.0:
         return hidden
     if keep is None:

@@ -1,4 +1,4 @@
-"""Input embedding (figure 1, bottom): row `ids` of a table of tokens, or of learned positions (GPT-2)."""
+"""Input embedding (figure 1, bottom): the rows `ids` of a table, of tokens or of learned positions (GPT-2)."""
 
 import torch.nn.functional as F
 from torch import Tensor

@@ -8,7 +8,7 @@ from minillm.ops.softmax import log_softmax
 from minillm.shapes import Float, Int
 
 IGNORED = -100
-"""The label of a position that has none: padding, or a prompt that is not to be learned."""
+"""The label of a position without one: padding, or a prompt that is not trained on."""
 
 
 def linear_cross_entropy(

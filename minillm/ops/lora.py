@@ -1,6 +1,6 @@
 """A frozen linear layer and its low-rank update (Hu et al. 2021, equation 3): x Wᵀ + c + s (x Aᵀ) Bᵀ.
 
-dW = s B A has rank R at most, with s = alpha / R. W is a constant: only A, B and x have a gradient.
+dW = s B A has rank at most R, with s = alpha / R. W is a constant: only A, B and x have a gradient.
 """
 
 from torch import Tensor
@@ -18,6 +18,6 @@ def lora(
     scale: int | float,
     dropped: Float[Tensor, "*N I"] | None = None,
 ) -> Float[Tensor, "*N O"]:
-    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. A multiplies `dropped`, x after dropout, where it is given."""
+    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. A multiplies `dropped`, x after dropout, if it is given."""
     low = linear(x if dropped is None else dropped, a)
     return linear(x, weight, bias) + scale * linear(low, b)

@@ -1,4 +1,4 @@
-"""LoRA in a batch whose rows have adapters of their own: one frozen product, and a small one for each row."""
+"""LoRA in a batch whose rows use different adapters: one frozen product, and a small product for each row."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,15 +15,15 @@ def lora_by_row(
     b: Float[Tensor, "M O R"],
     adapter: Int[Tensor, "B"],
 ) -> Float[Tensor, "B T O"]:
-    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i, and without an update where that is -1.
+    """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i; -1 means no update.
 
-    Adapters are stacked once each, however many rows use them: their scales are in B, and zeros are where a smaller
-    rank has nothing (Chen et al. 2023: a grouped product).
+    Each adapter is stacked once, however many rows use it. B includes the scale, and smaller ranks are padded with
+    zeros (Chen et al. 2023: a grouped product).
     """
     a, b = (stacked_with_none(side)[adapter] for side in (a, b))
     return linear(x, weight, bias) + x @ a.mT @ b.mT
 
 
 def stacked_with_none(side: Float[Tensor, "M _ _"]) -> Float[Tensor, "_ _ _"]:
-    """One adapter more, of zeros and at the end, where the index -1 finds it."""
+    """With an adapter of zeros appended, which index -1 selects."""
     return F.pad(side, (0, 0, 0, 0, 0, 1))

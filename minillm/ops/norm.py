@@ -1,6 +1,6 @@
 """The norm of add & norm (figure 1): layer (Ba et al. 2016) or root mean square (Zhang & Sennrich 2019).
 
-Half precision is normalised in float32 and returned as it came; float64 stays float64.
+Half precision is normalised in float32 and returned in its own dtype; float64 stays float64.
 """
 
 import torch

@@ -1,5 +1,5 @@
-"""Positional encoding (figure 1): sinusoidal vectors added at the bottom, or rotary ones that turn queries and keys in
-every layer. (Learned positions are an embedding.) Positions count a row's real tokens, from the prompt's length on.
+"""Positional encoding (figure 1): sinusoidal vectors added to the embeddings, or rotations of queries and keys in every
+layer. (Learned positions are an embedding.) Positions count the real tokens of a row, starting at the prompt's length.
 """
 
 import torch
@@ -9,8 +9,7 @@ from minillm.shapes import Bool, Float, Int
 
 
 def token_positions(mask: Bool[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]:
-    """Positions of real tokens: start, start + 1, ... wherever the padding is (which gets `start` or a
-    neighbour's, and is never used)."""
+    """Positions of real tokens: start, start + 1, ..., on whichever side the padding is. Its positions are not used."""
     return start + (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
@@ -24,7 +23,7 @@ def _angles(
 
 
 def sinusoidal(positions: Int[Tensor, "*B T"], width: int, dtype: torch.dtype) -> Float[Tensor, "*B T {width}"]:
-    """sin at the even places, cos at the odd ones (Vaswani et al. 2017, section 3.5; theta is 10,000)."""
+    """sin at even indices, cos at odd ones (Vaswani et al. 2017, section 3.5; theta is 10,000)."""
     angles = _angles(positions, width, 10_000.0, dtype)
     return torch.stack((angles.sin(), angles.cos()), -1).flatten(-2).to(dtype)
 
@@ -32,7 +31,7 @@ def sinusoidal(positions: Int[Tensor, "*B T"], width: int, dtype: torch.dtype) -
 def rotary_tables(
     positions: Int[Tensor, "*B T"], head_width: int, theta: float, dtype: torch.dtype
 ) -> tuple[Float[Tensor, "*B T {head_width}//2"], Float[Tensor, "*B T {head_width}//2"]]:
-    """(cos, sin) of each position's angles, one number a pair: they serve every layer and head."""
+    """(cos, sin) of the angles of each position, one per pair, shared by all layers and heads."""
     angles = _angles(positions, head_width, theta, dtype)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
@@ -40,11 +39,11 @@ def rotary_tables(
 def rotary(
     vectors: Float[Tensor, "B H T K"], cos: Float[Tensor, "*B T K//2"], sin: Float[Tensor, "*B T K//2"]
 ) -> Float[Tensor, "B H T K"]:
-    """Turn the pair (x[i], x[i + K/2]) by its position's angle (Su et al. 2021, equation 34).
+    """Rotate the pair (x[i], x[i + K/2]) by the angle of its position (Su et al. 2021, equation 34).
 
-    The pairs are the two halves of a head, as Llama's checkpoints in Hugging Face's layout have them; the
-    paper and GGUF files pair neighbours, which is the same up to the order of a head's numbers. Tables wider
-    than the vectors (autocast) turn them in their own precision.
+    Pairing the two halves of a head is the layout of Llama checkpoints on Hugging Face. The paper and GGUF files pair
+    adjacent elements, which is the same up to the order of the elements. Where the tables have a wider dtype than the
+    vectors (autocast), the rotation is computed in the wider one.
     """
     cos, sin = cos.unsqueeze(-3), sin.unsqueeze(-3)
     first, second = vectors.chunk(2, -1)

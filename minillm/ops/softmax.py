@@ -7,7 +7,7 @@ from minillm.shapes import Float
 
 
 def softmax(scores: Float[Tensor, "*N S"]) -> Float[Tensor, "*N S"]:
-    """p = exp(x - max x) / Σ exp(x - max x); the maximum cancels, and keeps exp from overflowing."""
+    """p = exp(x - max x) / Σ exp(x - max x); the maximum cancels, and prevents exp from overflowing."""
     return torch.softmax(scores, -1)
 
 

@@ -1,14 +1,14 @@
 """AdamW (Kingma & Ba 2015; Loshchilov & Hutter 2019), and clipping by the global norm (Pascanu et al. 2013).
 
-    g <- g · min(1, c / ‖g‖)                            all gradients together as one long vector
+    g <- g · min(1, c / ‖g‖)                            ‖g‖ is the norm of all gradients as one vector
     m <- β₁ m + (1 - β₁) g        v <- β₂ v + (1 - β₂) g²
     w <- w - η λ w - η m̂ / (√v̂ + ε),    m̂ = m / (1 - β₁ᵗ),  v̂ = v / (1 - β₂ᵗ)
 
-m is a running mean of slopes and v of their squares, so m̂ / √v̂ is about one step of size η wherever slopes agree in
-sign, however small they are. Both start at 0. After t steps the weights of a running mean add up to 1 - βᵗ and not to
-1: dividing by that sum is the correction of the bias. Decay pulls at the weight itself, not through the slope (that
-is the W): through m̂ / √v̂ it would be scaled away like any other slope. Only matrices decay (λ = 0 for vectors): the
-scales and shifts of norms are not to be drawn to 0.
+m is a running mean of the gradients and v of their squares. Where gradients agree in sign, m̂ / √v̂ is about 1, so a
+step has about size η, however small the gradients are. Both means start at 0, so after t steps their weights add up
+to 1 - βᵗ and not to 1: dividing by that sum is the bias correction. Weight decay acts on the weight itself and not
+through the gradient (the W in AdamW): m̂ / √v̂ would rescale it like any gradient. Only matrices decay (λ = 0 for
+vectors): the scales and biases of norms are not to shrink towards 0.
 """
 
 import math
@@ -18,7 +18,7 @@ import numpy as np
 
 
 class Moments(NamedTuple):
-    """The running means of slopes and of their squares by parameter name, after so many steps."""
+    """The running means of gradients and of their squares by parameter name, and the number of steps taken."""
 
     mean: dict
     square: dict
@@ -31,9 +31,9 @@ def no_moments(parameters):
 
 
 def clip_by_global_norm(gradients, maximum):
-    """(gradients no longer than `maximum` together, their norm before)."""
+    """(gradients scaled to a global norm of at most `maximum`, their norm before)."""
     norm = math.sqrt(sum((gradient**2).sum() for gradient in gradients.values()))
-    # A millionth keeps a norm of 0 from dividing; the norm of what is clipped falls that little short of the maximum.
+    # As in torch, 1e-6 avoids a division by 0; a clipped norm is that much below the maximum.
     factor = min(1.0, maximum / (norm + 1e-6))
     return {name: factor * gradient for name, gradient in gradients.items()}, norm
 
@@ -43,9 +43,9 @@ def adamw_step(parameters, gradients, moments, *, rate, betas=(0.9, 0.999), eps=
     (beta, beta_square), steps = betas, moments.steps + 1
     mean, square, moved = {}, {}, {}
     for name, weight in parameters.items():
-        slope = gradients[name]
-        mean[name] = beta * moments.mean[name] + (1 - beta) * slope
-        square[name] = beta_square * moments.square[name] + (1 - beta_square) * slope**2
+        gradient = gradients[name]
+        mean[name] = beta * moments.mean[name] + (1 - beta) * gradient
+        square[name] = beta_square * moments.square[name] + (1 - beta_square) * gradient**2
         corrected_mean = mean[name] / (1 - beta**steps)
         corrected_square = square[name] / (1 - beta_square**steps)
         shrink = rate * decay if weight.ndim > 1 else 0.0

@@ -1,17 +1,17 @@
 """Masked multi-head attention (figure 1), between its Linears: Vaswani et al. 2017, equation 1.
 
-    A = softmax(Q Kᵀ / √K),  out = A V        for each head; hidden keys have a score of -∞
+    A = softmax(Q Kᵀ / √K),  out = A V        for each head; masked keys have a score of -∞
 
-The T queries stand at the last T of S positions. H query heads share G heads of keys and values: head h reads head
-h // (H / G). A prefix's keys and values stand before all others; every query sees them. A gated prefix is attended
-to by itself, and added: out + tanh(g) out_prefix, g one number a head (Zhang et al. 2023).
+The T queries are the last T of S positions. H query heads share G key/value heads: head h uses head h // (H / G). A
+prefix's keys and values precede all others, and every query attends to them. A gated prefix has a softmax of its own
+and is added: out + tanh(g) out_prefix, with one number g per head (Zhang et al. 2023).
 
-Gradient, from the end back to the start, with dA = dout Vᵀ and dZ from the softmax of the scores Z:
+Gradient, from the output back to the inputs, with dA = dout Vᵀ and dZ from the softmax of the scores Z:
 
     dV = Aᵀ dout        dQ = dZ K / √K        dK = dZᵀ Q / √K        dg = (1 - tanh² g) Σ dout out_prefix
 
-A shared head's slope is the sum over the query heads that read it, and a shared prefix's the sum over the rows. A
-hidden key has A = 0, so dZ = 0 there and it gets no slope.
+The gradient of a shared head is the sum over the query heads that use it, and that of a shared prefix the sum over
+the rows. A masked key has A = 0, so dZ = 0, and its gradient is 0.
 """
 
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from minillm.reference.softmax import softmax_backward, softmax_forward
 
 
 class Prefix(NamedTuple):
-    """Keys and values for P positions, with as many rows as the text or one for all; and the gate of each head."""
+    """Keys and values for P positions, for each row of the batch or one for all; and the gate of each head."""
 
     key: Any
     value: Any
@@ -30,11 +30,11 @@ class Prefix(NamedTuple):
 
 
 def visible_keys(queries, keys, mask=None):
-    """Real tokens up to the query itself; and always itself, so that a padding row has something to read."""
+    """Real tokens up to the query's own position; its own always, so that the softmax of padding is defined."""
     key_S = np.arange(keys)
-    itself_T1 = np.arange(keys - queries, keys)[:, None]
+    own_T1 = np.arange(keys - queries, keys)[:, None]
     real_B1S = np.ones((1, 1, keys), bool) if mask is None else mask[:, None]
-    visible_BTS = (key_S < itself_T1) & real_B1S | (key_S == itself_T1)
+    visible_BTS = (key_S < own_T1) & real_B1S | (key_S == own_T1)
     return visible_BTS[:, None]
 
 
@@ -56,24 +56,24 @@ def attention_weights_backward(dout, cache):
 def attention_forward(query, key, value, *, mask=None, prefix=None):
     rows, (queries, keys) = len(query), (query.shape[2], key.shape[2])
     if prefix is None:
-        out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
-        return out_BHTK, (read, None, None)
-    prompt_key, prompt_value = (np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value))
+        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask))
+        return out_BHTK, (attended, None, None)
+    prefix_key, prefix_value = (np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value))
     if prefix.gate is None:
-        key, value = (np.concatenate(sides, 2) for sides in ((prompt_key, key), (prompt_value, value)))
+        key, value = (np.concatenate(sides, 2) for sides in ((prefix_key, key), (prefix_value, value)))
         if mask is not None:
-            mask = np.concatenate((np.ones((rows, prompt_key.shape[2]), bool), mask), 1)
-        out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, key.shape[2], mask))
-        return out_BHTK, (read, None, prefix)
-    out_BHTK, read = _read_forward(query, key, value, visible_keys(queries, keys, mask))
-    from_prefix_BHTK, read_prefix = _read_forward(query, prompt_key, prompt_value, True)
+            mask = np.concatenate((np.ones((rows, prefix_key.shape[2]), bool), mask), 1)
+        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, key.shape[2], mask))
+        return out_BHTK, (attended, None, prefix)
+    out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask))
+    from_prefix_BHTK, attended_prefix = _attend_forward(query, prefix_key, prefix_value, True)
     gate_H11 = np.tanh(prefix.gate)[:, None, None]
-    return out_BHTK + gate_H11 * from_prefix_BHTK, (read, (from_prefix_BHTK, gate_H11, read_prefix), prefix)
+    return out_BHTK + gate_H11 * from_prefix_BHTK, (attended, (from_prefix_BHTK, gate_H11, attended_prefix), prefix)
 
 
 def attention_backward(dout, cache):
-    read, gated, prefix = cache
-    gradients = _read_backward(dout, read)
+    attended, gated, prefix = cache
+    gradients = _attend_backward(dout, attended)
     if prefix is None:
         return gradients
     if gated is None:
@@ -84,8 +84,8 @@ def attention_backward(dout, cache):
         gradients |= {"key": dkey, "value": dvalue}
         dgate_H = None
     else:
-        from_prefix_BHTK, gate_H11, read_prefix = gated
-        through = _read_backward(dout * gate_H11, read_prefix)
+        from_prefix_BHTK, gate_H11, attended_prefix = gated
+        through = _attend_backward(dout * gate_H11, attended_prefix)
         gradients["query"] = gradients["query"] + through["query"]
         dprefix_key, dprefix_value = through["key"], through["value"]
         dgate_H = (1 - gate_H11[:, 0, 0] ** 2) * (dout * from_prefix_BHTK).sum((0, 2, 3))
@@ -94,23 +94,23 @@ def attention_backward(dout, cache):
     return gradients | {"prefix": shared}
 
 
-def _read_forward(query, key, value, visible):
+def _attend_forward(query, key, value, visible):
     weights_BHTS, scored = attention_weights_forward(query, key, visible)
     value_BHSK = np.repeat(value, query.shape[1] // value.shape[1], 1)
     return weights_BHTS @ value_BHSK, (weights_BHTS, value_BHSK, value.shape[1], scored)
 
 
-def _read_backward(dout_BHTK, cache):
+def _attend_backward(dout_BHTK, cache):
     weights_BHTS, value_BHSK, groups, scored = cache
     gradients = attention_weights_backward(dout_BHTK @ value_BHSK.swapaxes(-1, -2), scored)
     dvalue_BHSK = weights_BHTS.swapaxes(-1, -2) @ dout_BHTK
     return gradients | {"value": _over_shared_heads(dvalue_BHSK, groups)}
 
 
-def _over_shared_heads(slopes_BHSK, groups):
-    batch, heads, keys, width = slopes_BHSK.shape
-    return slopes_BHSK.reshape(batch, groups, heads // groups, keys, width).sum(2)
+def _over_shared_heads(gradient_BHSK, groups):
+    batch, heads, keys, width = gradient_BHSK.shape
+    return gradient_BHSK.reshape(batch, groups, heads // groups, keys, width).sum(2)
 
 
-def _over_shared_rows(slopes_BGPK, rows):
-    return slopes_BGPK.sum(0, keepdims=True) if rows == 1 else slopes_BGPK
+def _over_shared_rows(gradient_BGPK, rows):
+    return gradient_BGPK.sum(0, keepdims=True) if rows == 1 else gradient_BGPK

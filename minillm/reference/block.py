@@ -1,10 +1,10 @@
 """One block of figure 1: attention and feed-forward, each with its add & norm.
 
     figure 1      x -> norm(x + layer(x))
-    norm first    x -> x + layer(norm(x))        GPT-2 and Llama: the sum itself is never normed
+    norm first    x -> x + layer(norm(x))        GPT-2 and Llama: the sum itself is never normalised
 
-Gradient. A plus sign hands the same slope to both its sides, and where x forks to several readers their slopes add.
-That is all the chain rule needs here: the operations' own backward functions, called in the opposite order.
+Gradient. A sum passes the same gradient to both its terms, and where x has several uses their gradients add. The rest
+is the chain rule: the operations' own backward functions, called in reverse order.
 """
 
 from minillm.reference.layers import (
@@ -17,17 +17,17 @@ from minillm.reference.parameters import above, below, norm_backward, norm_forwa
 
 
 def block_forward(hidden, weights, config, rotation=None, mask=None, prefix=None):
-    """The cache's ["attention"]["heads"] are the keys and values that this block leaves behind."""
+    """The cache's ["attention"]["heads"] holds the keys and values of this block."""
     add, attend, feed = add_and_norm_forward, attention_layer_forward, feed_forward_layer_forward
     middle_BTD, cache = add(hidden, weights, config, "attention", attend, rotation, mask, prefix)
     out_BTD, feed_cache = add(middle_BTD, weights, config, "feed_forward", feed)
     return out_BTD, cache | feed_cache
 
 
-def block_backward(dout, cache, left_behind=None):
-    """`left_behind`: the slopes of this block's keys and values, where something else has read them too."""
+def block_backward(dout, cache, dkeys_values=None):
+    """`dkeys_values`: the gradients of this block's keys and values from their other uses, if there are any."""
     feed = add_and_norm_backward(dout, cache, "feed_forward", feed_forward_layer_backward)
-    attend = add_and_norm_backward(feed["hidden"], cache, "attention", attention_layer_backward, left_behind)
+    attend = add_and_norm_backward(feed["hidden"], cache, "attention", attention_layer_backward, dkeys_values)
     return attend | {"weights": feed["weights"] | attend["weights"]}
 
 

@@ -1,10 +1,10 @@
 """Byte-level byte-pair encoding: text to token ids and back (Sennrich et al. 2016; Radford et al. 2019).
 
-A token is a string of bytes, so any text has tokens and none is unknown. Training starts from the 256 single bytes.
-Again and again it counts which two tokens stand side by side most often and makes one token of them; the list of
-these merges, in order, is the tokenizer. Encoding does the same merges in the same order.
+A token is a string of bytes, so any text can be encoded and no token is unknown. Training starts from the 256 single
+bytes. Each step counts the pairs of adjacent tokens and merges the most frequent pair into a new token; the list of
+these merges, in order, is the tokenizer. Encoding applies the same merges in the same order.
 
-Merges never cross the borders of words (see `words`). Special tokens are no business of this file.
+Merges never cross the boundaries of words (see `words`). Special tokens are not handled here.
 """
 
 from collections import Counter
@@ -15,7 +15,7 @@ from minillm.reference.words import words
 
 
 class BytePairs(NamedTuple):
-    """A tokenizer: each token's id, and each merge's rank. `digits`: whether each digit is a word of its own."""
+    """A tokenizer: the id of each token and the rank of each merge. `digits`: whether each digit is its own word."""
 
     ids: dict
     ranks: dict
@@ -23,7 +23,7 @@ class BytePairs(NamedTuple):
 
 
 def train(text, vocabulary, digits=False):
-    """Merge the commonest pair of tokens until there are `vocabulary` tokens; of equal pairs the one of lower ids."""
+    """Merge the most frequent pair of tokens until there are `vocabulary` tokens; lower ids win a tie."""
     ids = {bytes([byte]): number for number, byte in enumerate(_byte_order())}
     ranks = {}
     spelled = {word: [bytes([byte]) for byte in word.encode()] for word in words(text, digits)}
@@ -43,7 +43,7 @@ def train(text, vocabulary, digits=False):
 
 
 def load(vocabulary, merges, digits=False):
-    """From a file's characters: {token: id} and pairs of tokens, or "left right" strings, in the order of merging."""
+    """From the characters of a file: {token: id}, and merges in order, as pairs or as "left right" strings."""
     pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in merges)
     ids = {as_bytes(token): number for token, number in vocabulary.items()}
     return BytePairs(ids, {(as_bytes(left), as_bytes(right)): rank for rank, (left, right) in enumerate(pairs)}, digits)
@@ -60,7 +60,7 @@ def encode(tokenizer, text):
 
 
 def decode(tokenizer, ids):
-    """Tokens may end in the middle of a character: what is no UTF-8 becomes the sign for that."""
+    """Tokens may end in the middle of a character: bytes that are not valid UTF-8 become U+FFFD."""
     tokens = {number: token for token, number in tokenizer.ids.items()}
     return b"".join(tokens[number] for number in ids).decode(errors="replace")
 
@@ -76,13 +76,13 @@ def _merged(tokens, pair):
 
 
 def _byte_order():
-    """The bytes that print come first, as in GPT-2's vocabulary."""
-    prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return prints + [byte for byte in range(256) if byte not in prints]
+    """The printable bytes come first, as in GPT-2's vocabulary."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return printable + [byte for byte in range(256) if byte not in printable]
 
 
 def byte_characters():
-    """Files write a byte as a character that prints: itself if it does, else the next from U+0100 on."""
+    """Files write a byte as a printable character: itself if it is one, else the next from U+0100 on."""
     order = _byte_order()
     return {byte: chr(byte) if place < 188 else chr(256 + place - 188) for place, byte in enumerate(order)}
 

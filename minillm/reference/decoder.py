@@ -1,16 +1,16 @@
-"""Figure 1 from the embeddings to the logits, forward and backward: the twin of `minillm.decoder`, in numpy.
+"""Figure 1 from the embeddings to the logits, forward and backward: the numpy reference of `minillm.decoder`.
 
     features = tower(embed(ids))        logits = features headᵀ
 
-`weights` is a torch `state_dict()` with numpy arrays, as it is; `with_low_rank` adds LoRA's factors to it. `config`
-is anything that has DecoderConfig's attributes. `prefix` is a KeyValues; `mask` is true for a token. No dropout.
+`weights` is a torch `state_dict()` with numpy arrays, unchanged; `with_low_rank` adds LoRA's factors to it. `config`
+is anything with DecoderConfig's attributes. `prefix` is a KeyValues; `mask` is true for a token. There is no dropout.
 
-Gradient. Two things are particular to a decoder:
-  * a tied head is the embedding table, which therefore collects two slopes, as input and as output;
-  * the keys and values that a prompt leaves behind are outputs too: a slope of theirs enters at each block's keys
-    and values, and comes down to the prompt's embeddings. That is how a soft prompt learns.
+Gradient. Two points are particular to a decoder:
+  * a tied head is the embedding table, whose gradient has therefore two terms, one as input and one as output;
+  * the keys and values of a prompt are outputs too: their gradient enters at the keys and values of each block and
+    flows back to the prompt's embeddings. This is how a soft prompt is trained.
 
-Backward gives the slopes of the "weights" by name, of the "embeddings" and of the "prefix".
+Backward returns the gradients of the "weights" by name, of the "embeddings" and of the "prefix".
 """
 
 import numpy as np
@@ -41,7 +41,7 @@ def decoder_backward(dout, cache):
 
 
 def features_forward(weights, config, ids, *, prefix=None, mask=None):
-    """What the head reads, B T D."""
+    """The inputs of the head, B T D."""
     weights = in_float64(weights)
     embeddings_BTD, table = embedding_forward(ids, weights["embed.weight"])
     features_BTD, tower = tower_forward(weights, config, embeddings_BTD, prefix, mask)
@@ -51,11 +51,11 @@ def features_forward(weights, config, ids, *, prefix=None, mask=None):
 def features_backward(dout, cache):
     table, tower = cache
     gradients = tower_backward(dout, tower)
-    return _down_to_the_table(gradients, table)
+    return _with_table_gradient(gradients, table)
 
 
 def keys_values_forward(weights, config, prompt):
-    """What a prompt, of ids (B P) or of embeddings (B P D), leaves behind in every layer: a KeyValues."""
+    """The keys and values of a prompt, given as ids (B P) or embeddings (B P D), in every layer: a KeyValues."""
     weights, table = in_float64(weights), None
     if prompt.ndim == 2:
         prompt, table = embedding_forward(prompt, weights["embed.weight"])
@@ -66,13 +66,13 @@ def keys_values_forward(weights, config, prompt):
 
 
 def keys_values_backward(dout, cache):
-    """`dout` is the slopes as a KeyValues: the gradient of a "prefix" elsewhere."""
+    """`dout` holds the gradients as a KeyValues, as another decoder pass returns them for its "prefix"."""
     table, tower, dfeatures_BPD = cache
     gradients = tower_backward(dfeatures_BPD, tower, dout)
-    return _down_to_the_table(gradients, table)
+    return _with_table_gradient(gradients, table)
 
 
-def _down_to_the_table(gradients, table):
+def _with_table_gradient(gradients, table):
     if table is not None:
         gradients["weights"]["embed.weight"] = embedding_backward(gradients["embeddings"], table)["weight"]
     return gradients

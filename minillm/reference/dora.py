@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024, equation 5) divides each row of U = W + s B A by its length n, for which U is not formed:
+"""DoRA (Liu et al. 2024, equation 5) divides each row of U = W + s B A by its norm n. U itself is not formed:
 
     n_o² = |W_o|² + 2 s B_o·(W Aᵀ)_o + s² B_o (A Aᵀ) B_oᵀ
 

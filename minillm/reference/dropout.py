@@ -1,10 +1,10 @@
-"""Dropout (Srivastava et al. 2014): numbers are kept or set to 0 at random; `keep` says which.
+"""Dropout (Srivastava et al. 2014): elements are set to 0 at random; `keep` is the mask of those that are not.
 
     y = x keep / (1 - p)
 
-Each is kept with probability 1 - p, so the division keeps the expectation: E[y] = x. Without dropout (at
-evaluation) there is nothing to correct. Gradient: a constant factor, dx = dy keep / (1 - p). Drawing `keep` is
-left to the caller, so that two programs can be given the same.
+Each element is kept with probability 1 - p, so the division preserves the expectation: E[y] = x. At evaluation there
+is no dropout and nothing to rescale. Gradient: a constant factor, dx = dy keep / (1 - p). The caller draws `keep`, so
+that two programs can be given the same mask.
 """
 
 

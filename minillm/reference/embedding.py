@@ -2,8 +2,8 @@
 
     x_bt = W[id_bt]
 
-Gradient. It is a Linear on one-hot vectors, so a row of W collects the slopes of every place that read it, and a
-token that occurs twice adds twice. (`dweight[ids] += dout` would keep only the last of them.) Ids have no slope.
+Gradient. The layer is a Linear on one-hot vectors, so a row of W sums the gradients of all its uses: a token that
+occurs twice contributes twice. (`dweight[ids] += dout` would keep only the last one.) Ids have no gradient.
 """
 
 import numpy as np

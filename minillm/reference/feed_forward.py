@@ -4,8 +4,8 @@
     gelu      y = x q,  q = ½ (1 + tanh u),  u = √(2/π) (x + 0.044715 x³)     GPT-2's form
     swiglu    y = g σ(g) x,  σ(g) = 1 / (1 + exp(-g)),  g the gate            Shazeer 2020, equation 6
 
-Gradient. relu passes what it let through: dx = dy where x > 0. For gelu, q is σ(2u), since ½ (1 + tanh u) = σ(2u),
-and ∂σ(a)/∂a = σ(a) (1 - σ(a)), so
+Gradient. For relu, dx = dy where x > 0, else 0. For gelu, ½ (1 + tanh u) = σ(2u), so q = σ(2u), and with
+∂σ(a)/∂a = σ(a) (1 - σ(a))
 
     dx = dy (q + x · 2 q (1 - q) · ∂u/∂x),    ∂u/∂x = √(2/π) (1 + 3 · 0.044715 x²)
 
@@ -17,7 +17,7 @@ and by the same rule, for swiglu,
 import numpy as np
 
 CUBE = 0.044715
-SLOPE = np.sqrt(2 / np.pi)
+ROOT = np.sqrt(2 / np.pi)
 
 
 def relu_forward(up):
@@ -29,24 +29,24 @@ def relu_backward(dout, cache):
 
 
 def gelu_forward(up):
-    share_NF = _sigmoid(2 * SLOPE * (up + CUBE * up**3))
-    return up * share_NF, (up, share_NF)
+    sigmoid_NF = _sigmoid(2 * ROOT * (up + CUBE * up**3))
+    return up * sigmoid_NF, (up, sigmoid_NF)
 
 
 def gelu_backward(dout, cache):
-    up, share_NF = cache
-    inner_slope_NF = SLOPE * (1 + 3 * CUBE * up**2)
-    return {"up": dout * (share_NF + up * 2 * share_NF * (1 - share_NF) * inner_slope_NF)}
+    up, sigmoid_NF = cache
+    inner_gradient_NF = ROOT * (1 + 3 * CUBE * up**2)
+    return {"up": dout * (sigmoid_NF + up * 2 * sigmoid_NF * (1 - sigmoid_NF) * inner_gradient_NF)}
 
 
 def swiglu_forward(gate, up):
-    open_NF = _sigmoid(gate)
-    return gate * open_NF * up, (gate, up, open_NF)
+    sigmoid_NF = _sigmoid(gate)
+    return gate * sigmoid_NF * up, (gate, up, sigmoid_NF)
 
 
 def swiglu_backward(dout, cache):
-    gate, up, open_NF = cache
-    return {"gate": dout * up * open_NF * (1 + gate * (1 - open_NF)), "up": dout * gate * open_NF}
+    gate, up, sigmoid_NF = cache
+    return {"gate": dout * up * sigmoid_NF * (1 + gate * (1 - sigmoid_NF)), "up": dout * gate * sigmoid_NF}
 
 
 def _sigmoid(x):

@@ -3,10 +3,10 @@
     attention       out(merge(attend(split(query x), split(key x), split(value x))))
     feed-forward    down(f(up x)),  or  down(swiglu(gate x, up x))
 
-Queries and keys are turned to their positions on the way where those are rotary. Splitting a width into heads and
-merging them again only renames the numbers, so each undoes the other in the backward pass.
+With rotary positions, queries and keys are rotated before attention. Splitting a width into heads and merging the
+heads are reshapes, so each is the inverse of the other in the backward pass.
 
-Backward gives the slope of what came in ("hidden"), those of the "weights" by name, and for attention that of the
+Backward returns the gradient of the input ("hidden"), those of the "weights" by name, and for attention that of the
 "prefix".
 """
 
@@ -30,7 +30,7 @@ ACTIVATIONS = {
 
 
 def attention_layer_forward(hidden, weights, config, rotation=None, mask=None, prefix=None):
-    """The cache's "heads" hold the keys and values that this layer leaves behind."""
+    """The cache's "heads" holds the queries, keys and values of this layer."""
     heads, cache = {}, {}
     for name in ("query", "key", "value"):
         projected_BTD, cache[name] = projection_forward(hidden, below(name, weights))
@@ -38,26 +38,26 @@ def attention_layer_forward(hidden, weights, config, rotation=None, mask=None, p
     if rotation is not None:
         for name in ("query", "key"):
             heads[name], cache["rotation"] = rotary_forward(heads[name], *rotation)
-    read_BHTK, cache["attention"] = attention_forward(**heads, mask=mask, prefix=prefix)
-    out_BTD, cache["out"] = projection_forward(_merge(read_BHTK), below("out", weights))
+    attended_BHTK, cache["attention"] = attention_forward(**heads, mask=mask, prefix=prefix)
+    out_BTD, cache["out"] = projection_forward(_merge(attended_BHTK), below("out", weights))
     return out_BTD, cache | {"heads": heads}
 
 
-def attention_layer_backward(dout, cache, left_behind=None):
-    """`left_behind`: the slopes of this layer's "key" and "value", where something else has read them too."""
+def attention_layer_backward(dout, cache, dkeys_values=None):
+    """`dkeys_values`: the gradients of this layer's "key" and "value" from their other uses, if there are any."""
     out = projection_backward(dout, cache["out"])
     weights = above("out", out["weights"])
-    slopes = attention_backward(_split(out["x"], cache["heads"]["query"].shape[-1]), cache["attention"])
-    for name, more_BGTK in (left_behind or {}).items():
-        slopes[name] = slopes[name] + more_BGTK
+    heads = attention_backward(_split(out["x"], cache["heads"]["query"].shape[-1]), cache["attention"])
+    for name, more_BGTK in (dkeys_values or {}).items():
+        heads[name] = heads[name] + more_BGTK
     dhidden_BTD = 0.0
     for name in ("query", "key", "value"):
         if "rotation" in cache and name != "value":
-            slopes[name] = rotary_backward(slopes[name], cache["rotation"])["vectors"]
-        linear = projection_backward(_merge(slopes[name]), cache[name])
+            heads[name] = rotary_backward(heads[name], cache["rotation"])["vectors"]
+        linear = projection_backward(_merge(heads[name]), cache[name])
         dhidden_BTD = dhidden_BTD + linear["x"]
         weights |= above(name, linear["weights"])
-    return {"hidden": dhidden_BTD, "weights": weights, "prefix": slopes.get("prefix")}
+    return {"hidden": dhidden_BTD, "weights": weights, "prefix": heads.get("prefix")}
 
 
 def feed_forward_layer_forward(hidden, weights, config):

@@ -2,7 +2,7 @@
 
     y = x Wᵀ + b,    that is    y_no = Σ_i x_ni W_oi + b_o
 
-Gradient. Each factor's slope is the other factor, summed over the axes that it does not have:
+Gradient. The gradient of each factor is dy times the other factor, summed over the axes that it does not have:
 
     dx_ni = Σ_o dy_no W_oi        dW_oi = Σ_n dy_no x_ni        db_o = Σ_n dy_no
 """

@@ -1,13 +1,13 @@
-"""The loss of a language model: how surprised the head's softmax is by each label, in nats, summed.
+"""The loss of a language model: the cross-entropy of the head's logits and the labels, in nats, summed.
 
     z = h Wᵀ        loss = -Σ_n log softmax(z_n)[label_n]        over the labelled rows n
 
-Gradient. From log softmax (see there), with a slope of -1 at the label and 0 elsewhere,
+Gradient. From log softmax (see there), with a gradient of -1 at the label and 0 elsewhere,
 
     dz_nv = p_nv - [v = label_n]:
 
-the probability that the model gave, less the one that it should have given. The rest is a Linear.
-Rows whose label is IGNORED (padding, or a prompt that is not to be learned) have neither loss nor slope.
+the predicted probability minus the target probability. The rest is a Linear. Rows whose label is IGNORED (padding, or
+a prompt that is not trained on) contribute neither loss nor gradient.
 """
 
 import numpy as np

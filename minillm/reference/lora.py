@@ -1,15 +1,15 @@
-"""A linear layer with a low-rank update (Hu et al. 2021, equation 3): W stays, dW = s B A is learned.
+"""A linear layer with a low-rank update (Hu et al. 2021, equation 3): W is frozen, dW = s B A is trained.
 
     y = x Wᵀ + c + s (x Aᵀ) Bᵀ,    A of R rows, B of R columns, s = alpha / R
 
-Gradient. Two linear layers in a row, with h = x Aᵀ between them and dh = s dy B on the way back:
+Gradient. The update is two Linears, with h = x Aᵀ between them and dh = s dy B in the backward pass:
 
     dB = s dyᵀ h        dA = dhᵀ x        dx = dy W + dh A
 
-With dropout A multiplies another x, the dropped one, and dh A is that one's gradient.
+With dropout, A multiplies x after dropout, and dh A is the gradient of that input.
 
-B starts at 0, so dh = 0 and A does not move in the first step; B moves, since h is not 0. W's own gradient is here
-too: LoRA does not use it, but training both does.
+B starts at 0, so dh = 0 and A does not change in the first step; B changes, since h is not 0. The gradient of W is
+computed too: LoRA does not use it, but training both does.
 """
 
 from minillm.reference.linear import linear_backward, linear_forward

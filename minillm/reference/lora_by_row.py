@@ -1,9 +1,9 @@
-"""LoRA in a batch whose rows have adapters of their own (Chen et al. 2023): one frozen product, and one small for each.
+"""LoRA in a batch whose rows use different adapters (Chen et al. 2023): one frozen product, one small product per row.
 
     y_i = x_i Wᵀ + c + (x_i A_jᵀ) B_jᵀ        j the adapter of row i, the scale in B_j
 
-Index -1 is no adapter, which is one of zeros behind the last. Gradient. As of LoRA, row by row; the gradient of an
-adapter is the sum over the rows that use it.
+Index -1 means no adapter: it selects an adapter of zeros appended at the end. Gradient: as for LoRA, row by row; the
+gradient of an adapter is the sum over the rows that use it.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from minillm.reference.linear import linear_backward, linear_forward
 
 
 def lora_by_row_forward(x, weight, bias, a, b, adapter):
-    """`a` is "M R I" and `b` "M O R", with their scales in it; `adapter` has an index for each row."""
+    """`a` is "M R I", `b` is "M O R" and includes the scales; `adapter` has one index per row."""
     out_BTO, frozen = linear_forward(x, weight, bias)
     a_BRI, b_BOR = (np.concatenate([side, np.zeros_like(side[:1])])[adapter] for side in (a, b))
     low_BTR = x @ a_BRI.swapaxes(-1, -2)

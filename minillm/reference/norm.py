@@ -7,12 +7,12 @@ Gradient of rms. With dx̂ = dy w, and x reaching x̂ directly and through ρ, w
 
     dx_j = dx̂_j / ρ - Σ_i dx̂_i x_i / ρ² · x̂_j / D = (dx̂_j - x̂_j mean(dx̂ x̂)) / ρ:
 
-the slope along x̂ itself is taken out, because a longer x is scaled back (but for ε). A layer norm is an rms norm
-of x - μ, and the slope of centring is centring: that takes out the mean of dx̂ as well (x̂ has mean 0 already):
+the component of the gradient along x̂ is removed, because the norm undoes any scaling of x (but for ε). A layer norm
+is an rms norm of x - μ, and the gradient of centring is centring, which removes the mean of dx̂ too (x̂ has mean 0):
 
     dx_j = (dx̂_j - mean dx̂ - x̂_j mean(dx̂ x̂)) / σ
 
-Weight and bias collect over all positions: dw = Σ dy x̂, db = Σ dy.
+The gradients of weight and bias are sums over all positions: dw = Σ dy x̂, db = Σ dy.
 """
 
 import numpy as np
@@ -48,5 +48,5 @@ def rms_norm_backward(dout, cache):
     return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND)}
 
 
-def _over_positions(slopes_ND):
-    return slopes_ND.reshape(-1, slopes_ND.shape[-1]).sum(0)
+def _over_positions(gradient_ND):
+    return gradient_ND.reshape(-1, gradient_ND.shape[-1]).sum(0)

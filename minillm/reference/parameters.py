@@ -1,10 +1,10 @@
-"""How named weights reach the operations: a Linear, low-rank update and all, and the norm that a config asks for.
+"""How named weights reach the operations: a Linear with its low-rank update, and the norm that the config chooses.
 
-Weights are one flat mapping from name to array, `blocks.0.attention.query.weight`, as a torch `state_dict()` has
-them. A layer is given what stands below its place, and gives gradients back under the same names. Low-rank factors
-are weights of their Linear like the others: `query.a`, `query.b` and the constant `query.scale`.
+Weights are one flat mapping from name to array, `blocks.0.attention.query.weight`, as in a torch `state_dict()`. A
+layer receives the weights below its own name and returns gradients under the same names. Low-rank factors are weights
+of their Linear like the others: `query.a`, `query.b` and the constant `query.scale`.
 
-A cache of something that was chosen is a pair: the function that goes back, and what it needs.
+Where an operation is chosen, its cache is a pair: the backward function and that function's cache.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ from minillm.reference.norm import layer_norm_backward, layer_norm_forward, rms_
 
 
 def below(place, named):
-    """What stands at a place, by its name there: at "attention.out", {"attention.out.bias": b} is {"bias": b}."""
+    """The entries below a name, without it: below "attention.out", {"attention.out.bias": b} is {"bias": b}."""
     return {name[len(place) + 1 :]: array for name, array in named.items() if name.startswith(place + ".")}
 
 
 def above(place, named):
-    """The way back: {"bias": b} at "attention.out" is {"attention.out.bias": b}."""
+    """The inverse of `below`: {"bias": b} at "attention.out" is {"attention.out.bias": b}."""
     return {f"{place}.{name}": array for name, array in named.items()}
 
 
@@ -35,7 +35,7 @@ def with_low_rank(weights, lora):
 
 
 def projection_forward(x, weights):
-    """A Linear of the decoder, with its low-rank update where it has one."""
+    """A Linear of the decoder, with its low-rank update if it has one."""
     weight, bias = weights["weight"], weights.get("bias")
     if "a" in weights:
         out_BTO, cache = lora_forward(x, weight, bias, weights["a"], weights["b"], weights["scale"])
@@ -51,7 +51,7 @@ def projection_backward(dout, cache):
 
 
 def norm_forward(hidden, weights, config):
-    """The config's norm, at one of a block's two places or at the decoder's end."""
+    """The norm of the config: of a block's attention or feed-forward layer, or the last one."""
     if config.norm == "rms":
         out_BTD, cache = rms_norm_forward(hidden, weights["weight"], config.norm_eps)
         return out_BTD, (rms_norm_backward, cache)

@@ -1,29 +1,29 @@
-"""Positional encoding (figure 1): what tells a token at one place from the same token at another.
+"""Positional encoding (figure 1): it distinguishes a token at one position from the same token at another.
 
-Position t has one angle for each pair i of numbers, φ_i = t θ^(-2i / width): the first pair turns by a radian
-a step, the last hardly at all. Learned positions need no formula: they are an embedding.
+Position t has one angle for each pair i of elements, φ_i = t θ^(-2i / width): the first pair turns by one radian per
+position, the last one very slowly. Learned positions need no formula: they are an embedding.
 
-Sinusoidal (Vaswani et al. 2017, section 3.5; θ = 10,000). Added to the embeddings:
+Sinusoidal (Vaswani et al. 2017, section 3.5; θ = 10,000), added to the embeddings:
 
     x_2i = sin φ_i        x_2i+1 = cos φ_i
 
-Rotary (Su et al. 2021). Queries and keys are turned instead. Take numbers i and i + K/2 of a head as one complex
-number z_i; then
+Rotary (Su et al. 2021): queries and keys are rotated instead. With elements i and i + K/2 of a head as one complex
+number z_i,
 
     z_i -> z_i exp(i φ_i)
 
-and a query's product with a key depends on their distance only, since exp(i φ) and exp(-i φ') multiply to
+and the product of a query and a key depends only on their distance, since exp(i φ) and exp(-i φ') multiply to
 exp(i (φ - φ')).
 
-Gradient. A rotation is a matrix whose transpose is the rotation back: dz_i = dz'_i exp(-i φ_i). Positions have none.
+Gradient. The transpose of a rotation matrix is the inverse rotation: dz_i = dz'_i exp(-i φ_i). Positions have none.
 """
 
 import numpy as np
 
 
 def token_positions(mask, start):
-    """A real token's position is the number of real tokens before it, after `start` of a prompt."""
-    # What padding gets is never read: it only has to be a row that a table has.
+    """The position of a real token: `start`, the length of the prefix, plus the number of real tokens before it."""
+    # The position of padding is never used; it only has to be a valid row of the table.
     return start + np.maximum(np.cumsum(mask, -1) - 1, 0)
 
 
@@ -44,16 +44,16 @@ def rotary_tables(positions, head_width, theta):
 
 
 def rotary_forward(vectors, cos, sin):
-    turn = (cos + 1j * sin)[..., None, :, :]
-    return _turned(vectors, turn), turn
+    rotation = (cos + 1j * sin)[..., None, :, :]
+    return _rotated(vectors, rotation), rotation
 
 
 def rotary_backward(dout, cache):
-    return {"vectors": _turned(dout, cache.conj())}
+    return {"vectors": _rotated(dout, cache.conj())}
 
 
-def _turned(vectors_BHTK, turn):
+def _rotated(vectors_BHTK, rotation):
     half = vectors_BHTK.shape[-1] // 2
     complex_vectors = vectors_BHTK[..., :half] + 1j * vectors_BHTK[..., half:]
-    turned = complex_vectors * turn
-    return np.concatenate((turned.real, turned.imag), -1)
+    rotated = complex_vectors * rotation
+    return np.concatenate((rotated.real, rotated.imag), -1)

@@ -1,10 +1,10 @@
-"""A tuned prefix's keys and values, through the MLP that makes them easier to train (Li & Liang 2021, section 4.3).
+"""The keys and values of a tuned prefix, computed by an MLP that makes training easier (Li & Liang 2021, section 4.3).
 
     keys and values = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂
 
-E has a row of width D for each of P positions; W₂ writes all L layers' keys and values of a position side by side, in
-the order layer, key or value, head. After training only keys and values are kept: the MLP is scaffolding. It has no
-batch axis, because the prefix is the same for each row.
+E has a row of width D for each of P positions. W₂ writes the keys and values of all L layers of a position next to
+each other, in the order layer, key or value, head. After training only the keys and values are saved, and the MLP is
+dropped. There is no batch axis, because the prefix is the same for each row.
 
 Gradient. ∂ tanh u / ∂u = 1 - tanh² u; the rest is two Linears.
 """
@@ -26,7 +26,7 @@ def prefix_forward(embeddings, inner_weight, inner_bias, outer_weight, outer_bia
 
 
 def prefix_backward(dout, cache):
-    """`dout` is a KeyValues of slopes: the gradient of a decoder's "prefix"."""
+    """`dout` is a KeyValues of gradients, as a decoder returns it for its "prefix"."""
     inner, active_PF, outer = cache
     dsides = np.stack((dout.keys[:, 0], dout.values[:, 0]), 2)
     douter_PO = dsides.transpose(3, 0, 2, 1, 4).reshape(len(active_PF), -1)

@@ -6,11 +6,11 @@ Gradient. The quotient rule gives ∂p_i/∂x_j = p_i (δ_ij - p_j), so
 
     dx_j = Σ_i dp_i p_i (δ_ij - p_j) = p_j (dp_j - Σ_i dp_i p_i):
 
-each slope less the average slope, weighted by its probability. For the logarithm ∂ log p_i/∂x_j = δ_ij - p_j, so
+the gradient minus its mean under p, times the probability. For the logarithm ∂ log p_i/∂x_j = δ_ij - p_j, so
 
     dx_j = d log p_j - p_j Σ_i d log p_i.
 
-Adding a constant to every x changes nothing, and subtracting the largest keeps exp below infinity.
+Adding a constant to every x changes nothing; subtracting the maximum prevents exp from overflowing.
 """
 
 import numpy as np
@@ -24,8 +24,8 @@ def softmax_forward(scores):
 
 def softmax_backward(dout, cache):
     probabilities_NS = cache
-    average_N1 = (dout * probabilities_NS).sum(-1, keepdims=True)
-    return {"scores": probabilities_NS * (dout - average_N1)}
+    mean_N1 = (dout * probabilities_NS).sum(-1, keepdims=True)
+    return {"scores": probabilities_NS * (dout - mean_N1)}
 
 
 def log_softmax_forward(scores):

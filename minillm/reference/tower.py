@@ -1,11 +1,11 @@
-"""What stands between the embeddings and the head (figure 1): positions, L blocks, the last norm.
+"""The decoder between the embeddings and the head (figure 1): positions, L blocks, the last norm.
 
     x = positions(embeddings);    x = block_l(x, prefix_l) for l = 1 ... L;    features = norm(x)
 
-Where norms come after the layers (figure 1) the last block has normed already, and there is no last norm.
+Where norms come after the layers (figure 1), the last block ends with one, and there is no extra norm.
 
-Gradient. The blocks are undone from the last to the first. Each block's prefix is an input of its own, so the
-prefix's slopes are simply stacked, layer by layer.
+Gradient. The blocks run backward from the last to the first. The prefix of each block is an input of its own, so the
+gradients of the prefix are stacked layer by layer.
 """
 
 from typing import Any, NamedTuple
@@ -20,9 +20,9 @@ from minillm.reference.positions import rotary_tables, sinusoidal, token_positio
 
 
 class KeyValues(NamedTuple):
-    """A prompt in every layer: keys and values, L B G P K (B may be 1), and perhaps each head's gate, L H.
+    """The keys and values of a prompt in every layer, L B G P K (B may be 1), and optionally a gate per head, L H.
 
-    The text's positions count on from P, or from 0 where the prompt takes up none.
+    The positions of the text start at P, or at 0 where the prompt takes up none.
     """
 
     keys: Any
@@ -39,25 +39,25 @@ def tower_forward(weights, config, embeddings, prefix=None, mask=None):
     hidden_BTD, rotation, positions = _positions_forward(weights, config, embeddings, prefix, mask)
     cache: dict[str, Any] = {"positions": positions, "blocks": [], "prefix": prefix}
     for layer in range(config.layers):
-        its_prefix = None
+        layer_prefix = None
         if prefix is not None:
-            its_prefix = Prefix(*(None if side is None else side[layer] for side in prefix.sides))
-        its_weights = below(f"blocks.{layer}", weights)
-        hidden_BTD, block = block_forward(hidden_BTD, its_weights, config, rotation, mask, its_prefix)
+            layer_prefix = Prefix(*(None if side is None else side[layer] for side in prefix.sides))
+        layer_weights = below(f"blocks.{layer}", weights)
+        hidden_BTD, block = block_forward(hidden_BTD, layer_weights, config, rotation, mask, layer_prefix)
         cache["blocks"].append(block)
     if config.norm_first:
         hidden_BTD, cache["norm"] = norm_forward(hidden_BTD, below("norm", weights), config)
     return hidden_BTD, cache
 
 
-def tower_backward(dout, cache, left_behind=None):
-    """`left_behind`: the slopes of all blocks' keys and values, a KeyValues, where they have been read."""
+def tower_backward(dout, cache, dkeys_values=None):
+    """`dkeys_values`: a KeyValues, the gradients of all blocks' keys and values from their uses as a prefix."""
     dhidden_BTD, weights, prefixes = dout, {}, []
     if "norm" in cache:
         norm = norm_backward(dout, cache["norm"])
         dhidden_BTD, weights = norm["hidden"], above("norm", norm["weights"])
     for layer, block in reversed(list(enumerate(cache["blocks"]))):
-        more = left_behind and {"key": left_behind.keys[layer], "value": left_behind.values[layer]}
+        more = dkeys_values and {"key": dkeys_values.keys[layer], "value": dkeys_values.values[layer]}
         gradients = block_backward(dhidden_BTD, block, more)
         dhidden_BTD = gradients["hidden"]
         weights |= above(f"blocks.{layer}", gradients["weights"])
@@ -72,7 +72,7 @@ def tower_backward(dout, cache, left_behind=None):
 
 
 def _positions_forward(weights, config, embeddings, prefix, mask):
-    """What enters the first block, and the rotation that every block applies where positions are rotary."""
+    """The input of the first block, and the rotation that every block applies where positions are rotary."""
     start = prefix.keys.shape[3] if prefix is not None and prefix.takes_positions else 0
     positions_BT = token_positions(np.ones(embeddings.shape[:2], bool) if mask is None else mask, start)
     if config.positions == "rotary":
@@ -81,7 +81,7 @@ def _positions_forward(weights, config, embeddings, prefix, mask):
     if config.positions == "learned":
         vectors_BTD, table = embedding_forward(positions_BT, weights["positions.weight"])
         return embeddings + vectors_BTD, None, (1.0, table)
-    # Section 3.4 of the figure's paper: embeddings of spread 1 / √D grow to the size of the sinusoids.
+    # Vaswani et al. 2017, section 3.4: scales embeddings of standard deviation 1 / √D to the size of the sinusoids.
     scale = np.sqrt(config.width)
     return scale * embeddings + sinusoidal(positions_BT, config.width), None, (scale, None)
 

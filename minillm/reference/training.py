@@ -1,11 +1,11 @@
-"""A whole training step: forward, loss, backward, clipping, AdamW. The trained parameters are whatever is named.
+"""A whole training step: forward, loss, backward, clipping, AdamW. The named parameters are trained.
 
     loss = -(1 / n) Σ log p(label)        the mean over all n labelled positions, in nats
 
-What is adapted is a matter of which parameters reach the decoder, and how: full fine-tuning trains all weights,
-partial some of them, a head its own matrix, LoRA the factors a and b, prefix tuning the keys and values (or the
-numbers from which the MLP makes them), a soft prompt the embeddings whose keys and values the text reads. Each is a
-function from parameters to (loss, gradients); the step is the same for all.
+Methods of adaptation differ in which parameters are trained and how they enter the decoder: full fine-tuning trains
+all weights, partial fine-tuning some of them, a head its own matrix, LoRA the factors a and b, prefix tuning the keys
+and values (or the MLP that computes them), a soft prompt the embeddings whose keys and values the text attends to. Each
+is a function from parameters to (loss, gradients); the step is the same for all.
 """
 
 import numpy as np
@@ -26,7 +26,7 @@ def training_step(loss_and_gradients, parameters, moments, *, rate, decay=0.0, c
 def language_model_loss(weights, config, ids, labels, *, prefix=None, mask=None):
     """(mean loss, {"weights", "embeddings", "prefix": their gradients}). `labels` are B T, IGNORED where there is none.
 
-    Everything but logits of unlabelled positions is computed; a tied head's gradient is the embedding's.
+    The gradient of a tied head is added to that of the embedding.
     """
     head = "embed.weight" if config.tie_embeddings else "head.weight"
     features_BTD, tower = features_forward(weights, config, ids, prefix=prefix, mask=mask)
@@ -40,7 +40,7 @@ def language_model_loss(weights, config, ids, labels, *, prefix=None, mask=None)
 
 
 def next_token_labels(ids, mask=None):
-    """Each position's label is the token after it; the last has none, and neither has padding."""
+    """The label of each position is the next token; the last position and padding have none."""
     labels = np.full(ids.shape, IGNORED)
     labels[:, :-1] = ids[:, 1:]
     if mask is not None:

@@ -1,4 +1,4 @@
-"""Attention by torch's fused kernels: what they are told of the causal rule, and where they are not used."""
+"""Attention by torch's fused kernels: how the causal mask is passed, and where they are not used."""
 
 import pytest
 import torch
@@ -13,15 +13,15 @@ from tests.tolerances import assert_close
 
 
 @given(sizes, sizes)
-def test_the_rule_that_a_gpus_kernels_know_by_name_is_ours(queries, more):
-    """After a prefix or a cache, and without padding, a GPU in half precision is given this in place of a mask."""
+def test_the_causal_bias_for_a_gpu_equals_our_mask(queries, more):
+    """After a prefix or a cache, and without padding, a GPU in half precision gets this bias instead of a mask."""
     query, key = torch.randn(1, 2, queries, 3), torch.randn(1, 2, queries + more, 3)
     named = F.scaled_dot_product_attention(query, key, key, attn_mask=causal_lower_right(queries, queries + more))
     assert_close(named, attention(query, key, key), "law in float32")
 
 
 @pytest.mark.parametrize(("dtype", "fused"), [(torch.bfloat16, False), (torch.float32, True)])
-def test_bfloat16_on_a_cpu_is_left_to_products_and_a_softmax(dtype, fused, monkeypatch):
+def test_bfloat16_on_a_cpu_does_not_use_the_fused_kernel(dtype, fused, monkeypatch):
     called, right = [], F.scaled_dot_product_attention
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **b: called.append(1) or right(*a, **b))
     fast.attention(*torch.randn(3, 1, 2, 5, 4, dtype=dtype))

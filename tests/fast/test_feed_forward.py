@@ -1,11 +1,11 @@
-"""SwiGLU saves its inputs alone for the gradient."""
+"""SwiGLU saves only its inputs for the backward pass."""
 
 import torch
 
 from minillm.fast.feed_forward import swiglu
 
 
-def test_nothing_but_the_inputs_is_saved():
+def test_only_the_inputs_are_saved():
     gate, up, saved = torch.randn(5, requires_grad=True), torch.randn(5, requires_grad=True), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor) or tensor, lambda t: t):
         swiglu(gate, up)

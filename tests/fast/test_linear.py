@@ -1,4 +1,4 @@
-"""The fast product, through oneDNN where this CPU takes it and as it is elsewhere: what is saved, and what is left."""
+"""The fast product, by oneDNN or by MKL: errors, saved tensors, and the arguments that it leaves to PyTorch."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, 
     ids=["oneDNN", "MKL"], autouse=True, scope="module",
 )  # fmt: skip
 def _onednn(request):
-    """Whatever this CPU has: oneDNN computes the same without AVX-512, and only slower."""
+    """On any CPU: without AVX-512 oneDNN computes the same, only slower."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, "ONEDNN", request.param)
         yield
@@ -29,12 +29,12 @@ def _onednn(request):
 
 @pytest.mark.parametrize("name", ["linear", "lora", "lora_by_row", "linear_cross_entropy"])
 @given(data=st.data(), random=randoms)
-def test_what_multiplies_by_it_is_as_near_to_numpy_as_the_formula(name, data, random):
+def test_operations_that_use_it_are_as_close_to_numpy_as_the_formula(name, data, random):
     found = by_ratio(data.draw(cases(name, FOR_ROUNDING)), random, torch.float32, torch.device("cpu"), FAST)
-    assert_good(found, "numpy vs the fast form, float32")
+    assert_good(found, "numpy vs fast, float32")
 
 
-def test_inputs_that_are_views_are_read_as_they_lie():
+def test_inputs_may_be_views():
     """Transposed, or every other row; positive numbers, so that no sum cancels."""
     wide = [torch.rand(6, 5)[::2].double(), torch.rand(5, 7).T.double(), torch.rand(7).double()]
     dout, found = torch.rand(7, 3).T, []
@@ -48,7 +48,7 @@ def test_inputs_that_are_views_are_read_as_they_lie():
         assert_close(actual, expected, "law in float32")
 
 
-def test_only_what_needs_a_gradient_gets_one():
+def test_only_inputs_that_need_a_gradient_get_one():
     x, weight = torch.randn(3, 2), torch.randn(5, 2, requires_grad=True)
     fast.linear(x, weight).sum().backward()
     assert x.grad is None
@@ -56,7 +56,7 @@ def test_only_what_needs_a_gradient_gets_one():
 
 
 def test_a_frozen_matrix_saves_nothing_of_its_input():
-    """A decoder of frozen Linears would else hold the input of each of them until the backward pass."""
+    """Otherwise a decoder of frozen Linears would hold all their inputs until the backward pass."""
     saved = []
     x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.shape) or tensor, lambda t: t):
@@ -67,14 +67,14 @@ def test_a_frozen_matrix_saves_nothing_of_its_input():
 
 
 def test_a_product_that_is_recomputed_for_its_gradient_saves_the_same():
-    """PyTorch refuses to go on where the second pass saves other tensors than the first one did."""
+    """PyTorch raises an error if the recomputation saves other tensors than the first pass."""
     x, weight = torch.randn(4, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     checkpoint(fast.linear, x, weight, use_reentrant=False).sum().backward()
     assert_close(weight.grad, x.detach().sum(0).expand(2, 3), "law in float32")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_dtypes_and_empty_batches_are_pytorchs(dtype):
+def test_other_dtypes_and_empty_batches_are_left_to_pytorch(dtype):
     x, weight = torch.randn(4, 3, dtype=dtype), torch.randn(2, 3, dtype=dtype)
     assert torch.equal(fast.linear(x, weight), F.linear(x, weight))
     assert fast.linear(torch.zeros(0, 3), torch.zeros(2, 3)).shape == (0, 2)

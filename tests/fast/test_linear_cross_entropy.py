@@ -30,7 +30,7 @@ def test_the_loss_of_half_precision_is_summed_in_float32(loss):
     random = torch.Generator().manual_seed(0)
     hidden, weight = torch.randn(257, 8, generator=random), torch.randn(11, 8, generator=random)
     labels = torch.randint(0, 11, (257,), generator=random)
-    # 257 losses of about 2 come to more than bfloat16 can tell apart.
+    # bfloat16 cannot represent the sum of 257 losses of about 2 to the next loss.
     half = loss(hidden.bfloat16(), weight.bfloat16(), labels)
     rounded = loss(hidden.bfloat16().double(), weight.bfloat16().double(), labels)
     assert half.dtype == torch.float32
@@ -47,8 +47,8 @@ def test_a_batch_without_labels_has_no_loss_and_no_gradient(loss):
     assert not weight.grad.any()
 
 
-def test_many_logits_are_never_held_together():
-    """Of 64 MB of logits and their softmax, a chunk's is alive at a time: autograd saves the hidden states alone."""
+def test_all_logits_are_never_in_memory_together():
+    """Of 64 MB of logits and their softmax, one chunk is in memory at a time: autograd saves only the hidden states."""
     random = torch.Generator().manual_seed(0)
     hidden = torch.randn(8 * fast.CHUNK, 3, generator=random, requires_grad=True)
     weight = torch.randn(2048, 3, generator=random, requires_grad=True)

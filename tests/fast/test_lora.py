@@ -1,4 +1,4 @@
-"""LoRA's gradient by hand: each alone, from inputs of every layout."""
+"""LoRA's own backward pass: each gradient alone, and inputs of every layout."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.tolerances import assert_close
 
 @pytest.mark.parametrize("wants", ["x", "a", "b", "dropped", "bias"])
 def test_each_gradient_is_right_alone(wants):
-    """A gradient that nothing needs is not computed, and the others do not need it."""
+    """A gradient that is not needed is not computed, and the others do not depend on it."""
     torch.manual_seed(0)
     shapes = {"x": (3, 5), "weight": (7, 5), "a": (2, 5), "b": (7, 2), "dropped": (3, 5), "bias": (7,)}
     inputs = {name: torch.randn(shape).double() for name, shape in shapes.items()}
@@ -21,7 +21,7 @@ def test_each_gradient_is_right_alone(wants):
     assert_close(inputs[wants].grad, gradient, "law", terms=7)
 
 
-def test_inputs_of_every_layout_are_taken():
+def test_inputs_may_have_any_layout():
     torch.manual_seed(0)
     x, weight, a, b = (torch.randn(shape).double() for shape in ((5, 3, 2), (7, 5), (2, 5), (7, 2)))
     strided = x.permute(2, 1, 0).requires_grad_()

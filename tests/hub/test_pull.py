@@ -121,6 +121,7 @@ def test_without_an_index_one_sentence_says_what_to_do(index, tmp_path, monkeypa
     said = str(refusal.value)
     assert "\n" not in said
     assert "PIP_INDEX_URL" in said
+    assert said.endswith("`minillm ladder --base tiny --task word_problems` needs no download")
     assert str(tmp_path / "cache" / "demo.csv") in said
     assert cached(tmp_path) == []
 

@@ -1,4 +1,4 @@
-"""A kernel's rung of the ladder of trust, where its tests set the stage for it: on a GPU, or interpreted."""
+"""A kernel against numpy, the last rung of the ladder of trust: on a GPU, or interpreted."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ from tests.tolerances import assert_good
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 dtypes = st.sampled_from((torch.float32, torch.bfloat16))
-# The interpreter takes its time: a fifth of the examples that others have.
+# The interpreter is slow: a fifth of the usual number of examples.
 examples = settings(max_examples=max(settings.default.max_examples // 5, 1))
 
 
 def assert_the_kernel_is_right(case, random, dtype):
     """The output and every gradient of an operation's kernel, by the error-ratio rule."""
     found = by_ratio(case, random, dtype, DEVICE)
-    assert found is not None, f"no kernel took part in {case.what}"
+    assert found is not None, f"no kernel was called by {case.what}"
     assert_good(found, f"numpy vs the kernel, {dtype}")
 
 

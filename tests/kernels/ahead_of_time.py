@@ -1,8 +1,8 @@
-"""Every kernel, compiled for GPUs that are not there: `python -m tests.kernels.ahead_of_time` prints a line for each.
+"""Every kernel compiled for GPUs that are not available: `python -m tests.kernels.ahead_of_time` prints a line each.
 
-The launchers run as they would on a GPU, with their own blocks and options, but each launch only compiles (triton's
-`warmup`), for the architecture that a stand-in for the driver names. What the compiler then says of registers, spilled
-bytes, shared memory and tensor cores is what one would read off on the machine.
+The launchers run as on a GPU, with their own blocks and options, but each launch only compiles (triton's `warmup`), for
+the architecture of a fake driver. The compiler reports the same registers, spilled bytes, shared memory and tensor core
+instructions as on the real machine.
 """
 
 import json
@@ -22,8 +22,8 @@ ARCHITECTURES = (80, 90)
 TENSOR_CORES = re.compile(r"\b(?:mma\.sync|wgmma\.mma_async)\S*")
 
 
-class Absent:
-    """What triton asks of a driver before it launches, answered for a GPU that is not there."""
+class FakeDriver:
+    """The methods of a driver that triton calls before a launch, for a GPU that is not available."""
 
     def __init__(self, architecture: int):
         self.target = GPUTarget("cuda", architecture, 32)
@@ -39,7 +39,7 @@ class Absent:
 
 
 def compiled(run: Any) -> list[dict[str, Any]]:
-    """What every kernel that `run` launches becomes, on every architecture."""
+    """The compiled form of every kernel that `run` launches, for every architecture."""
     found = []
     launch = JITFunction.run
 
@@ -50,7 +50,7 @@ def compiled(run: Any) -> list[dict[str, Any]]:
     JITFunction.run = compile_only
     try:
         for architecture in ARCHITECTURES:
-            driver.set_active(Absent(architecture))
+            driver.set_active(FakeDriver(architecture))
             run()
     finally:
         JITFunction.run = launch

@@ -1,6 +1,6 @@
-"""A program that torch.compile makes of operations with kernels: `python -m tests.kernels.compiled` says what.
+"""Programs that torch.compile makes of operations with kernels, described by `python -m tests.kernels.compiled`.
 
-Outside of pytest, whose tests run with shapes checked at every call: torch.compile would trace the checks.
+It runs outside of pytest, where every call checks shapes: torch.compile would trace the checks.
 """
 
 import json
@@ -24,7 +24,7 @@ def forced(hidden: Tensor, weight: Tensor) -> Tensor:
 
 
 def chosen(hidden: Tensor, weight: Tensor) -> Tensor:
-    """A norm, a gelu in its two forms, and LoRA, whose operands are cast on the way."""
+    """A norm, a gelu and LoRA, whose operands are cast."""
     out = gelu(2 * rms_norm(hidden, weight, 1e-5))
     return lora(out, weight[:, None] * weight, None, weight[None], weight[:, None], 0.5)
 
@@ -34,7 +34,7 @@ def by_sizes(hidden: Tensor) -> Tensor:
 
 
 class Graphs:
-    """A backend of torch.compile that runs what it gets as it is, and keeps it."""
+    """A backend of torch.compile that runs the graph unchanged, and records it."""
 
     def __init__(self):
         self.programs: list[list[str]] = []
@@ -45,7 +45,7 @@ class Graphs:
 
 
 def same_numbers(program) -> bool:
-    """Output and gradients, bit for bit, of a program and of what torch.compile makes of it: one graph, or an error."""
+    """Whether a program and its compiled form agree bit for bit, output and gradients; a graph break is an error."""
     found = []
     for run in (program, torch.compile(program, backend="aot_eager", fullgraph=True)):
         torch.manual_seed(0)
@@ -58,7 +58,7 @@ def same_numbers(program) -> bool:
 
 
 def programs_by_backend() -> list[str]:
-    """Which gelu is in each program that is run: under every backend, and once more under each."""
+    """The gelu in each compiled program, after running every backend twice."""
     graphs, hidden, weight = Graphs(), torch.ones(5, WIDTH, device=DEVICE), torch.ones(WIDTH, device=DEVICE)
     run = torch.compile(chosen, backend=graphs, fullgraph=True)
     for name in 2 * BACKENDS:
@@ -72,7 +72,7 @@ def programs_by_backend() -> list[str]:
 
 
 def answers_by_sizes() -> tuple[list[bool], int]:
-    """What is chosen for each number of rows, and how many programs that takes."""
+    """The choice for each number of rows, and the number of compiled programs."""
     graphs = Graphs()
     run = torch.compile(by_sizes, backend=graphs, fullgraph=True)
     answers = [bool(run(torch.zeros(rows, WIDTH)).any()) for rows in (5, 6, 7, 3000, 2000, 9)]

@@ -1,14 +1,14 @@
-"""A kernel that drops the mask of a store writes beyond its output, where no comparison of outputs looks."""
+"""Detects a kernel that writes outside of its output, which no comparison of outputs would notice."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 EMPTY = {torch.ops.aten.empty.memory_format, torch.ops.aten.new_empty.default, torch.ops.aten.empty_like.default}
-WIDTH, POST = 4096, 7.0
+WIDTH, FENCE = 4096, 7.0
 
 
 class Fences(TorchDispatchMode):
-    """Within it all new memory that is to be written to lies between two fences."""
+    """A context in which all newly allocated memory lies between two fences."""
 
     def __init__(self):
         super().__init__()
@@ -18,17 +18,17 @@ class Fences(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if func not in EMPTY or not out.is_floating_point():
             return out
-        field = torch.full((WIDTH + out.numel() + WIDTH,), POST, dtype=out.dtype, device=out.device)
+        field = torch.full((WIDTH + out.numel() + WIDTH,), FENCE, dtype=out.dtype, device=out.device)
         self.fields.append((field, out := field.as_strided(out.shape, out.stride(), WIDTH)))
         return out
 
 
 def assert_nothing_else_is_written(operation, *arguments):
-    """A registered operation writes to what it returns, and to memory of its own, and to nothing beside them."""
+    """A registered operation writes only to its results and to its own memory."""
     with Fences() as fences, torch.no_grad():
         operation._init_fn(*arguments)
     assert fences.fields
     for field, inside in fences.fields:
         end = WIDTH + inside.numel()
-        assert (field[:WIDTH] == POST).all(), "written before the beginning"
-        assert (field[end:] == POST).all(), "written beyond the end"
+        assert (field[:WIDTH] == FENCE).all(), "written before the beginning"
+        assert (field[end:] == FENCE).all(), "written beyond the end"

@@ -1,4 +1,4 @@
-"""Ways to break the kernels, and to choose a wrong one, which the tests must notice; as in `tests/mutations.py`."""
+"""Ways to break the kernels and their choice, which the tests must detect; as in `tests/mutations.py`."""
 
 from tests.mutations import Mutation, mutation
 
@@ -6,74 +6,87 @@ LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py
 LORA = ("kernels/lora.py", "kernels/test_lora.py")
 FEED_FORWARD = ("kernels/feed_forward.py", "kernels/test_feed_forward.py")
 POSITIONS = ("kernels/positions.py", "kernels/test_positions.py")
-CHOICE = "kernels/test_choice.py"
+CHOICE = "test_choice.py"
 CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 
 def _fenced(where):
-    """Only the test that puts fences around new memory: without them, what is written there may crash Python."""
+    """Only the test with fences around new memory: without them a write out of bounds may crash Python."""
     file, test = where
-    return file, f"{test}::test_nothing_is_written_beyond_the_last"
+    return file, f"{test}::test_nothing_is_written_out_of_bounds"
 
 
+def _suite(where, name):
+    """The test of every operation's kernel, for this one."""
+    return where[0], f"test_operations.py::test_the_kernel_is_as_near_to_numpy_as_the_fast_form[{name}]"
+
+
+GELU, SWIGLU = _suite(FEED_FORWARD, "gelu"), _suite(FEED_FORWARD, "swiglu")
+ROTARY = _suite(POSITIONS, "rotary")
 KERNEL_MUTATIONS = [
     mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher) +", "total +"),
-    mutation("words beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
-    mutation("a label left with its share", LOSS, "tl.where(place == label, share - 1.0, share)", "share"),
-    mutation("a label that no one misses", LOSS, 'other=float("nan")', "other=0.0"),
-    mutation("a slope that does not know its loss's", LOSS, "slope, factor[None],", "slope, factor[None] ** 0,"),
-    mutation("a weight that learns from the last chunk", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
+    mutation("logits beyond the vocabulary", LOSS, 'tl.where(place < vocabulary, z, float("-inf"))', "z"),
+    mutation("a label without its - 1", LOSS, "tl.where(place == label, p - 1.0, p)", "p"),
+    mutation("an invalid label that is not seen", LOSS, 'other=float("nan")', "other=0.0"),
+    mutation("a gradient without the loss's own", LOSS, "gradient, factor[None],", "gradient, factor[None] ** 0,"),
+    mutation("a weight trained on the last chunk alone", LOSS, "torch.addmm(total, left.f", "torch.mm(left.f"),
     mutation(
-        "a weight's slope summed in half precision",
+        "a weight's gradient summed in half precision",
         LOSS,
         "torch.addmm(total, left.float(), right.float(), out=total)",
         "total.copy_(torch.addmm(total, left.float(), right.float()).bfloat16())",
     ),
     mutation("chunks that are not counted", LOSS, "stride * dtype.itemsize", "0"),
-    mutation("slopes beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
-    mutation("an unscaled update", LORA, "(total * scale)", "total"),
-    mutation("every row by the first adapter", LORA, "    down += member * rank * inner\n", ""),
+    mutation("gradients beyond the row", _fenced(LOSS), "element_ty), mask=place < stride)", "element_ty))"),
+    mutation("an unscaled update", _suite(LORA, "lora"), "(total * scale)", "total"),
+    mutation("rows with the first adapter", _suite(LORA, "lora_by_row"), "    down += member * rank * inner\n", ""),
     mutation("stripes that overlap", LORA, "last = tl.minimum(first + stripe, tokens)", "last = tokens"),
-    mutation("an adapter that learns from every row", LORA, "mask=mine, other=-1) == member", "mask=mine) < 9"),
-    mutation("slopes of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
-    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=there)", "element_ty))"),
+    mutation(
+        "an adapter trained on every row", _suite(LORA, "lora_by_row"),
+        "mask=mine, other=-1) == member", "mask=mine) < 9",
+    ),
+    mutation("gradients of ranks beyond the last", _fenced(LORA), "& (rank_place < rank)[None, :])", ")"),
+    mutation("an output beyond the last", _fenced(LORA), "element_ty), mask=valid)", "element_ty))"),
     mutation(
         "stripes beyond their columns",
         _fenced(LORA),
         "total, mask=(rank_place < rank)[:, None] & (column < columns)[None, :])",
         "total)",
     ),
-    mutation("a slope of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
+    mutation("a gradient of B beyond its columns", _fenced(LORA), "& (column < columns)\n    tl.s", "\n    tl.s"),
     mutation(
-        "an input that learns from the update alone",
-        LORA,
-        "if wanted[0] and weight is not None:",
+        "an input gradient from the update alone",
+        _suite(LORA, "lora"),
+        "if needed[0] and weight is not None:",
         "if False:",
     ),
     mutation(
-        "numbers beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
+        "elements beyond the last", _fenced(FEED_FORWARD), "y.to(out.dtype.element_ty), mask=place < count)", "y)"
     ),
-    mutation("a gelu whose slope has no cube", FEED_FORWARD, "(3.0 * z * z * CUBE + 1.0) * SLOPE", "SLOPE"),
-    mutation("a gate that is a constant", FEED_FORWARD, "(1.0 + z * rest * steepness)", "1.0"),
-    mutation("a factor that passes what the gate stops", FEED_FORWARD, "(slope * z * share)", "(slope * z)"),
-    mutation("a gelu that multiplies by its gate", FEED_FORWARD, "slope *= x", "slope += x"),
-    mutation("a gradient that turns on", POSITIONS, "s = -s", "s = s"),
-    mutation("angles of the first row for all", POSITIONS, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
+    mutation("a gelu whose gradient has no cube", GELU, "(3.0 * z * z * CUBE + 1.0) * LINEAR", "LINEAR"),
+    mutation("a gate that is a constant", SWIGLU, "(1.0 + z * rest * derivative)", "1.0"),
+    mutation("a factor that passes what the gate stops", SWIGLU, "(dy * z * sigmoid)", "(dy * z)"),
+    mutation("a gelu that multiplies by its gate", SWIGLU, "dy *= x", "dy += x"),
+    mutation("a gradient that rotates forward", ROTARY, "s = -s", "s = s"),
+    mutation("angles of the first row for all", ROTARY, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
     mutation(
-        "heads beyond the last", _fenced(POSITIONS), "there = (row < rows) & (pair < half)", "there = pair < half"
+        "heads beyond the last", _fenced(POSITIONS), "valid = (row < rows) & (pair < half)", "valid = pair < half"
     ),
     mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
     mutation(
         "a table's gradient that is lost",
-        ("ops/positions.py", POSITIONS[1]),
+        ("operations.py", POSITIONS[1]),
         " and not (cos.requires_grad or sin.requires_grad)",
         "",
     ),
-    Mutation("a backend that outlives an exception", "ops/__init__.py", "_forced = before", "pass", CHOICE),
+    Mutation(
+        "a backend that outlives an exception", "operations.py",
+        "    finally:\n        _choice.name = before", "    finally:\n        pass", CHOICE,
+    ),
     Mutation(
         "a question that a CPU goes on to answer",
-        "ops/__init__.py",
-        "if _forced is None and not tensor.is_cuda:",
+        "operations.py",
+        "if name is None and not tensor.is_cuda:",
         "if False:",
         CHOICE,
     ),
@@ -94,18 +107,18 @@ KERNEL_MUTATIONS = [
     ),
     Mutation(
         "a kernel that takes no part",
-        "ops/norm.py",
+        "operations.py",
         'if by_kernel("rms_norm", hidden,',
         'if False and by_kernel("rms_norm", hidden,',
         "lab/test_check_kernels.py",
     ),
     Mutation(
-        "kernels that nobody checks", "lab/check.py", "by_kernel(case, random, dtype, device)", "None",
+        "kernels that nobody checks", "lab/check.py", "by_ratio(case, random, dtype, device)", "None",
         "lab/test_check_kernels.py",
     ),
     mutation("a warp that adds up half of its threads", CUDA, "int distance = WARP / 2;", "int distance = WARP / 4;"),
     mutation("a block that is one warp", CUDA, "warp < int(blockDim.x) / WARP", "warp < 1"),
     mutation("a pack that is summed in one column", CUDA, "* PACK + i % PACK;", "* PACK;"),
     mutation("a stripe that runs into the next", CUDA, "row < first + stripe && row < rows", "row < rows"),
-    mutation("a slope along the row itself", CUDA, "(through - wide(x[i].at[j]) * scale * along)", "(through)"),
+    mutation("a gradient along the row itself", CUDA, "(dnormed - wide(x[i].at[j]) * scale * along)", "(dnormed)"),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
-"""Calls of every kernel, forward and backward, at the sizes that it is for: what is compiled ahead of time.
+"""Calls of every kernel, forward and backward, at its typical sizes, to compile ahead of time.
 
-Nothing of them is computed there: only dtypes, widths and the alignment of the tensors matter.
+Nothing is computed there: only dtypes, widths and the alignment of the tensors matter.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from minillm.operations import Prefix
 
 
 class Specimen(NamedTuple):
-    """A call for a dtype, and the kernels in it that must multiply on tensor cores in half precision."""
+    """A call for a dtype, and the kernels that must use tensor cores in half precision."""
 
     run: Callable[[torch.dtype], None]
     multiplies: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def _rotary(width: int, tables: torch.dtype) -> Callable[[torch.dtype], None]:
 
 
 def _lora(width: int, rank: int) -> Callable[[torch.dtype], None]:
-    """A long batch by one adapter, and a short one by two; their factors are wider than the matrix may be."""
+    """A long batch with one adapter, and a short one with two; the factors are float32."""
 
     def run(dtype: torch.dtype) -> None:
         weight, bias, x, rows = tensors(dtype, (width, width), (width,), (8192, width), (2, 64, width))

@@ -1,4 +1,4 @@
-"""Every kernel compiles for the GPUs that it is for: it spills nothing, fits their shared memory, uses tensor cores."""
+"""Every kernel compiles for its GPUs: it spills no registers, fits into shared memory and uses tensor cores."""
 
 import json
 import os
@@ -15,7 +15,7 @@ SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}
 
 
 def compile_specimen(name):
-    """In a process of its own, for the interpreter is chosen when triton is imported."""
+    """In its own process, because the interpreter is chosen when triton is imported."""
     environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_DEFAULT_FP_FUSION": "1"}
     command = [sys.executable, "-m", "tests.kernels.ahead_of_time", name]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -25,7 +25,7 @@ def compile_specimen(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SPECIMENS)
-def test_a_kernel_compiles_for_gpus_that_are_not_here(name):
+def test_a_kernel_compiles_for_gpus_that_are_not_available(name):
     rows = compile_specimen(name)
     assert {row["architecture"] for row in rows} == set(SHARED_MEMORY)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Attention's kernel: in many tiles, where its numbers lie, and with a prefix that it does not copy."""
+"""The kernel of attention: many tiles, strided inputs, and a prefix that is not copied."""
 
 import math
 
@@ -22,20 +22,20 @@ SMALL = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 1, "num_stages": 1}
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """So that a test of a few tokens has whole tiles, tiles at an edge, and several of both."""
+    """Small tiles, so that a test with few tokens has several whole tiles and several at an edge."""
     whole = kernels._blocks
     monkeypatch.setattr(kernels, "_blocks", lambda *sizes: whole(*sizes) | SMALL)
 
 
 @pytest.fixture
-def stripes_of_few(monkeypatch):
+def few_programs(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
 
 
-@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
+@pytest.mark.usefixtures("small_tiles", "few_programs")
 @examples
 @given(cases("attention", FOR_KERNELS), randoms, dtypes)
-def test_in_many_tiles_it_is_the_same(case, random, dtype):
+def test_many_tiles_give_the_same_result(case, random, dtype):
     assert_the_kernel_is_right(case, random, dtype)
 
 
@@ -48,17 +48,17 @@ def _gradients(out, leaves):
     return torch.autograd.grad(out, leaves, torch.randn_like(out))
 
 
-@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
-def test_numbers_are_read_where_they_lie():
-    """As the decoder's Linears leave them, B T (H K); the result lies so, too, and the next Linear copies nothing."""
+@pytest.mark.usefixtures("small_tiles", "few_programs")
+def test_strided_inputs_are_not_copied():
+    """The layout of the decoder's Linears, B T (H K); the result has it too, so that the next Linear copies nothing."""
     query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
     prefix = _random((1, 2, 16, 3), (1, 2, 16, 3))
     results = []
     for name in (FAST, TRITON):
-        turned = [side.transpose(1, 2) for side in (query, key, value)]
-        behind = Prefix(*(side.permute(0, 1, 3, 2) for side in prefix))
+        heads = [side.transpose(1, 2) for side in (query, key, value)]
+        permuted = Prefix(*(side.permute(0, 1, 3, 2) for side in prefix))
         with backend(name):
-            out = attention(*turned, prefix=behind)
+            out = attention(*heads, prefix=permuted)
         results.append([out, *_gradients(out, [query, key, value, *prefix])])
     assert out.transpose(1, 2).is_contiguous()
     for expected, actual in zip(*results, strict=True):
@@ -66,7 +66,7 @@ def test_numbers_are_read_where_they_lie():
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_prefix_attention_is_a_mean_of_attention_to_the_text_and_to_the_prefix():
+def test_prefix_attention_is_a_weighted_mean_of_attention_to_the_text_and_to_the_prefix():
     """Law 12, (1 - m) Attn(x) + m Attn(prefix), with the mass m from the kernel's own sums, and from the weights."""
     query, key, value, *prompt = _random((1, 4, 21, 16), *[(1, 2, 21, 16)] * 2, *[(1, 2, 7, 16)] * 2)
     mask = torch.rand(1, 21, device=DEVICE) < 0.7
@@ -81,9 +81,9 @@ def test_prefix_attention_is_a_mean_of_attention_to_the_text_and_to_the_prefix()
     assert_close(both, (1 - mass) * text + mass * attended, "law in float32")
 
 
-@pytest.mark.usefixtures("small_tiles", "stripes_of_few")
+@pytest.mark.usefixtures("small_tiles", "few_programs")
 def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
-    """A prefix in float32 before a text of bfloat16: rounded once on its way in, its gradient not at all."""
+    """A float32 prefix before bfloat16 text: it is rounded once on input, its gradient not at all."""
     sides = [side.detach().bfloat16() for side in _random((3, 2, 9, 16), *[(3, 1, 9, 16)] * 2)]
     prefix = _random((1, 1, 3, 16), (1, 1, 3, 16))
     runs = []
@@ -97,7 +97,7 @@ def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_
 
 
 def test_a_prefix_that_is_a_constant_costs_no_second_pass(monkeypatch):
-    monkeypatch.setattr(kernels, "_slopes_of_prefix", None)
+    monkeypatch.setattr(kernels, "_prefix_gradients", None)
     query, key, value, *prompt = _random((1, 1, 3, 4), *[(1, 1, 3, 4)] * 2, *[(1, 1, 2, 4)] * 2)
     constant = Prefix(*(side.detach() for side in prompt))
     with backend(TRITON):
@@ -105,8 +105,8 @@ def test_a_prefix_that_is_a_constant_costs_no_second_pass(monkeypatch):
     assert all(gradient.isfinite().all() for gradient in _gradients(out, [query, key, value]))
 
 
-def test_what_the_kernel_is_measured_against_is_right_on_this_device_too():
-    """Torch's own way in half precision behind a prefix, which on a GPU names the causal rule and writes no mask."""
+def test_the_fast_implementation_is_correct_on_this_device_too():
+    """In half precision after a prefix, where a GPU uses a causal bias instead of a mask."""
     sides = [side.detach().bfloat16() for side in _random((2, 4, 9, 16), *[(2, 2, 9, 16)] * 2, *[(1, 2, 5, 16)] * 2)]
     with backend(FAST):
         out = attention(*sides[:3], prefix=Prefix(*sides[3:]))
@@ -126,7 +126,7 @@ def test_dropout_is_left_to_torch():
 
 
 @pytest.mark.parametrize(("batch", "queries"), [(0, 5), (2, 0)])
-def test_where_there_is_no_query_the_gradients_are_zero(batch, queries):
+def test_without_queries_the_gradients_are_zero(batch, queries):
     query, key, value, *prompt = _random((batch, 2, queries, 3), *[(batch, 1, 5, 3)] * 2, *[(1, 1, 2, 3)] * 2)
     with backend(TRITON):
         out = attention(query, key, value, prefix=Prefix(*prompt))
@@ -135,7 +135,7 @@ def test_where_there_is_no_query_the_gradients_are_zero(batch, queries):
 
 
 @pytest.mark.parametrize("prefixed", [False, True])
-def test_attention_is_an_operation_of_torchs(prefixed):
+def test_attention_is_a_registered_torch_operation(prefixed):
     batch = 1 + prefixed
     sides = _random((batch, 2, 3, 8), *[(batch, 1, 5, 8)] * 2)
     prompt = _random(*[(1, 1, 3, 8)] * 2) if prefixed else (None, None)
@@ -144,7 +144,7 @@ def test_attention_is_an_operation_of_torchs(prefixed):
 
 
 @pytest.mark.parametrize("kind", ["none", "shared", "gated"])
-def test_a_decoder_by_kernels_is_the_decoder_by_torch(kind):
+def test_a_decoder_with_kernels_equals_the_decoder_with_torch(kind):
     torch.manual_seed(0)
     decoder = Decoder(DecoderConfig.tiny()).to(DEVICE)
     ids = torch.randint(0, 61, (2, 9), device=DEVICE)
@@ -153,11 +153,11 @@ def test_a_decoder_by_kernels_is_the_decoder_by_torch(kind):
     sides = _random((2, 1, 2, 5, 6), (2, 1, 2, 5, 6))
     gate = torch.randn(2, 4, device=DEVICE) if kind == "gated" else None
     prefix = None if kind == "none" else KeyValues(*sides, gate)
-    learned = [*decoder.parameters(), *([] if prefix is None else sides)]
+    trained = [*decoder.parameters(), *([] if prefix is None else sides)]
     results = []
     for name in (FAST, TRITON):
         with backend(name):
             logits = decoder(ids, prefix=prefix, mask=mask)
-            results.append([logits, *_gradients(logits, learned)])
+            results.append([logits, *_gradients(logits, trained)])
     for expected, actual in zip(*results, strict=True):
         assert_close(actual, expected, "law in float32")

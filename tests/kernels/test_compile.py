@@ -1,4 +1,4 @@
-"""torch.compile passes through an operation with a kernel: one graph, the kernel in it, the same numbers."""
+"""torch.compile supports operations with kernels: one graph that contains the kernel, with the same results."""
 
 import json
 import os
@@ -21,17 +21,17 @@ def found():
     return json.loads(done.stdout)
 
 
-def test_a_compiled_program_computes_the_same_without_a_break():
+def test_a_compiled_program_has_the_same_results_and_no_graph_break():
     assert found()["kernel"] == ["minillm::norm"]
     assert found()["forced"]
     assert found()["chosen"]
 
 
 def test_another_backend_is_another_program():
-    assert found()["by backend"] == ["plain", "fast", "triton"], "and none is compiled again"
+    assert found()["by backend"] == ["plain", "fast", "triton"], "and none is recompiled"
 
 
-def test_one_program_serves_all_sizes_for_which_the_same_side_won():
+def test_one_program_serves_all_sizes_with_the_same_choice():
     answers, programs = found()["by sizes"]
     assert answers == [True, True, True, False, False, True]
-    assert programs == 3, "for the first size, and then for many sizes on either side"
+    assert programs == 3, "one for the first size, and then one for each choice with symbolic sizes"

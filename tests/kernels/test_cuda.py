@@ -1,4 +1,4 @@
-"""The norm in CUDA C++ equals numpy's: on a GPU, or its own source compiled for a CPU, a thread for each thread."""
+"""The norm in CUDA C++ equals numpy's: on a GPU, or with its source compiled for a CPU, one thread per CUDA thread."""
 
 import ctypes
 import re
@@ -27,14 +27,14 @@ KERNELS = 16  # both passes, in two types, in packs or not, of 8 or 32 numbers a
 
 
 def source_for_a_host():
-    """The same source, but for the brackets of its launches, which are no C++."""
+    """The same source without the <<<...>>> of its launches, which are not C++."""
     text, launches = LAUNCH.subn(r"start(\1, \2, \3, ", (cuda.HERE / "norm.cu").read_text())
     assert launches == 2
     return text
 
 
 class OnAHost:
-    """The launchers as `binding.cpp` gives them, on tensors of a CPU."""
+    """The launchers with the interface of `binding.cpp`, for CPU tensors."""
 
     def __init__(self):
         with TemporaryDirectory() as directory:
@@ -71,7 +71,7 @@ def on_a_host():
 
 @pytest.fixture(autouse=True)
 def launchers(request, monkeypatch):
-    """nvcc's where there is a GPU, or else the host's."""
+    """Compiled by nvcc on a machine with a GPU, else for the host."""
     if torch.cuda.is_available():
         if NVCC is None:
             pytest.skip("there is no nvcc, which compiles CUDA C++")
@@ -87,7 +87,7 @@ def in_place_of_tritons(monkeypatch):
     monkeypatch.setattr(cuda, "STRIPES", 2)  # so that a block has several rows, and the last block fewer
 
 
-# Whole packs of both types, of one, of none; more than 8 numbers for each of 256 threads, in packs and not.
+# Widths that are multiples of the packs of both types, one or none; more than 8 elements per thread, packed or not.
 widths = st.sampled_from((1, 4, 7, 8, 61, 64, 264, 576, 2056, 2051))
 rows = st.one_of(st.tuples(st.sampled_from((0, 1, 2, 5))), st.just((3, 2)))
 
@@ -101,21 +101,21 @@ def test_the_norm_in_cuda_equals_numpys(rows, width, eps, dtype, random):
 
 
 @pytest.mark.parametrize("width", [7, 2056])
-def test_rows_that_do_not_begin_at_16_bytes_are_read_all_the_same(width):
+def test_rows_that_are_not_aligned_to_16_bytes_are_supported(width):
     hidden = torch.randn(5 * width + 1, device=DEVICE)[1:].view(5, width)
     weight = torch.randn(width, device=DEVICE)
     expected = torch.nn.functional.rms_norm(hidden, weight.shape, weight, 1e-5)
     assert torch.allclose(cuda.rms_norm(hidden, weight, 1e-5), expected, atol=1e-5)
 
 
-def test_the_norm_in_cuda_is_an_operation_of_torchs():
+def test_the_norm_in_cuda_is_a_registered_torch_operation():
     hidden, weight = (torch.randn(shape, device=DEVICE, requires_grad=True) for shape in ((2, 3, 8), (8,)))
     opcheck(cuda._rms_norm, hidden, weight, 1e-5)
 
 
-def test_what_it_does_not_do_is_said_in_a_sentence(monkeypatch):
+def test_unsupported_inputs_are_refused_in_a_sentence(monkeypatch):
     weight = torch.ones(3, device=DEVICE)
-    with pytest.raises(InputError, match="both can be float32, or both bfloat16"):
+    with pytest.raises(InputError, match="both be float32 or both bfloat16"):
         cuda.rms_norm(torch.ones(2, 3, device=DEVICE, dtype=torch.bfloat16), weight, 1e-5)
     with pytest.raises(InputError, match="at most 8192"):
         cuda.rms_norm(torch.ones(2, 8193, device=DEVICE), torch.ones(8193, device=DEVICE), 1e-5)
@@ -125,12 +125,12 @@ def test_what_it_does_not_do_is_said_in_a_sentence(monkeypatch):
         cuda.compiled.__wrapped__()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("shutil.which", lambda name: None)
-    with pytest.raises(InputError, match="that needs nvcc"):
+    with pytest.raises(InputError, match="needs nvcc"):
         cuda.compiled.__wrapped__()
 
 
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc, which compiles CUDA C++")
-def test_nvcc_compiles_it_for_gpus_that_are_not_here_without_a_spill_and_with_wide_loads(tmp_path):
+def test_nvcc_compiles_it_without_spills_and_with_wide_loads(tmp_path):
     ptx = tmp_path / "norm.ptx"
     subprocess.run([NVCC, "--ptx", "-arch=compute_80", cuda.HERE / "norm.cu", "-o", ptx], check=True)
     kernels = re.findall(r"\.visible \.entry (\w+)\((.*?)\n\}", ptx.read_text(), re.S)
@@ -142,13 +142,13 @@ def test_nvcc_compiles_it_for_gpus_that_are_not_here_without_a_spill_and_with_wi
         assert "bar.sync" in body
     targets = [word for one in (80, 90) for word in ("-gencode", f"arch=compute_{one},code=sm_{one}")]
     command = [NVCC, "-fatbin", *targets, "-Xptxas", "-v", cuda.HERE / "norm.cu", "-o", tmp_path / "norm.fatbin"]
-    said = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-    assert said.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2 * KERNELS, said
+    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    assert report.count("0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads") == 2 * KERNELS, report
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU every test above goes through the binding")
-def test_the_binding_gives_the_launchers_torchs_tensors(tmp_path):
+def test_the_binding_passes_torchs_tensors_to_the_launchers(tmp_path):
     cpp_extension = pytest.importorskip("torch.utils.cpp_extension")
     if not cpp_extension.is_ninja_available():
         pytest.skip("there is no ninja, which torch compiles extensions with")

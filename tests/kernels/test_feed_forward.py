@@ -1,4 +1,4 @@
-"""The non-linearities' kernels: strides, dtypes, and nothing written beyond the last."""
+"""The kernels of the non-linearities: strides, dtypes, and no writes out of bounds."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from tests.kernels.against_numpy import DEVICE, opcheck
 from tests.kernels.fenced import assert_nothing_else_is_written
 
 
-def test_a_transposed_gate_gates_its_own_numbers():
+def test_a_transposed_gate_is_multiplied_with_the_right_elements():
     gate, up, dout = torch.randn(3, 5, 7, device=DEVICE)
     gate = gate.T.contiguous().T.requires_grad_()
     (gradient,) = torch.autograd.grad(kernels.swiglu(gate, up), gate, dout.T.contiguous().T)
@@ -24,13 +24,13 @@ def test_the_wider_of_two_dtypes_is_returned_as_torch_does():
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_nothing_is_written_beyond_the_last(gated):
+def test_nothing_is_written_out_of_bounds(gated):
     dout, inner, factor = torch.randn(3, 1027, device=DEVICE)
     assert_nothing_else_is_written(kernels._feed_forward, inner, factor if gated else None)
     assert_nothing_else_is_written(kernels._feed_forward_backward, dout, inner, factor if gated else None)
 
 
 @pytest.mark.parametrize("gated", [False, True])
-def test_a_non_linearity_is_an_operation_of_torchs(gated):
+def test_a_non_linearity_is_a_registered_torch_operation(gated):
     inner, factor = (torch.randn(5, 13, device=DEVICE, requires_grad=True) for _ in range(2))
     opcheck(kernels._feed_forward, inner, factor if gated else None)

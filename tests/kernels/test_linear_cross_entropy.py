@@ -1,4 +1,4 @@
-"""The loss by its kernel: every gradient that is needed and none that is not, a chunk of logits at a time."""
+"""The kernel of the loss: only needed gradients, one chunk of logits at a time."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtyp
 from tests.kernels.fenced import assert_nothing_else_is_written
 from tests.strategies import FOR_KERNELS, cases, randoms
 
-# Every row is a chunk; a few rows are; all of them are.
+# One row per chunk, a few rows, all rows.
 chunks = st.sampled_from((1, 2048, kernels.CHUNK_BYTES))
 
 
@@ -26,9 +26,9 @@ def _case(hidden, weight, labels):
 
 @examples
 @given(st.data(), chunks, randoms)
-def test_in_chunks_it_is_the_same(data, chunk, random):
+def test_chunks_do_not_change_the_result(data, chunk, random):
     vocabulary = data.draw(st.sampled_from((1, 2, 64, 127, 509)))
-    # The order in which BLAS adds up a long row in float32 may be worth more than 4 ulp: see below.
+    # The order of a long float32 sum in BLAS may change it by more than 4 ulp: see below.
     dtype = data.draw(dtypes if vocabulary < 100 else st.just(torch.bfloat16))
     case = data.draw(
         cases("linear_cross_entropy", FOR_KERNELS._replace(rows=(0, 1, 2, 5, 13), vocabularies=(vocabulary,)))
@@ -43,7 +43,7 @@ def _inputs(rows=5, width=3, vocabulary=7):
     return hidden, weight, torch.randint(0, vocabulary, (rows,), device=DEVICE)
 
 
-def test_large_logits_overflow_nowhere():
+def test_large_logits_do_not_overflow():
     random = np.random.default_rng(0)
     case = _case(1e4 * random.normal(size=(5, 61)), np.eye(61), random.integers(0, 61, 5))
     assert_the_kernel_is_right(case, random, torch.float32)
@@ -73,7 +73,7 @@ def test_rows_without_a_label_have_no_loss_and_no_gradient():
     assert hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
 
 
-def test_only_what_is_needed_of_labelled_rows_is_multiplied():
+def test_only_needed_products_of_labelled_rows_are_computed():
     """2 N D V FLOPs for the loss, as many for each gradient; N counts the labelled rows, whatever the chunks."""
     hidden, weight, labels = _inputs(rows=5)
     labels[1] = labels[4] = IGNORED
@@ -86,7 +86,7 @@ def test_only_what_is_needed_of_labelled_rows_is_multiplied():
 
 
 @pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_is_frozen_is_not_differentiated(frozen, monkeypatch):
+def test_frozen_inputs_get_no_gradient(frozen, monkeypatch):
     wanted, run = [], kernels._linear_cross_entropy
     monkeypatch.setattr(kernels, "_linear_cross_entropy", lambda *args: wanted.append(args[-2:]) or run(*args))
     hidden, weight, labels = _inputs()
@@ -99,7 +99,7 @@ def test_what_is_frozen_is_not_differentiated(frozen, monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """The bytes of the largest tensor that an operation within it returns."""
+    """Records the bytes of the largest tensor that any operation returns."""
 
     bytes = 0
 
@@ -109,7 +109,7 @@ class Largest(TorchDispatchMode):
         return out
 
 
-def test_never_more_than_a_chunk_of_logits_is_held(monkeypatch):
+def test_at_most_one_chunk_of_logits_is_in_memory(monkeypatch):
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 8 * 128 * 4)
     hidden, weight, labels = _inputs(rows=64, vocabulary=127)
     with Largest() as largest, torch.no_grad():
@@ -117,14 +117,14 @@ def test_never_more_than_a_chunk_of_logits_is_held(monkeypatch):
     assert largest.bytes == kernels.CHUNK_BYTES
 
 
-def test_a_chunk_has_the_same_size_as_the_others():
+def test_chunks_have_equal_sizes():
     assert kernels._rows_at_once(8192, 2 * 131_072) == 2048
     assert kernels._rows_at_once(2049, 2 * 131_072) == 1025
     assert kernels._rows_at_once(3, 2 * 131_072) == 3
 
 
 def test_the_weights_gradient_is_summed_in_float32_and_rounded_once(monkeypatch):
-    """Quarters that are added to 64, one chunk after another, would be lost in bfloat16."""
+    """Quarters added to 64, one chunk after another, would be lost in bfloat16."""
     monkeypatch.setattr(kernels, "CHUNK_BYTES", 1)
     hidden = torch.tensor([128.0] + 64 * [0.5], device=DEVICE, dtype=torch.bfloat16)[:, None]
     weight = torch.zeros(2, 1, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
@@ -132,7 +132,7 @@ def test_the_weights_gradient_is_summed_in_float32_and_rounded_once(monkeypatch)
     assert weight.grad.flatten().tolist() == [-80.0, 80.0]
 
 
-def test_a_gradient_is_multiplied_by_the_losses_own_each_time():
+def test_gradients_are_multiplied_by_that_of_the_loss_on_every_call():
     hidden, weight, labels = _inputs()
     loss = kernels.linear_cross_entropy(hidden, weight, labels)
     once = torch.autograd.grad(loss, (hidden, weight), retain_graph=True)
@@ -148,7 +148,7 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
         gradient.sum().backward()
 
 
-def test_nothing_is_written_beyond_the_last():
+def test_nothing_is_written_out_of_bounds():
     hidden, weight, labels = _inputs(vocabulary=131)
     assert_nothing_else_is_written(
         kernels._linear_cross_entropy, hidden, weight, labels, torch.float32, True, True
@@ -156,7 +156,7 @@ def test_nothing_is_written_beyond_the_last():
 
 
 @pytest.mark.parametrize("label", [7, -1])
-def test_a_label_that_is_no_word_is_seen_in_the_loss(label):
+def test_a_label_out_of_range_makes_the_loss_nan(label):
     hidden, weight, labels = _inputs(vocabulary=7)
     labels[2] = label
     assert kernels.linear_cross_entropy(hidden, weight, labels).isnan()
@@ -177,7 +177,7 @@ def test_autocast_multiplies_in_half_precision_as_it_does_in_torch():
 
 
 @pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
-def test_the_loss_is_an_operation_of_torchs(wanted):
+def test_the_loss_is_a_registered_torch_operation(wanted):
     hidden, weight, labels = _inputs()
     labels[1] = IGNORED
     hidden, weight = (side.detach().requires_grad_(want) for side, want in zip((hidden, weight), wanted, strict=True))

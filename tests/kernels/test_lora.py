@@ -1,4 +1,4 @@
-"""LoRA's kernels: in stripes, with one adapter for all rows or one for each, and in a decoder."""
+"""The kernels of LoRA: stripes, one adapter for all rows or one per row, and a whole decoder."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_many_stripes_of_many_blocks_are_summed(monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_from_b_at_zero_the_output_is_the_linears_and_a_has_no_gradient_at_all(dtype):
+def test_with_b_at_zero_the_output_is_the_linears_and_the_gradient_of_a_is_zero(dtype):
     x, weight, bias, a, b = adapted(dtype)
     out = kernels.lora(x, weight, bias, a[0], torch.zeros_like(b[0]).requires_grad_(), 2.0)
     out.square().sum().backward()
@@ -43,7 +43,7 @@ def test_from_b_at_zero_the_output_is_the_linears_and_a_has_no_gradient_at_all(d
     assert torch.count_nonzero(x.grad) > 0
 
 
-def test_no_adapter_is_the_plain_linear_whatever_the_others_hold():
+def test_no_adapter_is_the_plain_linear_even_if_other_adapters_are_nan():
     x, weight, bias, a, b = adapted()
     none = torch.tensor([-1], device=DEVICE)
     out = kernel_by_row(x, weight, bias, a * torch.nan, b * torch.inf, none)
@@ -52,7 +52,7 @@ def test_no_adapter_is_the_plain_linear_whatever_the_others_hold():
     assert torch.allclose(x.grad, weight.sum(0).expand_as(x), atol=1e-6)
 
 
-def test_all_rows_by_one_adapter_of_several_are_what_lora_makes_of_them():
+def test_rows_with_one_adapter_of_several_equal_lora():
     x, weight, bias, a, b = adapted(tokens=12)
     factors = torch.cat([a + 1, a]), torch.cat([b + 1, b])
     rows = kernel_by_row(x.view(3, 4, -1), weight, bias, *factors, torch.tensor([1, 1, 1], device=DEVICE))
@@ -95,7 +95,7 @@ def test_factors_may_be_wider_than_the_matrix(wide):
     assert torch.allclose(out.double(), exact, atol=0.2)
 
 
-def test_a_rank_that_no_register_holds_is_left_to_torch():
+def test_a_rank_too_large_for_registers_is_left_to_torch():
     x, weight, bias, a, b = adapted(rank=KERNEL_RANK + 1)
     with backend(TRITON), OurKernels() as kernels_seen:
         lora(x, weight, bias, a[0], b[0], 0.5)
@@ -104,7 +104,7 @@ def test_a_rank_that_no_register_holds_is_left_to_torch():
 
 
 @pytest.mark.parametrize("case", ["plain", "dropped", "by row"])
-def test_lora_is_an_operation_of_torchs(case):
+def test_lora_is_a_registered_torch_operation(case):
     x, weight, bias, a, b = adapted()
     weight.requires_grad_(False)
     adapter = torch.tensor([0], device=DEVICE) if case == "by row" else None
@@ -112,7 +112,7 @@ def test_lora_is_an_operation_of_torchs(case):
     opcheck(kernels._lora, x, weight, bias, a, b, adapter, 0.5, dropped)
 
 
-def test_nothing_is_written_beyond_the_last():
+def test_nothing_is_written_out_of_bounds():
     x, weight, bias, a, b = (tensor.detach() for tensor in adapted())
     adapter = torch.tensor([0], device=DEVICE)
     assert_nothing_else_is_written(kernels._lora, x, weight, bias, a, b, adapter, 0.5, None)
@@ -129,7 +129,7 @@ def gradients_of(model, run):
 
 
 @pytest.mark.parametrize("mixed", [False, True])
-def test_an_adapted_decoder_is_the_same_by_kernels_as_by_torch(mixed):
+def test_an_adapted_decoder_is_the_same_with_kernels_and_with_torch(mixed):
     decoder = random_decoder(STYLES["Llama"]).float().to(DEVICE)
     one, other = LoRA(decoder, r=3, targets="all-linear"), LoRA(decoder, r=2)
     for parameter in (*one.trainable().values(), *other.trainable().values()):

@@ -1,4 +1,4 @@
-"""The norms' kernels: in stripes of many rows, and as operations of torch's."""
+"""The kernels of the norms: stripes of many rows, and registration with torch."""
 
 import pytest
 import torch
@@ -7,8 +7,8 @@ from minillm.kernels import norm as kernels
 from tests.kernels.against_numpy import DEVICE, opcheck
 
 
-def test_a_stripe_of_many_rows_sums_them_all(monkeypatch):
-    """More rows than the backward pass has programs: each walks down several blocks, the last one not full."""
+def test_a_stripe_of_many_rows_sums_all_of_them(monkeypatch):
+    """More rows than the backward pass has programs: each loops over several blocks, the last one not full."""
     monkeypatch.setattr(kernels, "STRIPES", 2)
     monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 256)
     hidden = torch.randn(29, 61, device=DEVICE)
@@ -19,7 +19,7 @@ def test_a_stripe_of_many_rows_sums_them_all(monkeypatch):
 
 
 @pytest.mark.parametrize("layer", [False, True])
-def test_the_norm_is_an_operation_of_torchs(layer):
+def test_the_norm_is_a_registered_torch_operation(layer):
     hidden = torch.randn(5, 13, device=DEVICE, requires_grad=True)
     weight, bias = (torch.randn(13, device=DEVICE, requires_grad=True) for _ in range(2))
     opcheck(kernels._norm, hidden, weight, bias if layer else None, 1e-5)

@@ -1,4 +1,4 @@
-"""The rotary positions' kernel: wherever the heads stand in memory, and in the precision of its tables."""
+"""The kernel of rotary positions: any memory layout of the heads, and the precision of its tables."""
 
 import pytest
 import torch
@@ -13,14 +13,14 @@ def _tables(tokens, width):
     return rotary_tables(torch.arange(tokens, device=DEVICE), width, 100.0, torch.float32)
 
 
-def test_many_programs_share_the_rows(monkeypatch):
-    """Blocks of two rows, the last of one: heads and tokens do not fall together with blocks."""
+def test_rows_are_split_over_many_programs(monkeypatch):
+    """Blocks of two rows, the last of one: blocks are not aligned with heads or tokens."""
     monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 8)
     vectors, tables = torch.randn(1, 3, 5, 6, device=DEVICE), _tables(5, 6)
     assert torch.allclose(kernels.rotary(vectors, *tables), rotary(vectors, *tables), atol=1e-6)
 
 
-def test_heads_that_were_split_from_a_linears_output_are_turned_where_they_stand():
+def test_heads_split_from_a_linears_output_are_rotated_without_a_copy():
     """Read by their strides, written and differentiated in the same order; sums have gradients of stride 0."""
     split = torch.randn(2, 5, 3, 6, device=DEVICE).transpose(1, 2).requires_grad_()
     copied, tables = split.detach().contiguous().requires_grad_(), _tables(5, 6)
@@ -34,8 +34,8 @@ def test_heads_that_were_split_from_a_linears_output_are_turned_where_they_stand
     assert torch.allclose(split.grad, copied.grad, atol=1e-6)
 
 
-def test_tables_wider_than_the_vectors_turn_them_in_their_own_precision():
-    """A hair's breadth of an angle is 0 in bfloat16's cosine, but not in what it does to large numbers."""
+def test_wider_tables_rotate_the_vectors_in_their_own_precision():
+    """The cosine of a small angle rounds to 1 in bfloat16, but its effect on large elements is not small."""
     vectors = torch.tensor([1.0, 256.0], device=DEVICE).bfloat16().view(1, 1, 1, 2)
     cos, sin = torch.tensor([[[1 - 2.0**-9]], [[2.0**-7 + 2.0**-15]]], device=DEVICE)
     turned = kernels.rotary(vectors, cos, sin)
@@ -52,11 +52,11 @@ def test_a_table_that_needs_a_gradient_is_left_to_torch():
     assert cos.grad.count_nonzero() > 0
 
 
-def test_nothing_is_written_beyond_the_last():
+def test_nothing_is_written_out_of_bounds():
     assert_nothing_else_is_written(kernels._rotary, torch.randn(1, 3, 5, 6, device=DEVICE), *_tables(5, 6), False)
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_rotary_is_an_operation_of_torchs(back):
+def test_rotary_is_a_registered_torch_operation(back):
     vectors = torch.randn(2, 5, 3, 6, device=DEVICE).transpose(1, 2).requires_grad_()
     opcheck(kernels._rotary, vectors, *_tables(5, 6), back)

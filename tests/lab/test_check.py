@@ -1,48 +1,40 @@
 """`minillm check`: everything is checked, what is right is good, and what is wrong is found by its name."""
 
-import importlib
-import inspect
 import json
 import math
-import pkgutil
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from minillm import Decoder, DecoderConfig, InputError, ops, save
+from minillm import Decoder, DecoderConfig, InputError, save
+from minillm.adapt.lora import LoRA, LoRAMatrix
 from minillm.cli import main
 from minillm.decoder import Block
-from minillm.lab.check import CheckSettings, check, failed, find_config, presets, shrunk, table
+from minillm.generation import GrowingLayer
+from minillm.lab.check import Check, check, failed, find_config, presets, shrunk, table
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
+from minillm.operations import FAST, PLAIN, backend
 from minillm.reference import norm as numpy_norm
+from tests.strategies import OPERATIONS, implemented_in
 
-TINY = CheckSettings(config="tiny", device="cpu")
-MODELS = {"decoder", *(f"decoder with {what}" for what in ("LoRA", "a prefix", "a gated prefix", "a soft prompt"))}
-WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tables"}
-
-
-def public_operations():
-    found = set()
-    for file in pkgutil.iter_modules(ops.__path__):
-        module = importlib.import_module(f"minillm.ops.{file.name}")
-        functions = inspect.getmembers(module, inspect.isfunction)
-        found |= {name for name, f in functions if f.__module__ == module.__name__ and not name.startswith("_")}
-    return found
+TINY, HERE = Check(config="tiny", device="cpu"), "float32 on cpu"
+METHODS = ("LoRA", "prefix", "gated prefix", "soft prompt")
+MADE_OF_ADAPTERS = {"cached generation", "merged LoRA", *(f"saved {method}" for method in METHODS)}
+MODELS = {"decoder", "decoder with LoRA", *(f"decoder with a {method}" for method in METHODS[1:])} | MADE_OF_ADAPTERS
+WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tables"} | MADE_OF_ADAPTERS
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dtype):
-    described = check(CheckSettings("tiny", dtype, "cpu"))
-    rows = {(row["what"], row["rung"]) for row in described["rows"]}
-    expected = public_operations() | MODELS
-    assert len(expected) > 20
-    assert rows == {
+    described = check(Check("tiny", dtype, "cpu"))
+    assert {(row["what"], row["rung"]) for row in described["rows"]} == {
         (what, rung)
-        for what in expected
-        for rung in ("differences", "numpy", f"{dtype} on cpu")
+        for what in OPERATIONS.keys() | MODELS
+        for rung in ("differences", "numpy", "fast", f"{dtype} on cpu")
         if rung != "differences" or what not in WITHOUT_GRADIENT
     }
     assert failed(described) == []
@@ -52,46 +44,46 @@ def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dty
 def test_other_choices_are_good_too(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
-    assert failed(check(CheckSettings(config, "bfloat16", "cpu", seed=1))) == []
+    assert failed(check(Check(config, "bfloat16", "cpu", seed=1))) == []
 
 
-def scaled(name, by):
+@pytest.fixture
+def operations_alone(monkeypatch):
+    """Decoders take their time, and use every operation."""
+    monkeypatch.setattr("minillm.lab.check.decoder_cases", lambda config, random: [])
+
+
+def scaled(right):
     """The operation, with a result that is a little too large."""
-
-    def change(module):
-        right = getattr(module, name)
-        return lambda *args, **kwargs: right(*args, **kwargs) * by
-
-    return change
+    return lambda *args, **kwargs: right(*args, **kwargs) * (1 + 1e-4)
 
 
-MUTATIONS = {
-    "rms_norm": ("norm", lambda module: lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, 0.0)),
-    "layer_norm": ("norm", lambda module: lambda hidden, weight, bias, eps: F.layer_norm(hidden, weight.shape, weight)),
-    "gelu": ("feed_forward", lambda module: lambda up: F.gelu(up)),
-    "softmax": ("softmax", lambda module: lambda scores: torch.softmax(scores, 0)),
-    "attention": ("attention", scaled("attention", 1 + 1e-8)),
-    "lora": ("lora", lambda module: lambda x, weight, bias, a, b, scale, dropped=None: F.linear(x, weight, bias)),
-    "token_positions": ("positions", lambda module: lambda mask, start: start + mask.long().cumsum(-1)),
-    "visible_keys": (
-        "attention",
-        lambda module: lambda queries, keys, mask, device: torch.ones(1, 1, queries, keys) > 0,
-    ),
+WRONG = {
+    "ops.norm.rms_norm": lambda right: lambda hidden, weight, eps: right(hidden, weight, 0.0),
+    "ops.norm.layer_norm": lambda right: lambda hidden, weight, bias, eps: right(hidden, weight, bias, 1e-5 + eps),
+    "fast.norm.layer_norm": lambda right: lambda hidden, weight, bias, eps: right(hidden, weight, 0 * bias, eps),
+    "ops.feed_forward.gelu": lambda right: F.gelu,
+    "fast.feed_forward.gelu": lambda right: F.gelu,
+    "ops.attention.attention": scaled,
+    "fast.attention.attention": scaled,
+    "ops.lora.lora": lambda right: lambda x, weight, bias, a, b, scale, dropped=None: F.linear(x, weight, bias),
+    "fast.lora.lora": lambda right: lambda x, weight, bias, a, b, scale, dropped=None: F.linear(x, weight, bias),
+    "operations.softmax": lambda right: lambda scores: torch.softmax(scores, 0),
+    "operations.token_positions": lambda right: lambda mask, start: 1 + right(mask, start),
+    "operations.visible_keys": lambda right: lambda queries, keys, mask, device: torch.ones(1, 1, queries, keys) > 0,
 }
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
-def test_a_wrong_operation_is_found_and_nothing_else_is(name, monkeypatch):
-    file, change = MUTATIONS[name]
-    module = importlib.import_module(f"minillm.ops.{file}")
-    monkeypatch.setattr(module, name, change(module))
+@pytest.mark.usefixtures("operations_alone")
+@pytest.mark.parametrize("path", WRONG)
+def test_a_wrong_operation_is_found_by_its_name_on_its_own_rungs_and_nothing_else_is(path, monkeypatch):
+    module, _, name = f"minillm.{path}".rpartition(".")
+    monkeypatch.setattr(f"{module}.{name}", WRONG[path](getattr(import_module(module), name)))
+    plain, fast = {"numpy"}, {"fast", HERE}
+    expected = plain if path.startswith("ops.") and name in implemented_in("fast") else plain | fast
     wrong = failed(check(TINY))
-    # Who calls an operation by its name in the same file calls the wrong one.
-    callers = {"visible_keys": {"attention", "explicit_attention"} | MODELS}
-    callers |= {"layer_norm": {"add_layer_norm"}, "rms_norm": {"add_rms_norm"} | MODELS}
-    called_by = callers.get(name, set())
-    assert {row["what"] for row in wrong} - called_by == {name}
-    assert "numpy" in {row["rung"] for row in wrong}
+    assert {row["what"] for row in wrong} == {name}
+    assert {row["rung"] for row in wrong} - {"differences"} == (fast if path.startswith("fast.") else expected)
 
 
 @pytest.mark.parametrize(
@@ -104,10 +96,11 @@ def test_a_wrong_operation_is_found_and_nothing_else_is(name, monkeypatch):
     ],
     ids=["rounded inside", "no number", "no gradient", "nothing at all"],
 )
+@pytest.mark.usefixtures("operations_alone")
 def test_what_is_wrong_in_one_dtype_alone_is_found_there(wrong, monkeypatch):
-    monkeypatch.setattr("minillm.ops.feed_forward.gelu", wrong)
+    monkeypatch.setattr("minillm.fast.feed_forward.gelu", wrong)
     described = check(TINY)
-    assert [(row["what"], row["rung"]) for row in failed(described)] == [("gelu", "float32 on cpu")]
+    assert [(row["what"], row["rung"]) for row in failed(described)] == [("gelu", HERE)]
     json.loads(json.dumps(described, allow_nan=False))
 
 
@@ -115,6 +108,7 @@ def gelu(up):
     return F.gelu(up, approximate="tanh")
 
 
+@pytest.mark.usefixtures("operations_alone")
 def test_a_wrong_gradient_in_numpy_is_found_by_differences(monkeypatch):
     right = numpy_norm.rms_norm_backward
 
@@ -129,12 +123,36 @@ def test_a_wrong_gradient_in_numpy_is_found_by_differences(monkeypatch):
 
 def test_a_wrong_block_is_found_in_every_decoder(monkeypatch):
     right = Block.forward
-    monkeypatch.setattr(Block, "forward", lambda self, hidden, around: right(self, hidden, around) * (1 + 1e-8))
+    monkeypatch.setattr(Block, "forward", lambda self, hidden, inputs: right(self, hidden, inputs) * (1 + 1e-8))
     assert {row["what"] for row in failed(check(TINY))} == MODELS
 
 
+def test_a_merge_with_its_sign_turned_is_found(monkeypatch):
+    right = LoRAMatrix.change
+    monkeypatch.setattr(LoRAMatrix, "change", lambda self: -right(self))
+    assert {row["what"] for row in failed(check(TINY))} == {"merged LoRA"}
+
+
+def test_an_adapter_that_is_not_what_was_saved_is_found(monkeypatch):
+    monkeypatch.setattr(
+        LoRA, "state", lambda self, right=LoRA.state: {name: 1.001 * t for name, t in right(self).items()}
+    )
+    assert {row["what"] for row in failed(check(TINY))} == {"saved LoRA"}
+
+
+def test_a_cache_that_forgets_is_found(monkeypatch):
+    right = GrowingLayer.extend
+
+    def forgetful(self, key, value):
+        keys, values = right(self, key, value)
+        return keys, values.flip(2) if self.length > 2 else values
+
+    monkeypatch.setattr(GrowingLayer, "extend", forgetful)
+    assert {row["what"] for row in failed(check(TINY))} == {"cached generation"}
+
+
 def test_a_seed_is_the_same_check_again_and_another_seed_another():
-    first, again, other = (check(CheckSettings("tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
+    first, again, other = (check(Check("tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -179,13 +197,14 @@ def test_the_command_prints_the_table_writes_it_and_ends_well(tmp_path, monkeypa
     assert all(math.isfinite(row["error"]) and row["good"] for row in written["rows"])
 
 
+@pytest.mark.usefixtures("operations_alone")
 def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
-    monkeypatch.setattr("minillm.ops.feed_forward.gelu", lambda up: up)
+    monkeypatch.setattr("minillm.operations.gelu", lambda up: up)
     assert run(["--config", "tiny"], monkeypatch) == 1
-    said = capsys.readouterr()
-    assert said.err.count("gelu") == 2, "numpy and torch disagree in both dtypes"
-    assert "swiglu" not in said.err
-    assert said.out.count("FAILED") == 2
+    printed = capsys.readouterr()
+    assert printed.err.count("gelu") == 3, "numpy and torch disagree in both dtypes"
+    assert "swiglu" not in printed.err
+    assert printed.out.count("FAILED") == 3
 
 
 @pytest.mark.parametrize(
@@ -200,9 +219,9 @@ def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words, sentence, tmp_path, monkeypatch, capsys):
     assert run([*words, "--out", str(tmp_path / "out")], monkeypatch) == 2
-    said = capsys.readouterr().err
-    assert sentence in said
-    assert len(said.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed
+    assert len(printed.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -215,17 +234,20 @@ def test_a_models_own_config_is_checked(tmp_path):
 def test_mps_has_no_float64(monkeypatch):
     monkeypatch.setattr("minillm.lab.check.pick_device", lambda name: torch.device("mps"))
     with pytest.raises(InputError, match="mps has no float64"):
-        check(CheckSettings("tiny", "float64", "mps"))
+        check(Check("tiny", "float64", "mps"))
 
 
-def test_everything_is_run_on_the_device_that_is_asked_for():
+@pytest.mark.parametrize("by", [PLAIN, FAST])
+def test_everything_is_run_on_the_device_and_in_the_dtype_that_is_asked_for(by):
     """On torch's meta device, which takes no other's tensors and computes no numbers."""
     small, random, meta = shrunk(find_config("tiny")), np.random.default_rng(0), torch.device("meta")
     for case in [*operation_cases(small, random), *decoder_cases(small, random)]:
-        if case.what != "linear_cross_entropy":  # how many rows are labelled is a number
+        # How many rows are labelled is a number, numbers are saved, and there a copy's head is untied.
+        if case.what not in MADE_OF_ADAPTERS | {"linear_cross_entropy"}:
             tensors = {name: torch.from_numpy(array).to(meta) for name, array in case.inputs.items()}
             tensors = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
-            out = case.run(tensors, torch.bfloat16, meta)
+            with backend(by):
+                out = case.run(tensors, torch.bfloat16, meta)
             assert out.device == meta, case.what
             assert out.dtype in (torch.bfloat16, torch.bool, torch.long), case.what
 

@@ -1,4 +1,4 @@
-"""Attention in torch, by the formula and fast: what a prefix does, what a gate does, and what dropout drops."""
+"""Attention in torch, by the formula and fast: prefixes, gates and dropout."""
 
 import pytest
 import torch
@@ -61,9 +61,9 @@ def test_dropout_drops_weights_by_the_formula():
 
 
 @both
-def test_dropout_makes_up_for_what_it_drops(attention):
+def test_dropout_preserves_the_expectation(attention):
     sides = _sides(1, 2, 5, 3)
     torch.manual_seed(2)
-    many = attention(*(side.expand(20_000, -1, -1, -1) for side in sides), dropout_probability=0.4)
-    assert (many[0] - many[1]).abs().max() > 0.01
-    assert (many.mean(0) - attention(*sides)[0]).abs().max() < 0.05
+    outs = attention(*(side.expand(20_000, -1, -1, -1) for side in sides), dropout_probability=0.4)
+    assert (outs[0] - outs[1]).abs().max() > 0.01
+    assert (outs.mean(0) - attention(*sides)[0]).abs().max() < 0.05

@@ -1,4 +1,4 @@
-"""The norms in torch have the dtype that they are given."""
+"""The norms in torch return the dtype of their input."""
 
 import pytest
 import torch

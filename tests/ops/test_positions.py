@@ -1,4 +1,4 @@
-"""Positions in torch are exact far from the start."""
+"""Positions in torch are exact for large positions."""
 
 import numpy as np
 import pytest
@@ -8,8 +8,8 @@ from minillm.ops.positions import rotary_tables
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_a_far_position_is_not_rounded_in_half_precision(dtype):
-    """2049 has no float16 of its own: the angle must be computed wider than the table is."""
+def test_a_large_position_is_not_rounded_in_half_precision(dtype):
+    """float16 cannot represent 2049: the angle must be computed in a wider dtype than that of the table."""
     cos, sin = rotary_tables(torch.tensor([2049]), 2, 100.0, dtype)
     assert cos.dtype == sin.dtype == dtype
     assert abs(cos.item() - np.cos(2049)) < 0.01

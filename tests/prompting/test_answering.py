@@ -50,18 +50,18 @@ def test_the_examples_are_read_once_for_all_answers():
 
 
 def test_an_answer_ends_before_the_first_text_to_stop_at_or_at_the_models_end(monkeypatch):
-    model = {"text": "one\ntwo.\n\nthree", "end": False}
+    output = {"text": "one\ntwo.\n\nthree", "end": False}
 
     def spoke(model, ids, **how):
-        end = [TOKENIZER.eos, *TOKENIZER.encode("more")] if model["end"] else []
-        new = TOKENIZER.encode(model["text"]) + end
+        end = [TOKENIZER.eos, *TOKENIZER.encode("more")] if output["end"] else []
+        new = TOKENIZER.encode(output["text"]) + end
         return torch.cat((ids, torch.tensor([new]).expand(len(ids), -1)), 1)
 
     monkeypatch.setattr(answering, "generate", spoke)
-    for stop, expected in (((), model["text"]), (("\n\n",), "one\ntwo."), (("three", "\n"), "one")):
+    for stop, expected in (((), output["text"]), (("\n\n",), "one\ntwo."), (("three", "\n"), "one")):
         assert complete(DECODER, TOKENIZER, [[5]], GenerationSettings(stop=stop)) == [expected]
-    model["end"] = True
-    assert complete(DECODER, TOKENIZER, [[5], [6]], GenerationSettings(stop=())) == [model["text"]] * 2
+    output["end"] = True
+    assert complete(DECODER, TOKENIZER, [[5], [6]], GenerationSettings(stop=())) == [output["text"]] * 2
 
 
 def test_a_seed_repeats_what_is_sampled_and_another_does_not():

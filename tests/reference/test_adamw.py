@@ -16,7 +16,7 @@ betas = st.sampled_from(((0.9, 0.999), (0.5, 0.8)))
 
 
 @given(**settings, betas=betas, random=randoms)
-def test_seven_steps_equal_torchs_where_matrices_alone_decay(rate, decay, betas, random):
+def test_seven_steps_equal_torchs_with_decay_on_matrices_only(rate, decay, betas, random):
     parameters = {name: random.normal(size=shape) for name, shape in (("matrix", (3, 5)), ("vector", (7,)))}
     tensors = {name: torch.from_numpy(array.copy()).requires_grad_() for name, array in parameters.items()}
     groups = [
@@ -48,13 +48,13 @@ def test_clipping_equals_torchs(random, maximum):
         assert_close(gradient, tensor.grad, "law")
 
 
-def test_the_first_step_is_one_rate_long_whatever_the_slope():
+def test_the_first_step_has_the_size_of_the_learning_rate_for_any_gradient():
     parameters = {"w": np.array([0.0, 0.0])}
     moved, _ = adamw_step(parameters, {"w": np.array([1e-3, -1e3])}, no_moments(parameters), rate=0.1)
     assert np.allclose(moved["w"], [-0.1, 0.1], rtol=1e-4)
 
 
-def test_decay_pulls_at_a_weight_without_a_slope():
+def test_decay_shrinks_a_weight_without_a_gradient():
     parameters = {"w": np.array([[2.0]])}
     moved, _ = adamw_step(parameters, {"w": np.zeros((1, 1))}, no_moments(parameters), rate=0.1, decay=0.5)
     assert math.isclose(moved["w"].item(), 2.0 * (1 - 0.1 * 0.5))

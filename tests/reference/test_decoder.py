@@ -1,4 +1,4 @@
-"""The whole decoder, twice: its gradients by differences, by numpy and by torch, for every choice of the config."""
+"""The whole decoder: central differences, numpy and torch have the same gradients, for every choice of the config."""
 
 from dataclasses import replace
 from itertools import product
@@ -29,13 +29,13 @@ FLOAT64 = "numpy vs torch, float64"
 
 
 def numpy_weights(decoder):
-    """By name, once each: a tied head is the embedding table."""
+    """All parameters and buffers by name; a tied head is listed once, as the embedding."""
     named = (*decoder.named_parameters(), *decoder.named_buffers())
     return {name: tensor.detach().numpy().copy() for name, tensor in named}
 
 
 class Computed(nn.Module):
-    """Something that is computed by a decoder, as a module: torch's functional call takes the weights of one."""
+    """A function of a decoder as a module, because `functional_call` needs one."""
 
     def __init__(self, decoder, compute):
         super().__init__()
@@ -46,7 +46,7 @@ class Computed(nn.Module):
 
 
 def case_of(decoder, others, forward, backward, compute):
-    """Numpy's pair and torch's function of a decoder's weights and of other inputs, with the gradients of both."""
+    """A case from numpy's forward and backward and torch's function, of a decoder's weights and of other inputs."""
     weights, module = numpy_weights(decoder), Computed(decoder, compute)
     scales = {f"{name}.scale": part.scale for name, part in decoder.named_modules() if isinstance(part, LowRank)}
 
@@ -57,14 +57,14 @@ def case_of(decoder, others, forward, backward, compute):
         found = backward(dout, cache)
         reached = found.pop("weights")
         assert reached.keys() <= decoder.state_dict().keys()
-        learned = {name: reached.get(name, np.zeros(p.shape)) for name, p in decoder.named_parameters()}
-        return learned | {name: gradient for name, gradient in found.items() if name in others}
+        trained = {name: reached.get(name, np.zeros(p.shape)) for name, p in decoder.named_parameters()}
+        return trained | {name: gradient for name, gradient in found.items() if name in others}
 
     def run(inputs, dtype, device):
         named = {f"decoder.{name}": inputs[name] for name in weights}
-        # So that a weight that nothing has reached has a gradient, of 0.
-        nothing = 0.0 * sum(tensor.sum() for tensor in named.values())
-        return functional_call(module, named, (), {name: inputs[name] for name in others}) + nothing
+        # Unused weights need a gradient of 0.
+        zero = 0.0 * sum(tensor.sum() for tensor in named.values())
+        return functional_call(module, named, (), {name: inputs[name] for name in others}) + zero
 
     return Case("decoder", weights | others, numpy_forward, numpy_backward, run)
 
@@ -76,12 +76,12 @@ def logits_case(decoder, ids, mask=None, prefix=None):
     if mask is not None:
         others["mask"] = mask.numpy()
 
-    def behind(kind, inputs):
+    def prefix_of(kind, inputs):
         given = {name: inputs.pop(name) for name in sides if name in inputs}
         return kind(**given, takes_positions=prefix.takes_positions) if given else None
 
     def forward(weights, ids, mask=None, **inputs):
-        prefix = behind(NumpyKeyValues, inputs)
+        prefix = prefix_of(NumpyKeyValues, inputs)
         return reference.decoder_forward(weights, decoder.config, ids, mask=mask, prefix=prefix)
 
     def backward(dout, cache):
@@ -90,7 +90,7 @@ def logits_case(decoder, ids, mask=None, prefix=None):
         return {"weights": gradients["weights"]} | dict(zip(sides, through, strict=True))
 
     def compute(decoder, ids, mask=None, **inputs):
-        return decoder(ids, mask=mask, prefix=behind(KeyValues, inputs))
+        return decoder(ids, mask=mask, prefix=prefix_of(KeyValues, inputs))
 
     return case_of(decoder, others, forward, backward, compute)
 
@@ -110,7 +110,7 @@ def random_ids(batch, tokens, vocabulary=SIZES["vocabulary"], seed=0):
     ("norm", "norm_first", "positions", "feed_forward"),
     list(product(get_args(Norm), (False, True), get_args(Positions), get_args(FeedForward))),
 )
-def test_every_choice_is_the_same_in_numpy_and_torch(norm, norm_first, positions, feed_forward):
+def test_every_choice_of_the_config_is_the_same_in_numpy_and_torch(norm, norm_first, positions, feed_forward):
     choice = {"norm": norm, "norm_first": norm_first, "positions": positions, "feed_forward": feed_forward}
     mask = torch.tensor([[False, True, True, True], [True, True, False, False]])
     for kv_heads, tied, bias in product((1, 3), (False, True), (False, True)):
@@ -134,20 +134,20 @@ def test_sizes_masks_and_prefixes_are_the_same_in_numpy_and_torch(case, by, rand
 
 
 @given(logits_cases(), randoms)
-def test_the_decoders_gradients_are_those_of_differences(case, random):
+def test_the_gradients_of_the_decoder_equal_differences(case, random):
     assume(_away_from_kinks(case.forward(case.inputs)[1]))
     assert_good(differences(case, random), "numpy vs differences, float64")
 
 
 def _away_from_kinks(cache):
-    """relu has no gradient at 0, and a difference across it is neither side's."""
+    """relu has no gradient at 0, and a difference across 0 is not the gradient of either side."""
     (_, tower), _, _ = cache
     inner = [block["feed_forward"]["activation"][1] for block in tower["blocks"]]
     return all(isinstance(saved, tuple) or np.abs(saved).min() > 1e-3 for saved in inner)
 
 
 class LowRank(nn.Module):
-    """A linear layer with factors, wired here apart from `minillm.adapt`."""
+    """A linear layer with low-rank factors, independent of `minillm.adapt`."""
 
     def __init__(self, linear, a, b, scale):
         super().__init__()
@@ -165,7 +165,7 @@ def test_lora_in_the_decoder_is_the_same_in_numpy_and_torch(style, kind):
     decoder = random_decoder(STYLES[style])
     for name, linear in list(decoder.named_modules()):
         if isinstance(linear, nn.Linear) and name.startswith("blocks.") and not name.endswith("out"):
-            # Small enough that no softmax saturates: what is left of a gradient there is mostly rounding.
+            # Small enough that no softmax saturates, where gradients would be mostly rounding error.
             a, b = 0.3 * torch.randn(5, linear.in_features), 0.3 * torch.randn(linear.out_features, 5)
             place, _, role = name.rpartition(".")
             setattr(decoder.get_submodule(place), role, LowRank(linear, a.double(), b.double(), 0.7))
@@ -195,7 +195,7 @@ def test_the_keys_and_values_of_a_prompt_are_the_same_in_numpy_and_torch(config,
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
-def test_a_soft_prompts_gradient_passes_through_its_keys_and_values(style):
+def test_the_gradient_of_a_soft_prompt_flows_through_its_keys_and_values(style):
     decoder, random = random_decoder(STYLES[style]), np.random.default_rng(0)
     others = {"ids": random_ids(2, 5).numpy(), "prompt": random.normal(size=(1, 3, decoder.config.width))}
 
@@ -216,7 +216,7 @@ def test_a_soft_prompts_gradient_passes_through_its_keys_and_values(style):
     assert_good(against_numpy(case_of(decoder, others, forward, backward, compute), random), FLOAT64)
 
 
-def test_a_state_dict_is_taken_as_it_is_and_read_in_float64():
+def test_a_state_dict_is_accepted_and_computed_in_float64():
     decoder = random_decoder(STYLES["Llama"]).float()
     state, ids = decoder.state_dict(), random_ids(2, 5)
     logits, _ = reference.decoder_forward({name: t.numpy() for name, t in state.items()}, decoder.config, ids.numpy())
@@ -224,8 +224,8 @@ def test_a_state_dict_is_taken_as_it_is_and_read_in_float64():
     assert_close(decoder.double()(ids), logits)
 
 
-def test_a_prefix_of_the_wrong_gate_is_not_the_same():
-    """The comparison above can fail: a gate of the other sign is seen."""
+def test_a_wrong_gate_is_detected():
+    """The comparison above can fail: it detects a gate of the wrong sign."""
     decoder = random_decoder(STYLES["Llama"])
     case = logits_case(decoder, random_ids(2, 5), prefix=random_prefix(decoder.config, 3, gated=True))
     turned = replace(case, run=lambda inputs, *place: case.run(inputs | {"gate": -inputs["gate"]}, *place))

@@ -9,6 +9,6 @@ from tests.tolerances import assert_close
 
 
 @given(arguments("updated_norms"))
-def test_they_are_the_norms_of_the_matrix_that_is_not_formed(given):
-    formed = given["weight"] + given["scale"] * given["b"] @ given["a"]
-    assert_close(updated_norms_forward(**given)[0], np.linalg.norm(formed, axis=1), "law")
+def test_they_are_the_row_norms_of_the_full_matrix(given):
+    full = given["weight"] + given["scale"] * given["b"] @ given["a"]
+    assert_close(updated_norms_forward(**given)[0], np.linalg.norm(full, axis=1), "law")

@@ -10,7 +10,7 @@ from tests.tolerances import assert_close
 
 
 @given(arguments("lora"))
-def test_lora_is_the_linear_of_the_merged_matrix(given):
+def test_lora_equals_the_linear_with_the_merged_matrix(given):
     given.pop("dropped", None)
     merged = given["weight"] + given["scale"] * given["b"] @ given["a"]
     expected, _ = linear_forward(given["x"], merged, given["bias"])
@@ -18,7 +18,7 @@ def test_lora_is_the_linear_of_the_merged_matrix(given):
 
 
 @given(arguments("lora_by_row"))
-def test_each_row_is_what_its_adapter_makes_of_it(given):
+def test_each_row_equals_lora_with_its_own_adapter(given):
     out, _ = lora_by_row_forward(**given)
     x, weight, bias = given["x"], given["weight"], given["bias"]
     for row, member in enumerate(given["adapter"]):

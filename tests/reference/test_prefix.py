@@ -1,4 +1,4 @@
-"""The prefix's MLP in numpy: by differences, and against the one that is trained."""
+"""The MLP of a prefix in numpy: against central differences, and against the torch one."""
 
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ def numpys_names(mlp):
 
 
 @given(sizes, sizes, sizes, randoms)
-def test_the_mlps_gradients_are_those_of_differences_and_torchs(length, layers, groups, random):
+def test_the_gradients_of_the_mlp_equal_differences_and_torchs(length, layers, groups, random):
     config = replace(STYLES["Llama"], layers=layers, width=4 * groups, heads=groups, kv_heads=groups)
     mlp = PrefixTuning(random_decoder(config), length, hidden=7).mlp
     names = [name for name, _ in mlp.named_parameters()]
@@ -44,7 +44,7 @@ def test_the_mlps_gradients_are_those_of_differences_and_torchs(length, layers, 
     assert_good(against_numpy(case, random), "numpy vs torch, float64")
 
 
-def test_a_position_of_the_prefix_is_made_from_its_own_row_alone():
+def test_a_position_of_the_prefix_depends_only_on_its_own_row():
     random, shapes = np.random.default_rng(0), {"inner_weight": (3, 7), "inner_bias": 3, "outer_bias": 24}
     inputs = {name: random.normal(size=shape) for name, shape in (shapes | {"outer_weight": (24, 3)}).items()}
     embeddings = random.normal(size=(5, 7))

@@ -1,4 +1,4 @@
-"""Sampling in numpy: the distributions are those that are claimed, and so are the draws."""
+"""Sampling in numpy: the distributions are correct, and the samples follow them."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from tests.strategies import randoms
 from tests.tolerances import assert_close
 
 LOGITS = np.log(np.array([[0.1, 0.4, 0.05, 0.25, 0.2]]))
-# The value that a chi-square variable of so many degrees of freedom exceeds once in ten thousand times.
+# The 99.99 % quantiles of the chi-square distribution by degrees of freedom.
 CHI_SQUARE = {1: 15.14, 2: 18.42, 3: 21.11, 4: 23.51}
 
 
@@ -26,19 +26,19 @@ def test_a_temperature_of_one_half_squares_the_odds():
     assert_close(next_token_distribution(LOGITS, 0.5), squares / squares.sum(), "law")
 
 
-def test_top_k_keeps_the_k_likeliest():
+def test_top_k_leaves_the_k_most_likely_tokens():
     assert_close(next_token_distribution(LOGITS, 1.0, top_k=2), [[0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]], "law")
     assert_close(next_token_distribution(LOGITS, 1.0, top_k=9), next_token_distribution(LOGITS, 1.0), "law")
 
 
-def test_top_p_keeps_the_smallest_set_that_holds_p():
+def test_top_p_leaves_the_smallest_set_with_probability_p():
     assert_close(next_token_distribution(LOGITS, 1.0, top_p=0.3), [[0, 1.0, 0, 0, 0]], "law")
     assert_close(next_token_distribution(LOGITS, 1.0, top_p=0.6), [[0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]], "law")
     assert_close(next_token_distribution(LOGITS, 1.0, top_p=0.7), [[0, 0.4 / 0.85, 0, 0.25 / 0.85, 0.2 / 0.85]], "law")
     assert_close(next_token_distribution(LOGITS, 1.0, top_p=1.0), next_token_distribution(LOGITS, 1.0), "law")
 
 
-def test_top_p_reads_what_top_k_has_left():
+def test_top_p_applies_to_the_tokens_left_by_top_k():
     both = next_token_distribution(LOGITS, 1.0, top_k=3, top_p=0.7)
     assert_close(both, [[0, 0.4 / 0.65, 0, 0.25 / 0.65, 0]], "law")
 
@@ -49,7 +49,7 @@ def test_top_p_reads_what_top_k_has_left():
     st.sampled_from((None, 0.2, 0.9, 1.0)),
     randoms,
 )
-def test_torch_draws_from_the_same_distribution(temperature, top_k, top_p, random):
+def test_torch_has_the_same_distribution(temperature, top_k, top_p, random):
     logits = 2 * random.normal(size=(3, 11))
     expected = next_token_distribution(logits, temperature, top_k, top_p)
     assert_close(torch_distribution(torch.from_numpy(logits), temperature, top_k, top_p), expected)
@@ -57,14 +57,14 @@ def test_torch_draws_from_the_same_distribution(temperature, top_k, top_p, rando
 
 @pytest.mark.parametrize("choice", [{}, {"top_k": 3}, {"top_p": 0.7}, {"top_k": 4, "top_p": 0.9}], ids=str)
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_draws_have_the_distribution_by_chi_square(temperature, choice):
+def test_samples_follow_the_distribution_by_a_chi_square_test(temperature, choice):
     expected = next_token_distribution(LOGITS, temperature, **choice)[0]
     assert _chi_square(expected, expected) < 1
     assert _chi_square(expected, next_token_distribution(LOGITS, temperature * 1.2, **choice)[0]) > 1
 
 
 def _chi_square(claimed, drawn_from, draws=20_000):
-    """Of draws from one distribution, judged by another: above 1, they disagree."""
+    """The statistic of samples from one distribution under another, relative to its quantile: above 1, they differ."""
     uniform = np.random.default_rng(0).random(draws)
     counts = np.bincount(sample(np.broadcast_to(drawn_from, (draws, 5)), uniform), minlength=5)
     possible = claimed > 0
@@ -74,6 +74,6 @@ def _chi_square(claimed, drawn_from, draws=20_000):
     return statistic / CHI_SQUARE[possible.sum() - 1]
 
 
-def test_every_uniform_number_falls_into_its_tokens_piece():
+def test_every_uniform_number_falls_into_the_interval_of_its_token():
     probabilities = np.broadcast_to([0.25, 0.0, 0.5, 0.25], (5, 4))
     assert sample(probabilities, np.array([0.0, 0.2499, 0.25, 0.7499, 0.999999])).tolist() == [0, 0, 2, 2, 3]

@@ -1,4 +1,4 @@
-"""Training in numpy alone: the same losses as torch's, for every way to adapt a decoder."""
+"""Training in numpy alone: the same losses as torch's, for every method of adaptation."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ every_style = pytest.mark.parametrize("style", sorted(STYLES))
 
 
 def _batches(config):
-    """One batch a step, with padding in it."""
+    """One batch per step, with padding."""
     random = np.random.default_rng(0)
     for _ in range(STEPS):
         mask = np.ones((3, 7), bool)
@@ -177,7 +177,7 @@ def test_a_classifier_on_frozen_features_has_torchs_first_twenty_losses(style):
     _check(expected, _torch_losses([classifier], loss_of, config))
 
 
-def test_training_in_numpy_learns_a_text_by_heart():
+def test_training_in_numpy_memorises_a_text():
     decoder = random_decoder(STYLES["GPT-2"])
     weights, config = numpy_weights(decoder), decoder.config
     parameters = {name: weights[name] for name, _ in decoder.named_parameters()}

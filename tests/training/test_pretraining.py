@@ -330,7 +330,7 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         ({"task": "poems"}, "no task 'poems' to pretrain on; there are: word_problems, reviews-text"),
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"tokenizer": "bytes"}, "no tokenizer 'bytes'"),
-        ({"seed": -1}, "the seed is -1"),
+        ({"seed": -1}, "seed must be an integer"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_in_a_sentence_and_nothing_is_written(tmp_path, changes, sentence):

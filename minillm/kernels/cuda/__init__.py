@@ -1,1 +1,1 @@
-"""One kernel again, in CUDA C++: what Triton hides. A chapter to read and to compile, which `ops` never chooses."""
+"""One kernel in CUDA C++, with all that Triton does for us: a chapter to read and compile, which is never chosen."""

@@ -1,4 +1,4 @@
-// torch's tensors for the kernels of `norm.cu`, which take pointers. They come checked and contiguous from `norm.py`.
+// Passes torch's tensors to the kernels of `norm.cu`, which take pointers. `norm.py` has checked and packed them.
 
 #include <torch/extension.h>
 

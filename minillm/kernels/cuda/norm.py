@@ -1,7 +1,7 @@
-"""The rms norm in CUDA C++, forward and backward: read `norm.cu` beside `kernels/norm.py`, whose formulas it has.
+"""The rms norm in CUDA C++, forward and backward: read `norm.cu` next to `kernels/norm.py`, which has the formulas.
 
-It is a chapter, and no choice of `ops`: what bounds a norm is bytes, of which Triton's moves as many, and that needs no
-compiler. This one is compiled by nvcc when it is first called, on a machine with a GPU. Not timed on one yet.
+`operations` never chooses it: a norm is bound by memory traffic, Triton's kernel moves as few bytes, and Triton needs
+no compiler. This one is compiled by nvcc on its first call, on a machine with a GPU. Not timed yet.
 """
 
 import shutil
@@ -16,18 +16,18 @@ from minillm.errors import InputError
 
 HERE = Path(__file__).parent
 STRIPES = 256
-"""Blocks of the backward pass at most, as in `kernels/norm.py`."""
+"""Maximum number of blocks of the backward pass, as in `kernels/norm.py`."""
 WIDEST = 8192
-"""Numbers that the threads of a block hold: 256 of them, 32 each."""
+"""Elements that a block holds: 256 threads with 32 each."""
 
 
 @cache
 def compiled() -> Any:
-    """The launchers, `forward` and `backward`. Raises InputError where they cannot be compiled, or would not run."""
+    """The launchers, `forward` and `backward`. Raises InputError if they cannot be compiled or run."""
     if not torch.cuda.is_available():
-        raise InputError("the kernels in CUDA C++ run on a GPU, and CUDA finds none here")
+        raise InputError("the CUDA C++ kernels run on a GPU, and CUDA finds none here")
     if not all(map(shutil.which, ("nvcc", "ninja"))):
-        raise InputError("the kernels in CUDA C++ are compiled here: that needs nvcc (the CUDA toolkit) and ninja")
+        raise InputError("compiling the CUDA C++ kernels needs nvcc (the CUDA toolkit) and ninja")
     from torch.utils import cpp_extension
 
     return cpp_extension.load("minillm_rms_norm", [str(HERE / "norm.cu"), str(HERE / "binding.cpp")])
@@ -72,13 +72,15 @@ def _(dout: Tensor, hidden: Tensor, weight: Tensor, inverse: Tensor) -> tuple[Te
 
 def _check(hidden: Tensor, weight: Tensor) -> None:
     if hidden.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != hidden.dtype:
-        raise InputError(f"hidden is {hidden.dtype} and weight {weight.dtype}; both can be float32, or both bfloat16")
+        raise InputError(
+            f"hidden and weight must both be float32 or both bfloat16, got {hidden.dtype} and {weight.dtype}"
+        )
     if len(weight) > WIDEST:
-        raise InputError(f"hidden is {len(weight)} wide; a block has threads for at most {WIDEST}")
+        raise InputError(f"the width must be at most {WIDEST}, got {len(weight)}")
 
 
 def _stream(tensor: Tensor) -> int:
-    """The queue of the GPU that torch is filling just now."""
+    """The current CUDA stream of torch."""
     return torch.cuda.current_stream(tensor.device).cuda_stream if tensor.is_cuda else 0
 
 

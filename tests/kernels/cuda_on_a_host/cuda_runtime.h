@@ -1,4 +1,4 @@
-// As much of CUDA as the kernels' source needs, on a CPU: a block's threads are threads here, and meet at barriers.
+// The part of CUDA that the kernels need, on a CPU: the threads of a block are host threads, synchronised by barriers.
 #pragma once
 
 #include <barrier>

@@ -1,8 +1,8 @@
-"""Several ways to do the same work, timed beside each other: every side in a process of its own, all taking turns.
+"""Timing several ways to do the same work next to each other: each side in its own process, all taking turns.
 
-A machine is not equally fast at two times of a day. So the sides go A B A B ..., each on the same share of the work,
-and what is compared is neighbours in time. A process of its own makes a side's peak memory its own, and keeps one
-side's settings (allocator, threads) from the others. Nothing is known here of what the sides do.
+The speed of a machine changes over time. So the sides run A B A B ..., each on the same share of the work, and
+neighbours in time are compared. Separate processes give each side its own peak memory, and isolate settings such as
+the allocator and the number of threads. This module does not depend on the work of the sides.
 """
 
 import multiprocessing
@@ -24,7 +24,7 @@ PATIENCE = 5.0  # seconds for a worker to end by itself
 
 
 class Side(NamedTuple):
-    """A contestant's name, and how its own process builds it: `contestant(**options)`."""
+    """The name of a contestant and how its process builds it: `contestant(**options)`."""
 
     name: str
     contestant: Callable[..., Any]
@@ -32,7 +32,7 @@ class Side(NamedTuple):
 
 
 class Worker:
-    """A side at work. It stays loaded between rounds; `seconds` and `peak_bytes` are those of the last answer."""
+    """The process of a side, loaded between rounds; `seconds` and `peak_bytes` are those of the last answer."""
 
     def __init__(self, side: Side, threads: int):
         self.name, self.seconds, self.peak_bytes = side.name, 0.0, None
@@ -43,32 +43,32 @@ class Worker:
         theirs.close()
 
     def ask(self, job: str, *arguments: Any) -> Any:
-        """What the contestant's method of that name returns."""
+        """The result of the contestant's method of that name."""
         self.connection.send((job, arguments))
-        answer, self.seconds, self.peak_bytes = self.hear()
+        answer, self.seconds, self.peak_bytes = self.receive()
         return answer
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         try:
             return self.connection.recv()
         except EOFError:
-            raise InputError(f"the side {self.name!r} died; what it said stands above") from None
+            raise InputError(f"the side {self.name!r} died; see its output above") from None
 
 
 def _serve(connection: Connection, side: Side, threads: int) -> None:
-    """A worker's life: build the contestant, say so, then do job after job until it is ended."""
+    """The loop of a worker: build the contestant, report ready, then run one job after another until it is stopped."""
     import torch
 
     from minillm.runtime.device import peak_memory
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops this process
     torch.set_num_threads(threads)
     contestant = side.contestant(**side.options)
     connection.send("ready")
     while True:
         try:
             job, arguments = connection.recv()
-        except EOFError:  # the parent has all it wants
+        except EOFError:  # the parent is done
             return
         start = time.perf_counter()
         answer = getattr(contestant, job)(*arguments)
@@ -77,13 +77,13 @@ def _serve(connection: Connection, side: Side, threads: int) -> None:
 
 @contextmanager
 def at_work(sides: Sequence[Side], threads: int) -> Iterator[list[Worker]]:
-    """The sides' workers, built and waiting; they end with the block."""
-    # numpy's and scikit-learn's threads are counted by their libraries, when they are first imported.
+    """The workers of the sides, ready for jobs; they stop at the end of the block."""
+    # numpy and scikit-learn read their numbers of threads on import.
     os.environ.update({f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "OPENBLAS", "MKL")})
     workers = [Worker(side, threads) for side in sides]
     try:
         for worker in progress(workers, desc="loading", unit="side"):
-            worker.hear()
+            worker.receive()
         yield workers
     except BaseException:
         for worker in workers:
@@ -98,16 +98,16 @@ def at_work(sides: Sequence[Side], threads: int) -> Iterator[list[Worker]]:
 
 
 def shares(batches: Sequence[Any], rounds: int) -> list[list[Any]]:
-    """All the work in equal parts, one a round: every `rounds`-th batch, so that long ones are spread evenly."""
+    """The work in equal parts, one per round: every `rounds`-th batch, so that long batches are spread evenly."""
     if not 1 <= rounds <= len(batches):
-        raise InputError(f"{len(batches)} batches cannot be spread over {rounds} rounds; take 1 to {len(batches)}")
+        raise InputError(f"rounds must be in [1, {len(batches)}], the number of batches, got {rounds}")
     return [list(batches[start::rounds]) for start in range(rounds)]
 
 
 def take_turns(
     workers: Sequence[Worker], job: str, work: Sequence[Any], amount: Callable[[Any], float], name: str
 ) -> list[Rounds]:
-    """Each share of the work done by every side before the next share is begun."""
+    """Every side runs each share of the work before any side starts the next one."""
     results = [Rounds(worker.name) for worker in workers]
     with progress(total=len(work) * len(workers), desc=name, unit="round") as bar:
         for share in work:
@@ -121,7 +121,7 @@ def take_turns(
 
 
 def run(main: Callable[..., None], description: str | None) -> None:
-    """A benchmark as a command: its signature is its options; wrong use is one sentence and exit code 2."""
+    """A benchmark as a command: its parameters are the options; wrong input exits with one sentence and code 2."""
     import tyro
 
     try:
