@@ -164,9 +164,9 @@ class TextClassifier(MethodOptions):
             raise InputError("this TextClassifier is not fitted: call fit first")
         prompts = self._prompts(LabelledText(text, 0) for text in checked_texts(texts))
         tokens, name = sum(map(len, prompts)), f"{self.method}, {name}"
-        answers = encode_answers(self.tokenizer_, self._answers())
         if isinstance(self.method_, FrozenHead):
             return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
+        answers = encode_answers(self.tokenizer_, self._answers())
         if isinstance(self.method_, Method):
             return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
         # All that the prompts have in common is processed once.
@@ -184,7 +184,7 @@ class TextClassifier(MethodOptions):
 
     def score(self, texts: Iterable[str], labels: Iterable[Hashable]) -> float:
         """The accuracy, from 0 to 1."""
-        texts = list(texts)
+        texts = checked_texts(texts)
         scores = self.scores(texts).scores
         return accuracy(scores, _labels(self._rows(texts, labels)))
 
@@ -284,11 +284,11 @@ class TextClassifier(MethodOptions):
 
     def _adapted(self, decoder: Decoder) -> Method | Decoder:
         """The method before it is trained; the decoder, where nothing in it is trained."""
+        if self.method == "features":
+            return on_lowered_base(self.method, decoder, self.precision_, lambda decoder: decoder)
         answers = encode_answers(self.tokenizer_, self._answers())
         if self.method in IN_CONTEXT:
             return decoder
-        if self.method == "features":
-            return on_lowered_base(self.method, decoder, self.precision_, lambda decoder: decoder)
         return build(Base(decoder, self.tokenizer_, answers), self.method, self, self.precision_, self.seed)
 
     def _fit_by_gradient(self, task: Task, settings: TrainingSettings, on_interrupt: Callable[[], None]) -> None:

@@ -101,7 +101,7 @@ def test_the_base_is_never_written_to():
         ({"prompt": "text"}, TEXTS, LABELS, r"has no \{text\}"),
         ({"answers": {"yes": " a", "no": " a"}}, TEXTS, LABELS, "two different labels"),
         ({"answers": {"yes": " a", "nein": " b"}}, TEXTS, LABELS, "the label 'no' is none of the classes: yes, nein"),
-        ({"seed": -1}, TEXTS, LABELS, "the seed is -1"),
+        ({"seed": -1}, TEXTS, LABELS, "seed must be"),
         ({"base": (BASE[0], None)}, TEXTS, LABELS, "has no tokenizer"),
         ({}, "good", ["yes"], "texts must be a list"),
         ({}, [], [], "texts must be a list"),

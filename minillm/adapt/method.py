@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import minillm
 from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
+from minillm.adapt.surgery import summary
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
@@ -46,6 +47,10 @@ class Adaptation(nn.Module, ABC):
             for name, parameter in self.named_parameters()
             if parameter.requires_grad
         }
+
+    def summary(self) -> str:
+        """A table of the parameters: layer, shape, count, trainable share and bytes."""
+        return summary(self)
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that are saved and published: enough to rebuild the method on its base."""

@@ -96,3 +96,31 @@ def train_copies(decoder: Decoder, chosen: Callable[[str], bool]) -> None:
         owner, _, last = name.rpartition(".")
         trained = copies.setdefault(id(parameter), nn.Parameter(parameter.detach().clone()))
         setattr(decoder.get_submodule(owner), last, trained)
+
+
+def summary(model: nn.Module) -> str:
+    """A table of a decoder's or a method's parameters: layer, shape, count, trainable share and bytes.
+
+    Layers of the same name in every block are one line, times their number; a tied head is counted as the embedding.
+    """
+    groups: dict[tuple[str, ...], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        role = ".".join("*" if part.isdigit() else part for part in name.removeprefix("decoder.").split("."))
+        shape = " x ".join(map(str, parameter.shape))
+        groups.setdefault((role, shape, str(parameter.dtype).removeprefix("torch.")), []).append(parameter)
+    rows = [("layer", "shape", "dtype", "layers", "parameters", "trainable", "bytes")]
+    rows += [(*what, str(len(some)), *_counted(some)) for what, some in groups.items()]
+    rows.append(("total", "", "", "", *_counted(list(model.parameters()))))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(c.ljust(w) if n == 0 else c.rjust(w) for n, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _counted(parameters: list[nn.Parameter]) -> tuple[str, str, str]:
+    count = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    size = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    return f"{count:,}", f"{trained / count:.2%}", f"{size:,}"

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from minillm import InputError
+from minillm import Decoder, DecoderConfig, InputError
+from minillm.adapt import LoRA
 from minillm.adapt.surgery import frozen, linears, matching, train_copies
 from tests.decoders import STYLES, random_decoder
 
@@ -52,3 +53,12 @@ def test_training_one_side_of_a_tied_head_unties_it_and_training_both_does_not()
     assert [name for name, parameter in head_only.named_parameters() if parameter.requires_grad] == ["head.weight"]
     assert both.head.weight is both.embed.weight
     assert both.head.weight.data_ptr() != decoder.head.weight.data_ptr()
+
+
+def test_a_summary_counts_every_parameter_once_and_names_the_trained_share():
+    method = LoRA(Decoder(DecoderConfig.tiny()), r=2)
+    lines = method.summary().splitlines()
+    assert lines[0].split() == ["layer", "shape", "dtype", "layers", "parameters", "trainable", "bytes"]
+    assert "blocks.*.attention.query.a 2 x 24 float32 2 96 100.00% 384" in [" ".join(line.split()) for line in lines]
+    count, trained = (sum(p.numel() for p in some) for some in (method.parameters(), method.trainable().values()))
+    assert lines[-1].split() == ["total", f"{count:,}", f"{trained / count:.2%}", f"{4 * count:,}"]
