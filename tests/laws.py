@@ -383,6 +383,8 @@ LAWS = {
         dict.fromkeys(ALL_BUT(PREFIXED), "nothing stands before its text"),
     ),
 }
+IN_PLAIN = [*(pytest.param(style, marks=pytest.mark.slow) for style in EVERYWHERE[:-1]), EVERYWHERE[-1]]
+"""By the formulas the Llama style runs always, the others in the long run."""
 CELLS = [(number, name) for number, law in LAWS.items() for name in CASES if name not in law.exempt]
 
 
@@ -396,7 +398,7 @@ def test_the_law_holds(number, name, style, tmp_path):
         holds(name, style)
 
 
-@pytest.mark.parametrize("style", EVERYWHERE)
+@pytest.mark.parametrize("style", IN_PLAIN)
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds_for_the_formulas(number, name, style, tmp_path):
     with backend("plain"):
