@@ -92,7 +92,7 @@ def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: 
     yield operation_case("lora", "lora", x=hidden, bias=None, scale=0.7, **factors)
     yield operation_case("lora", "lora", x=hidden, bias=bias, scale=0.7, dropped=dropped, **factors)
     stacked = {side: random.normal(size=(ADAPTERS, *factors[side].shape)) / 2 for side in ("a", "b")}
-    adapter, weight = np.array([ADAPTERS - 1, -1]), factors["weight"]
+    adapter, weight = np.resize([ADAPTERS - 1, -1], BATCH), factors["weight"]
     yield operation_case("lora_by_row", "lora_by_row", x=hidden, weight=weight, bias=bias, adapter=adapter, **stacked)
     yield operation_case("dora", "updated_norms", scale=0.7, **factors)
 

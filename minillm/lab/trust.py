@@ -9,7 +9,8 @@
 
 Each rung names the part (the output, a gradient) with the largest error for its limit; both are shares of the part's
 size. For `here` rounding sets the limit: 8 ulp of the dtype, and 8 times the change of the exact result when every
-input is off by one of them. `minillm check` runs these rungs on the user's machine, the tests run them on drawn sizes.
+input, and the gradient of the output, is off by one of them. `minillm check` runs these rungs on the user's machine,
+the tests run them on drawn sizes.
 """
 
 import math
@@ -116,7 +117,7 @@ def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: to
     ulp = torch.finfo(dtype).eps
     inside = torch.finfo(torch.promote_types(dtype, torch.float32)).eps if case.wide else ulp
     nearby = {name: _perturbed(array, inside, random) for name, array in inputs.items()}
-    moved = _errors(_by_numpy(case, nearby, dout), expected)
+    moved = _errors(_by_numpy(case, nearby, _perturbed(dout, inside, random)), expected)
     errors = _errors(actual, expected).items()
     return worst([Measured(part, error, FACTOR * (ulp + moved[part][0]), largest) for part, (error, largest) in errors])
 
@@ -223,7 +224,7 @@ def _rounded(array: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 def _perturbed(array: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
     if array.dtype.kind != "f":
         return array
-    return array * (1 + share * random.choice((-1.0, 1.0), array.shape))
+    return np.asarray(array * (1 + share * random.choice((-1.0, 1.0), array.shape)))
 
 
 def _errors(actual: Arrays, expected: Arrays) -> dict[str, tuple[float, str]]:
