@@ -4,17 +4,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
 
 from minillm import Decoder, DecoderConfig, InputError
 from minillm.adapt import InContext
 from minillm.adapt.prefix_tuning import PrefixTuning
-from minillm.adapt.reparametrisation import Reparametrisation
 from minillm.adapt.surgery import frozen
-from minillm.reference.prefix import prefix_backward, prefix_forward
-from minillm.reference.tower import KeyValues
 from tests.decoders import STYLES, random_decoder
-from tests.strategies import randoms, sizes
 from tests.tolerances import assert_close
 
 ROWS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [9, 9, 1, 0, 3]])
@@ -148,25 +143,6 @@ def test_a_random_start_is_spread_in_every_layer_as_the_keys_and_values_of_words
     torch.manual_seed(0)
     by_mlp = PrefixTuning(decoder, 13, hidden=17).state()
     assert_close(by_mlp["keys"], method.keys, "numpy", "what the MLP writes at first")
-
-
-@given(sizes, sizes, sizes, sizes, randoms)
-def test_the_mlp_and_its_gradients_are_those_of_the_reference(length, width, layers, groups, random):
-    keys = torch.zeros(layers, groups, length, 2, dtype=torch.float64)
-    mlp = Reparametrisation(width, keys, keys, hidden=length + 1)
-    parameters = {name.replace(".", "_"): parameter for name, parameter in mlp.named_parameters()}
-    inputs = {name: random.normal(size=parameter.shape) for name, parameter in parameters.items()}
-    for name, parameter in parameters.items():
-        parameter.data = torch.from_numpy(inputs[name].copy())
-    written, (expected, cache) = mlp(), prefix_forward(**inputs, layers=layers, groups=groups)
-    dout = random.normal(size=(2, layers, groups, length, 2))
-    torch.autograd.backward(written, torch.from_numpy(dout).unbind())
-    for side, reference in zip(written, (expected.keys, expected.values), strict=True):
-        assert_close(side, reference[:, 0])
-    gradients = prefix_backward(KeyValues(*dout[:, :, None]), cache)
-    assert gradients.keys() == parameters.keys()
-    for name, gradient in gradients.items():
-        assert_close(parameters[name].grad, gradient, what=name)
 
 
 def test_the_mlp_runs_on_one_row_in_full_precision_under_autocast_too():

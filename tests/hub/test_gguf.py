@@ -172,8 +172,8 @@ def test_scaled_rotary_frequencies_are_refused(tmp_path):
         ("llama.block_count", 2_000_000_000, "2000000000 layers"),
         ("llama.embedding_length", "wide", "'wide'"),
         ("llama.attention.head_count", [4, 4], r"\[4, 4\]"),
-        ("llama.attention.head_count", 5, "5 heads"),
-        ("llama.attention.head_count", 0, "heads is 0"),
+        ("llama.attention.head_count", 5, "multiple of heads, got 64 and 5"),
+        ("llama.attention.head_count", 0, "heads must be at least 1, got 0"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused_at_once(tmp_path, key, value, says):

@@ -11,20 +11,16 @@ CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING = (
 )
 
 
+# fmt: off
 PROMPTING_MUTATIONS = [
     mutation("examples without their chains", TEMPLATE, "{CHAIN_CUE} {shot.chain}{self", "{CHAIN_CUE}{self"),
-    mutation(
-        "a space at the start of a turn",
-        TEMPLATE,
-        "(self.answer_start + generated).lstrip()",
-        "(self.answer_start + generated)",
-    ),
+    mutation("a space at the start of a turn", TEMPLATE, "(self.answer_start + generated).lstrip()",
+        "(self.answer_start + generated)"),
     mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
     mutation("a conclusion that is drawn twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
     mutation("a trailing space let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
-    mutation(
-        "a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):", "== tokenizer.encode(answer):"
-    ),
+    mutation("a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):",
+        "== tokenizer.encode(answer):"),
     mutation("the farthest examples", CHOOSING, "cosines.topk(count)", "cosines.topk(count, largest=False)"),
     mutation("the nearest example first", CHOOSING, ".indices.flip(-1)", ".indices"),
     mutation("dot products for cosines", CHOOSING, "F.normalize(found, dim=-1)", "found"),
@@ -32,43 +28,29 @@ PROMPTING_MUTATIONS = [
     mutation("a start processed again for each row", CACHE, "prompt[len(self.start) :] for", "prompt for"),
     mutation("a start of which a token is lost", CACHE, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
     mutation("a start that leaves a row nothing", CACHE, "for row in rows) - 1)", "for row in rows))"),
-    mutation(
-        "the token after the one foretold",
-        SCORING,
-        "range(len(prompt) - 1, len(prompt) +",
-        "range(len(prompt), len(prompt) + 1 +",
-    ),
-    mutation(
-        "a prompt read for every answer", SCORING, "different = list(dict.fromkeys(inputs))", "different = list(inputs)"
-    ),
+    mutation("the token after the one foretold", SCORING, "range(len(prompt) - 1, len(prompt) +",
+        "range(len(prompt), len(prompt) + 1 +"),
+    mutation("a prompt read for every answer", SCORING, "different = list(dict.fromkeys(inputs))",
+        "different = list(inputs)"),
     mutation("another branch's answer", SCORING, "if _starts_with(some, answer[:-1]))", "if True)"),
     mutation("lengths with the space", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
     mutation("bytes for characters", MEASURES, "[len(w) for w in words]", "[len(w.encode()) for w in words]"),
     mutation("information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),
     mutation("a mean of log-probabilities", CALIBRATION, ".exp().mean(1).log()", ".mean(1)"),
-    mutation(
-        "probabilities over all words", CALIBRATION, "(log_softmax(scores) - expected)", "(scores * 2 - expected)"
-    ),
+    mutation("probabilities over all words", CALIBRATION, "(log_softmax(scores) - expected)",
+        "(scores * 2 - expected)"),
     mutation("a stop text that stays", ANSWERING, "_cut(tokenizer.decode", "(lambda text, _: text)(tokenizer.decode"),
     mutation("one seed for all samples", ANSWERING, "settings.seed + 10_000 * sample", "settings.seed"),
-    mutation(
-        "a second stage without the first",
-        ANSWERING,
+    mutation("a second stage without the first", ANSWERING,
         "_replace(generated=questions[n].template.conclude(found[n]))",
-        "_replace(generated=questions[n].template.conclusion)",
-    ),
-    mutation(
-        "answers in the order of their lengths",
-        ANSWERING,
-        "in zip(batch, new.tolist(), strict=True)",
-        "in zip(sorted(batch), new.tolist(), strict=True)",
-    ),
+        "_replace(generated=questions[n].template.conclusion)"),
+    mutation("answers in the order of their lengths", ANSWERING, "in zip(batch, new.tolist(), strict=True)",
+        "in zip(sorted(batch), new.tolist(), strict=True)"),
     mutation("the first number there is", EXTRACTION, "flexible[-1]", "flexible[0]"),
     mutation("the shortest label that fits", EXTRACTION, "key=len, reverse=True", "key=len"),
     mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
     mutation("a missing answer that votes", EXTRACTION, "if answer is not None)", ")"),
-    mutation(
-        "one set of content-free texts for all", LABELLING, "templates = templates[:1]", "templates = templates[:2]"
-    ),
+    mutation("one set of content-free texts for all", LABELLING, "templates = templates[:1]",
+        "templates = templates[:2]"),
     mutation("content-free texts in the wrong template", LABELLING, "[order.argsort()]", ""),
 ]
