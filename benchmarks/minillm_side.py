@@ -122,7 +122,7 @@ class Features:
         self.head = FrozenHead(frozen_base(precision).decoder, classes=2, settings={"c": c / 2})
         self.found = torch.zeros(len(work.prompts), self.head.config.width)
 
-    def read(self, batches: list[list[int]]) -> np.ndarray:
+    def compute(self, batches: list[list[int]]) -> np.ndarray:
         rows = [row for batch in batches for row in batch]
         texts = [self.work.prompts[row] for row in rows]
         self.found[rows] = compute_features(self.head.decoder, texts, self.recipe)
