@@ -98,7 +98,7 @@ def test_the_base_tiny_comes_with_the_package_and_is_the_pinned_one(monkeypatch,
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 826_880
     assert sum(path.stat().st_size for path in hub.TINY.iterdir()) < 2_000_000
     assert tokenizer is not None
-    assert tokenizer.decode(tokenizer.encode("half of 12 are golf: 6.")) == "half of 12 are golf: 6."
+    assert tokenizer.decode(tokenizer.encode(" Half of 12 are golf: 6.")) == " Half of 12 are golf: 6."
     assert not (hub.TINY / ".fingerprints.json").exists()
     copy = tmp_path / "tiny"
     shutil.copytree(hub.TINY, copy)
