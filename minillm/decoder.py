@@ -129,7 +129,7 @@ class Decoder(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        # In training, recompute each block's activations in the backward pass instead of saving them (Chen et al. 2016).
+        # In training, the backward pass recomputes each block's activations (Chen et al. 2016).
         self.recompute = False
         self.source = Source()
         self.embed = Embedding(config.vocabulary, config.width)
