@@ -63,7 +63,7 @@ def main(
     rounds: int = 5,
     rows: int = 400,
     shots: int = 8,
-    batch: int = 16,
+    batch_size: int = 16,
     threads: int = cores(),
     tuned: bool = True,
     json: Path | None = None,
@@ -74,18 +74,18 @@ def main(
         rounds: Parts of the queries; every side scores each of them once.
         rows: Number of queries, from the test rows of the task.
         shots: Examples before each query.
-        batch: Queries per batch, of about the same length.
+        batch_size: Queries per batch, of about the same length.
         threads: CPU threads of each side; one side runs at a time.
         tuned: Time the tuned peer too.
         json: Write all rounds of all sides to this file.
     """
     work = few_shot(rows, shots)
-    comparison = compare(work, work.batches(batch), rounds, threads, tuned)
+    comparison = compare(work, work.batches(batch_size), rounds, threads, tuned)
     print(comparison.table())
     times = comparison.ratios()[0].of_medians
     print(f"\nminillm in float32 is {times:.1f} times as fast; the target is {TARGET:g}")
     if json is not None:
-        settings = {"rounds": rounds, "rows": rows, "shots": shots, "batch": batch, "threads": threads}
+        settings = {"rounds": rounds, "rows": rows, "shots": shots, "batch": batch_size, "threads": threads}
         write_json(json, settings, [comparison])
 
 

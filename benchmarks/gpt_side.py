@@ -24,7 +24,7 @@ CONFIG = DecoderConfig(
     norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=65, layers=4, width=128,
     heads=4, kv_heads=4, feed_forward_width=512, context_length=64,
 )  # fmt: skip
-SETTINGS = TrainingSettings(rate=1e-3, weight_decay=0.1, beta2=0.99, warmup=0.05)
+SETTINGS = TrainingSettings(learning_rate=1e-3, weight_decay=0.1, beta2=0.99, warmup=0.05)
 STEPS = 10_000
 NAMES = {
     "embed": "tokens", "positions": "places", "norm": "norm", "attention_norm": "norm_1", "feed_forward_norm": "norm_2",
@@ -115,7 +115,7 @@ class PlainTorch:
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": SETTINGS.weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=SETTINGS.rate, betas=(0.9, SETTINGS.beta2))
+        self.optimizer = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, betas=(0.9, SETTINGS.beta2))
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
@@ -169,4 +169,4 @@ class PlainTorch:
         return found
 
     def _rate(self) -> float:
-        return SETTINGS.rate * (0.55 + 0.45 * math.cos(math.pi * self.taken / STEPS))
+        return SETTINGS.learning_rate * (0.55 + 0.45 * math.cos(math.pi * self.taken / STEPS))

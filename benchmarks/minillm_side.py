@@ -72,7 +72,7 @@ class Training:
         torch.manual_seed(0)
         self.method = built(method, precision).train()
         self.cached = cache(self.method)
-        settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch, precision=precision)
+        settings = TrainingSettings(epochs=epochs, learning_rate=rate, batch_size=batch, precision=precision)
         learner = TorchLearner(self.method, self.loss, settings)
         self.loop = Loop(learner, range(len(work.prompts)), lambda row: len(work.prompts[row]), settings)
 

@@ -109,7 +109,7 @@ class Training:
         self.trainable = {
             shared_name(name): parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
-        self.settings = TrainingSettings(epochs=epochs, rate=rate, batch=batch)
+        self.settings = TrainingSettings(epochs=epochs, learning_rate=rate, batch_size=batch)
         self.steps, self.step = epochs * -(-len(work.prompts) // batch), 0
         self.optimizer = torch.optim.AdamW(self.trainable.values(), lr=rate, weight_decay=0.0)
 

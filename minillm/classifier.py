@@ -42,7 +42,7 @@ from minillm.training.feature_cache import cached_features, compute_features
 from minillm.training.methods import METHODS, Base, MethodOptions, build, on_lowered_base, training_settings
 from minillm.training.schedule import TrainingSettings
 
-CLASSIFIER, FORMAT = "classifier.json", 1
+CLASSIFIER, FORMAT = "classifier.json", 2
 IN_CONTEXT = ("zero-shot", "few-shot")
 NAMES = (*IN_CONTEXT, "features", *METHODS)
 
@@ -300,7 +300,7 @@ class TextClassifier(MethodOptions):
             self.method,
         )  # fmt: skip
         chosen = {
-            "epochs": settings.epochs, "rate": settings.rate, "best_epoch": history.best_epoch + 1,
+            "epochs": settings.epochs, "rate": settings.learning_rate, "best_epoch": history.best_epoch + 1,
             "validation": history.validation, "losses": history.losses,
         }  # fmt: skip
         self.training_ = Training(history.seconds, history.tokens, chosen)

@@ -238,8 +238,8 @@ def _accumulated_equals_whole(name, style):
         train(method, rows, loss, len, settings)
         return method
 
-    whole = fit(TrainingSettings(epochs=1, batch=5, rate=1e-3))
-    parts = fit(TrainingSettings(epochs=1, batch=2, accumulate=3, rate=1e-3))
+    whole = fit(TrainingSettings(epochs=1, batch_size=5, learning_rate=1e-3))
+    parts = fit(TrainingSettings(epochs=1, batch_size=2, accumulate=3, learning_rate=1e-3))
     for path, parameter in parts.trainable().items():
         if "key.bias" not in path:  # AdamW divides a gradient that is 0 by its own size: rounding decides its sign
             assert_close(parameter, whole.trainable()[path], "law in float32", path)

@@ -256,7 +256,7 @@ MUTATIONS = [
     mutation("a final norm without its bias", FINE_TUNE, '["norm.*"]', '["norm.weight"]'),
     mutation("classes in another order", FINE_TUNE, "rows[tokens]", "rows[sorted(tokens)]"),
     mutation("a learning rate without a schedule", LOOP,
-        "rate_at(done, self.steps, self.settings)", "self.settings.rate"),
+        "rate_at(done, self.steps, self.settings)", "self.settings.learning_rate"),
     mutation("an optimizer step with a non-finite loss", LOOP, "if not math.isfinite(loss):", "if False:"),
     mutation("a learner that ignores the schedule", LEARNER, 'group["lr"] = rate', "pass"),
     mutation("numpy that does not clip", NUMPY,

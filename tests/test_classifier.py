@@ -19,7 +19,7 @@ BASE = (
     random_decoder(DecoderConfig.tiny(vocabulary=257, context_length=256)).float(),
     byte_pairs([], 257),
 )
-SMALL = {"r": 2, "layers": 1, "epochs": 1, "rate": 1e-2, "shots": 2, "words": "a label"}
+SMALL = {"r": 2, "layers": 1, "epochs": 1, "learning_rate": 1e-2, "shots": 2, "init_text": "a label"}
 
 
 def classifier(method="lora", **params):

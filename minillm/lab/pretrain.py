@@ -79,7 +79,7 @@ class Pretrain:
     backend: str = "torch"
     """torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, some three times
     slower: a few minutes for nano, most of an hour for tiny."""
-    every: int = 100
+    eval_every: int = 100
     """Measure, sample and write a checkpoint every so many steps."""
     out: Path = Path("pretrained")
     """The directory for what is written."""
@@ -92,8 +92,8 @@ class Pretrain:
         if self.task is not None and self.task not in TASKS:
             raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
         check_seed(self.seed)
-        if self.every < 1:
-            raise InputError(f"every is {self.every} steps; it must be at least 1")
+        if self.eval_every < 1:
+            raise InputError(f"eval_every is {self.eval_every} steps; it must be at least 1")
         if self.backend not in BACKENDS:
             raise InputError(f"there is no backend {self.backend!r}; there are: {', '.join(BACKENDS)}")
         if self.backend == "numpy" and self.device not in ("auto", "cpu"):
@@ -143,7 +143,7 @@ def drawn_problems(options: Pretrain, recipe: PretrainingRecipe) -> list[word_pr
     """As many as the run needs to use none twice; the first are held out."""
     forms, steps = word_problems.PRETRAINED_FORMS, word_problems.PRETRAINED_STEPS
     # A row holds four or five.
-    count = PROBLEMS_HELD_OUT + 5 * recipe.batch * recipe.steps
+    count = PROBLEMS_HELD_OUT + 5 * recipe.batch_size * recipe.steps
     return list(islice(word_problems.problems(options.seed, forms=forms, steps=steps), count))
 
 
@@ -192,7 +192,7 @@ class Run:
 
     def measure(self) -> dict[str, Any]:
         """The held-out loss, and the continuation of a held-out text."""
-        batch = self.recipe.batch
+        batch = self.recipe.batch_size
         found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
         start = self.rows.held_out[0].ids[:16]
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
@@ -271,7 +271,7 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
         for batches in run.steps():
             bar.set_postfix(loss=f"{run.loop.step(batches):.3f}", refresh=False)
             bar.update()
-            if run.done % run.options.every == 0 or run.done == run.loop.steps:
+            if run.done % run.options.eval_every == 0 or run.done == run.loop.steps:
                 run.measured.append(run.measure())
                 if distributed.rank() == 0:
                     on_measured(run.measured[-1])

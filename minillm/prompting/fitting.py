@@ -155,5 +155,7 @@ def train(
     if not exchanges:
         raise InputError("there are no (prompt, answer) pairs to train on")
     precision = best_precision(method.decoder.embed.weight.device)
-    settings = TrainingSettings(epochs=epochs, rate=learning_rate, batch=batch_size, precision=precision, seed=seed)
+    settings = TrainingSettings(
+        epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, precision=precision, seed=seed
+    )
     return fit_to_answers(method, encode_exchanges(tokenizer, exchanges), settings)

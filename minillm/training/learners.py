@@ -125,4 +125,4 @@ def _adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.
         {"params": [p for p in parameters if (p.dim() > 1) == matrices], "weight_decay": decay}
         for matrices, decay in ((True, settings.weight_decay), (False, 0.0))
     ]
-    return torch.optim.AdamW(groups, lr=settings.rate, betas=(0.9, settings.beta2), fused=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.beta2), fused=True)

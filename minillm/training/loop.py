@@ -52,13 +52,13 @@ class Loop(Generic[Example]):
         self.order = random.Random(settings.seed)
         self.epoch_order, self.steps_in_epoch = self.order.getstate(), 0
         self.history = History()
-        batches = math.ceil(len(examples) / settings.batch)
+        batches = math.ceil(len(examples) / settings.batch_size)
         self.steps = steps or settings.epochs * math.ceil(batches / settings.accumulate)
 
     def groups(self) -> Iterator[list[list[int]]]:
         """The batches of one optimizer step after another, for one epoch or, once restored, for what is left of it."""
         self.epoch_order = self.order.getstate()
-        batches = length_buckets(self.lengths, self.settings.batch, self.order)
+        batches = length_buckets(self.lengths, self.settings.batch_size, self.order)
         passes = self.settings.accumulate
         for start in range(self.steps_in_epoch * passes, len(batches), passes):
             yield batches[start : start + passes]
@@ -70,7 +70,8 @@ class Loop(Generic[Example]):
         loss = self.learner.backward([[self.examples[index] for index in batch] for batch in batches])
         if not math.isfinite(loss):
             raise InputError(
-                f"the loss is {loss} at step {done + 1}: a lower rate than {self.settings.rate:g}, or float32, may help"
+                f"the loss is {loss} at step {done + 1}: a lower learning rate than "
+                f"{self.settings.learning_rate:g}, or float32, may help"
             )
         self.learner.optimizer_step(rate_at(done, self.steps, self.settings))
         self.steps_in_epoch += 1

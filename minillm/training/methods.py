@@ -22,7 +22,7 @@ INSTRUCTION = "Answer with negative or positive.\n\n"
 
 @dataclass(kw_only=True)
 class MethodOptions:
-    """A method's options; each method uses those that it has. `epochs` and `rate` default to the method's own."""
+    """The options of the methods; each method uses its own. `epochs` and `learning_rate` depend on the method."""
 
     r: int = 8
     """The rank of a low-rank method."""
@@ -32,15 +32,15 @@ class MethodOptions:
     """Its matrices: roles, paths with wildcards or all-linear, comma-separated."""
     length: int = 10
     """Positions of a prefix."""
-    words: str | None = None
+    init_text: str | None = None
     """The words that a soft prompt or a prefix starts from."""
     layers: int = 2
     """How many blocks last-blocks trains."""
     epochs: int | None = None
     """How often each row is seen (default: the method's own number)."""
-    rate: float | None = None
+    learning_rate: float | None = None
     """The learning rate at its highest (default: the method's own)."""
-    batch: int = 16
+    batch_size: int = 16
     """Rows a step."""
 
 
@@ -54,12 +54,12 @@ class Base(NamedTuple):
 
 def soft_prompt(base: Base, options: MethodOptions) -> Method:
     """A soft prompt starts best from words: by default the instruction, in as many vectors as it has tokens."""
-    ids = base.tokenizer.encode(INSTRUCTION if options.words is None else options.words)
-    return SoftPrompt(base.decoder, max(len(ids), options.length) if options.words else len(ids), ids)
+    ids = base.tokenizer.encode(INSTRUCTION if options.init_text is None else options.init_text)
+    return SoftPrompt(base.decoder, max(len(ids), options.length) if options.init_text else len(ids), ids)
 
 
 def prefix(base: Base, options: MethodOptions) -> Method:
-    init = "random" if options.words is None else base.tokenizer.encode(options.words)
+    init = "random" if options.init_text is None else base.tokenizer.encode(options.init_text)
     return PrefixTuning(base.decoder, options.length, init)
 
 
@@ -89,7 +89,7 @@ FINE_TUNED = ("output", "last-blocks", "full")
 
 class TrainingDefaults(NamedTuple):
     epochs: int
-    rate: float
+    learning_rate: float
 
 
 DEFAULTS = {
@@ -125,11 +125,11 @@ def on_lowered_base(name: str, decoder: Decoder, precision: str, make: Callable[
 
 def training_settings(name: str, options: MethodOptions, precision: str, seed: int) -> TrainingSettings:
     """How the method is trained: by its options, else by its own defaults."""
-    epochs, rate = DEFAULTS[name]
+    epochs, learning_rate = DEFAULTS[name]
     return TrainingSettings(
         epochs=epochs if options.epochs is None else options.epochs,
-        rate=rate if options.rate is None else options.rate,
-        batch=options.batch,
+        learning_rate=learning_rate if options.learning_rate is None else options.learning_rate,
+        batch_size=options.batch_size,
         precision=precision,
         seed=seed,
     )

@@ -34,8 +34,8 @@ class PretrainingRecipe:
 
     depth: int
     steps: int
-    rate: float
-    batch: int
+    learning_rate: float
+    batch_size: int
 
     @classmethod
     def from_preset(cls, preset: str, steps: int | None = None) -> "PretrainingRecipe":
@@ -51,7 +51,13 @@ class PretrainingRecipe:
 
     def settings(self, precision: str, seed: int) -> TrainingSettings:
         return TrainingSettings(
-            rate=self.rate, batch=self.batch, warmup=0.05, weight_decay=0.1, beta2=0.99, precision=precision, seed=seed
+            learning_rate=self.learning_rate,
+            batch_size=self.batch_size,
+            warmup=0.05,
+            weight_decay=0.1,
+            beta2=0.99,
+            precision=precision,
+            seed=seed,
         )
 
     def config(self, vocabulary: int) -> DecoderConfig:
@@ -128,14 +134,14 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    model: LanguageModelTraining, rows: Sequence[PackedRow], token_bytes: Sequence[int], batch: int, precision: str
+    model: LanguageModelTraining, rows: Sequence[PackedRow], token_bytes: Sequence[int], batch_size: int, precision: str
 ) -> HeldOut:
     """The mean loss over the labels, and the total loss over the bytes of text that they encode."""
     model.eval()
     total, count = 0.0, 0
-    for start in range(0, len(rows), batch):
+    for start in range(0, len(rows), batch_size):
         with autocast(model.decoder.embed.weight.device, precision):
-            summed, counted = model.loss(list(rows[start : start + batch]))
+            summed, counted = model.loss(list(rows[start : start + batch_size]))
         total, count = total + summed.item(), count + counted
     size = sum(token_bytes[label] for row in rows for label in row.labels[1:] if label != IGNORED)
     return HeldOut(total / count, total / math.log(2) / size)

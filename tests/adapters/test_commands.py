@@ -25,7 +25,7 @@ IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 )
 def test_every_method_is_adapted_and_loads_onto_its_base(method, command, place):  # noqa: F811
     printed = command(
-        "adapt", "--method", method, *TASK, "--r", "2", "--layers", "1", "--rate", "0.01", "--out", method
+        "adapt", "--method", method, *TASK, "--r", "2", "--layers", "1", "--learning-rate", "0.01", "--out", method
     )
     figures = json.loads((place / method / "adapt.json").read_text())
     assert f"accuracy: {figures['accuracy']}" in printed
@@ -42,7 +42,7 @@ def test_free_answers_are_learnt_and_measured(command, place):  # noqa: F811
     with pytest.raises(SystemExit):
         command(*free, "--out", "none")
     assert not (place / "none").exists()
-    sizes = ("--train", "30", "--test", "20", "--epochs", "6", "--rate", "0.02", "--method", "full")
+    sizes = ("--train", "30", "--test", "20", "--epochs", "6", "--learning-rate", "0.02", "--method", "full")
     command(*free, "--answer-column", "said", *sizes, "--out", "answers")
     figures = json.loads((place / "answers" / "adapt.json").read_text())
     assert figures["losses"][-1] < figures["losses"][0]
@@ -53,8 +53,8 @@ def test_free_answers_are_learnt_and_measured(command, place):  # noqa: F811
 
 
 def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back(command, place):  # noqa: F811
-    command("adapt", *TASK, "--r", "3", "--rate", "0.02", "--out", "one")
-    command("adapt", *TASK, "--r", "3", "--rate", "0.02", "--seed", "1", "--out", "two")
+    command("adapt", *TASK, "--r", "3", "--learning-rate", "0.02", "--out", "one")
+    command("adapt", *TASK, "--r", "3", "--learning-rate", "0.02", "--seed", "1", "--out", "two")
     assert '"r": 3' in command("adapter", "inspect", "one")
     assert "|difference|" in command("adapter", "diff", "one", "two", "--base", "base")
     assert "left out" in command("adapter", "resize", "one", "small", "--base", "base", "--r", "1")
@@ -89,7 +89,7 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
 
     monkeypatch.setattr(Loop, "step", interrupted)
     with pytest.raises(SystemExit) as end:
-        command("adapt", *TASK, *more, "--r", "2", "--batch", "8", "--out", "cut")
+        command("adapt", *TASK, *more, "--r", "2", "--batch-size", "8", "--out", "cut")
     assert end.value.code == 130
     assert "the adapter is saved as far as it is trained: cut" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["adapter.json", "adapter.safetensors", "classifier.json"]
@@ -109,8 +109,8 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
             "'q_proj' matches nothing in this decoder; it has: query",
         ),
         (("adapt", *TASK, "--r", "99", "--out", "no"), "a rank of 99 does not fit"),
-        (("adapt", *TASK, "--epochs", "0", "--out", "no"), "epochs is 0"),
-        (("adapt", *TASK, "--rate", "0", "--out", "no"), "the rate (0.0)"),
+        (("adapt", *TASK, "--epochs", "0", "--out", "no"), "epochs must be at least 1, got 0"),
+        (("adapt", *TASK, "--learning-rate", "0", "--out", "no"), "learning_rate"),
         (("adapt", *TASK, "--out", "mine.csv/no"), "mine.csv is a file"),
         (("adapter", "import-peft", "nowhere", "no", "--base", "base"), "adapter_config.json, which such a directory"),
         (("adapter", "inspect", "base"), "is no adapter"),

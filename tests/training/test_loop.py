@@ -43,14 +43,16 @@ def fit(settings, examples=EXAMPLES, **more):
 
 
 def test_accumulated_batches_equal_one_big_batch_even_where_the_last_is_short():
-    whole, _ = fit(TrainingSettings(epochs=3, batch=11, rate=0.1))
-    parts, history = fit(TrainingSettings(epochs=3, batch=4, accumulate=3, rate=0.1))
+    whole, _ = fit(TrainingSettings(epochs=3, batch_size=11, learning_rate=0.1))
+    parts, history = fit(TrainingSettings(epochs=3, batch_size=4, accumulate=3, learning_rate=0.1))
     assert len(history.losses) == 3
     assert_close(parts.w, whole.w, "law")
 
 
 def test_a_step_is_adamw_on_the_clipped_mean_gradient_and_vectors_do_not_decay():
-    method, history = fit(TrainingSettings(epochs=1, batch=11, rate=0.1, clip=0.3, weight_decay=0.2, beta2=0.9))
+    method, history = fit(
+        TrainingSettings(epochs=1, batch_size=11, learning_rate=0.1, clip=0.3, weight_decay=0.2, beta2=0.9)
+    )
     w = Line().w
     optimizer = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0, betas=(0.9, 0.9))
     x, y = torch.stack([x for x, _ in EXAMPLES]), torch.tensor([y for _, y in EXAMPLES], dtype=torch.float64)
@@ -73,7 +75,7 @@ def test_the_epoch_that_validated_best_is_what_remains():
         snapshots.append(method.w.detach().clone())
         return next(scores)
 
-    settings = TrainingSettings(epochs=3, rate=0.1, batch=5)
+    settings = TrainingSettings(epochs=3, learning_rate=0.1, batch_size=5)
     history = train(method, EXAMPLES, loss, lambda _: 3, settings, validate=validate_and_look)
     assert history.best_epoch == 1
     assert torch.equal(method.w, snapshots[1])
@@ -81,14 +83,14 @@ def test_the_epoch_that_validated_best_is_what_remains():
 
 
 def test_the_same_seed_takes_the_same_steps_and_another_seed_others():
-    losses = [fit(TrainingSettings(epochs=2, batch=3, seed=seed))[1].losses for seed in (0, 0, 1)]
+    losses = [fit(TrainingSettings(epochs=2, batch_size=3, seed=seed))[1].losses for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
 def test_a_loss_that_is_no_number_stops_the_training_with_a_sentence():
     broken = [*EXAMPLES, (torch.full((3,), math.nan, dtype=torch.float64), 0.0)]
-    with pytest.raises(InputError, match=r"the loss is nan at step 1: a lower rate than 0\.0005"):
-        fit(TrainingSettings(epochs=1, batch=12), broken)
+    with pytest.raises(InputError, match=r"the loss is nan at step 1: a lower learning rate than 0\.0005"):
+        fit(TrainingSettings(epochs=1, batch_size=12), broken)
 
 
 def test_an_interrupt_saves_what_there_is_and_goes_on():
@@ -112,7 +114,7 @@ def test_an_interrupt_saves_what_there_is_and_goes_on():
 
 
 def test_the_rate_climbs_in_a_straight_line_and_falls_by_a_cosine():
-    settings = TrainingSettings(rate=2.0, warmup=0.25)
+    settings = TrainingSettings(learning_rate=2.0, warmup=0.25)
     rates = [rate_at(step, 20, settings) for step in range(20)]
     assert rates[:5] == pytest.approx([0.4, 0.8, 1.2, 1.6, 2.0])
     assert all(later < earlier for earlier, later in pairwise(rates[5:]))
@@ -141,7 +143,7 @@ class Diary:
 
 
 def test_the_loop_moves_by_the_schedule_and_reads_every_example_once_an_epoch():
-    settings = TrainingSettings(epochs=2, batch=3, accumulate=2, rate=2.0, warmup=0.5)
+    settings = TrainingSettings(epochs=2, batch_size=3, accumulate=2, learning_rate=2.0, warmup=0.5)
     diary = Diary([3.0, 2.0, 1.0, 0.5])
     loop = Loop(diary, list("abcdefghijk"), ord, settings)
     assert [loop.step(batches) for _ in range(2) for batches in loop.groups()] == [3.0, 2.0, 1.0, 0.5]
@@ -156,14 +158,14 @@ def test_the_loop_moves_by_the_schedule_and_reads_every_example_once_an_epoch():
 
 def test_nothing_moves_where_the_loss_is_no_number():
     diary = Diary([1.0, math.inf])
-    loop = Loop(diary, list("abcd"), ord, TrainingSettings(epochs=1, batch=2))
+    loop = Loop(diary, list("abcd"), ord, TrainingSettings(epochs=1, batch_size=2))
     with pytest.raises(InputError, match="the loss is inf at step 2"):
         [loop.step(batches) for batches in loop.groups()]
     assert len(diary.rates) == 1
 
 
 def test_settings_that_cannot_work_are_refused_in_a_sentence():
-    for wrong in ({"epochs": 0}, {"rate": 0.0}, {"precision": "float16"}, {"accumulate": 0}):
+    for wrong in ({"epochs": 0}, {"learning_rate": 0.0}, {"precision": "float16"}, {"accumulate": 0}):
         with pytest.raises(InputError):
             TrainingSettings(**wrong)
 
@@ -194,7 +196,13 @@ def test_matrices_decay_and_vectors_stay():
     def loss(batch):
         return 0.0 * (method.matrix.sum() + method.vector.sum()), len(batch)
 
-    train(method, EXAMPLES, loss, lambda _: 3, TrainingSettings(epochs=1, batch=11, rate=0.1, weight_decay=0.5))
+    train(
+        method,
+        EXAMPLES,
+        loss,
+        lambda _: 3,
+        TrainingSettings(epochs=1, batch_size=11, learning_rate=0.1, weight_decay=0.5),
+    )
     assert torch.equal(method.vector, torch.ones(3))
     assert_close(method.matrix, torch.full((2, 3), 0.95), "law in float32")
 
@@ -202,7 +210,7 @@ def test_matrices_decay_and_vectors_stay():
 @pytest.mark.parametrize("stop", range(1, 9))
 def test_a_restored_loop_goes_on_bit_for_bit_wherever_it_was_stopped(stop):
     """Within an epoch and at its end, with dropout's random numbers, in batches of two passes."""
-    settings = TrainingSettings(batch=3, accumulate=2, rate=0.1, seed=5, weight_decay=0.1)
+    settings = TrainingSettings(batch_size=3, accumulate=2, learning_rate=0.1, seed=5, weight_decay=0.1)
 
     def loop():
         torch.manual_seed(settings.seed)

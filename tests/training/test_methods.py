@@ -18,7 +18,7 @@ def test_in_bfloat16_frozen_matrices_are_held_in_it_and_the_float32_ones_are_fre
     decoder, answers = Decoder(DecoderConfig.tiny()), [tokenizer.encode(word) for word in (" good", " bad")]
     matrices = [weakref.ref(matrix.weight) for matrix in linears(decoder).values()]
     base = Base(decoder, tokenizer, answers)
-    method = build(base, name, MethodOptions(r=2, layers=1, words="so"), "bfloat16", seed=0)
+    method = build(base, name, MethodOptions(r=2, layers=1, init_text="so"), "bfloat16", seed=0)
     del decoder, base
     gc.collect()
     assert not any(matrix() is not None for matrix in matrices), "nothing holds the float32 base any longer"

@@ -39,7 +39,7 @@ def torch_in_float64(settings):
 
 
 def test_numpy_has_torchs_first_twenty_losses_and_learns_what_torch_learns(settings, tmp_path):
-    ours = pretrain(replace(settings, out=tmp_path / "numpy", every=8))
+    ours = pretrain(replace(settings, out=tmp_path / "numpy", eval_every=8))
     torchs = torch_in_float64(settings)
     assert isinstance(ours.loop.learner, NumpyLearner)
     assert isinstance(torchs.loop.learner, TorchLearner)
@@ -54,7 +54,7 @@ def test_numpy_has_torchs_first_twenty_losses_and_learns_what_torch_learns(setti
 
 
 def short(settings, out, **changes):
-    return replace(settings, steps=4, out=out, every=2, **changes)
+    return replace(settings, steps=4, out=out, eval_every=2, **changes)
 
 
 def test_it_writes_what_torch_writes(settings, tmp_path):

@@ -79,8 +79,8 @@ def test_sizes_rate_and_batch_follow_from_the_depth():
     nano, tiny, small = (PretrainingRecipe.from_preset(name) for name in ("nano", "tiny", "small"))
     config = tiny.config(61)
     assert (config.layers, config.width, config.heads, config.feed_forward_width) == (4, 128, 4, 344)
-    assert nano.batch < tiny.batch < small.batch
-    assert nano.rate > tiny.rate > small.rate
+    assert nano.batch_size < tiny.batch_size < small.batch_size
+    assert nano.learning_rate > tiny.learning_rate > small.learning_rate
     assert PretrainingRecipe.from_preset("tiny", steps=7).steps == 7
     with pytest.raises(InputError, match="no preset 'large'; there are: nano, tiny, small"):
         PretrainingRecipe.from_preset("large")
@@ -111,7 +111,7 @@ def test_the_loss_is_the_cross_entropy_of_every_label_and_padding_has_none():
 
 def test_nats_are_a_mean_over_labels_and_bits_a_sum_over_bytes():
     model, total = small_model(), small_model().loss(ROWS)[0].item()
-    found = held_out_loss(model, ROWS, range(11), batch=2, precision="float32")
+    found = held_out_loss(model, ROWS, range(11), batch_size=2, precision="float32")
     assert found.nats == pytest.approx(total / 6, rel=1e-12)
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / (2 + 3 + 4 + 5 + 7 + 10), rel=1e-12)
 
@@ -155,7 +155,7 @@ import torch
 from minillm.lab.pretrain import Pretrain, pretrain
 torch.set_num_threads(1)
 options = Pretrain(
-    task="word_problems", preset="nano", steps=int(sys.argv[1]), out=Path(sys.argv[2]), device="cpu", every=2
+    task="word_problems", preset="nano", steps=int(sys.argv[1]), out=Path(sys.argv[2]), device="cpu", eval_every=2
 )
 pretrain(options, lambda measured: print(measured["step"], flush=True))
 """
@@ -186,7 +186,7 @@ def _killed(place, steps, order):
     ("kills", "steps"), [(3, 16), pytest.param(20, 200, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
 )
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, one_thread, kills, steps):
-    options, order = replace(SETTINGS, steps=steps, every=2), random.Random(kills)
+    options, order = replace(SETTINGS, steps=steps, eval_every=2), random.Random(kills)
     whole = pretrain(replace(options, out=tmp_path / "whole"))
     place, reached = tmp_path / "killed", []
     for _ in range(kills):
@@ -206,7 +206,7 @@ def _readable(path):
 
 
 def test_a_run_that_is_not_interrupted_leaves_a_model_that_can_be_loaded_and_a_second_one_does_nothing(tmp_path):
-    measured, options = [], replace(SETTINGS, out=tmp_path, every=3)
+    measured, options = [], replace(SETTINGS, out=tmp_path, eval_every=3)
     run = pretrain(options, measured.append)
     assert [one["step"] for one in measured] == [3, 6]
     assert len(run.loop.history.losses) == 6
@@ -230,7 +230,7 @@ def test_a_directory_with_another_run_is_left_alone_unless_one_begins_afresh(tmp
 
 def _loop():
     model = small_model()
-    settings = TrainingSettings(batch=2, rate=1e-2)
+    settings = TrainingSettings(batch_size=2, learning_rate=1e-2)
     return Loop(TorchLearner(model, model.loss, settings), ROWS, lambda row: len(row.ids), settings, steps=4)
 
 
@@ -266,15 +266,15 @@ def test_a_write_that_fails_leaves_the_checkpoint_that_there_was(tmp_path, monke
 
 
 def test_an_interrupt_saves_between_two_steps_and_the_run_goes_on(tmp_path):
-    whole = pretrain(replace(SETTINGS, out=tmp_path / "whole", every=2))
+    whole = pretrain(replace(SETTINGS, out=tmp_path / "whole", eval_every=2))
 
     def interrupt(measured):
         if measured["step"] == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        pretrain(replace(SETTINGS, out=tmp_path / "cut", every=2), interrupt)
-    second = pretrain(replace(SETTINGS, out=tmp_path / "cut", every=2))
+        pretrain(replace(SETTINGS, out=tmp_path / "cut", eval_every=2), interrupt)
+    second = pretrain(replace(SETTINGS, out=tmp_path / "cut", eval_every=2))
     assert second.loop.history.losses == whole.loop.history.losses
     assert second.measured == whole.measured
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -299,7 +299,7 @@ def _unequal():
     model = small_model()
     rows = [*ROWS, PackedRow([1, 3, 5, 7], [1, 3, 5, 7]), PackedRow([2, 4], [2, 4])]
     # AdamW divides a gradient by its own size: the rounding of one near 0 moves a weight by up to rate / 1e-8 of it.
-    settings = TrainingSettings(epochs=1, batch=2, accumulate=1, rate=1e-4, clip=0.1)
+    settings = TrainingSettings(epochs=1, batch_size=2, accumulate=1, learning_rate=1e-4, clip=0.1)
     return Loop(TorchLearner(model, model.loss, settings), rows, lambda row: len(row.ids), settings)
 
 
