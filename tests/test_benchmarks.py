@@ -1,8 +1,7 @@
-"""The arithmetic of the benchmarks, and the help of each. The measurements themselves are for `make bench`."""
+"""The arithmetic of the benchmarks and the help of each; `make bench` measures."""
 
 import json
-import subprocess
-import sys
+import runpy
 from importlib import import_module
 from pathlib import Path
 
@@ -25,27 +24,17 @@ def rounds(side, seconds, amounts=None, peak_bytes=None):
     return Rounds(side, amounts=amounts or [1.0] * len(seconds), seconds=seconds, peak_bytes=peak_bytes)
 
 
-def test_a_side_that_needs_half_the_time_is_twice_as_fast():
+def test_a_speedup_is_the_ratio_of_the_median_rates_with_the_range_of_single_rounds():
     assert ratio(rounds("ours", [1.0, 2.0, 3.0]), rounds("peer", [2.0, 4.0, 6.0])) == (2.0, 2.0, 2.0)
-
-
-def test_the_ratio_of_medians_is_quoted_and_the_single_rounds_give_its_range():
-    ours, peer = rounds("ours", [1.0, 1.0, 5.0]), rounds("peer", [2.0, 3.0, 2.0])
-    assert ratio(ours, peer) == (2.0, 0.4, 3.0)
-
-
-def test_a_round_with_twice_the_work_in_twice_the_time_is_equally_fast():
+    assert ratio(rounds("ours", [1.0, 1.0, 5.0]), rounds("peer", [2.0, 3.0, 2.0])) == (2.0, 0.4, 3.0)
     assert ratio(rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [1.0, 1.0], [10, 10])).of_medians == 1.0
 
 
 @given(batches=some.lists(some.integers(), min_size=1), data=some.data())
-def test_the_rounds_together_are_all_the_work_in_even_parts(batches, data):
+def test_the_rounds_divide_the_work_into_equal_parts(batches, data):
     parts = shares(batches, data.draw(some.integers(1, len(batches))))
     assert sorted(batch for part in parts for batch in part) == sorted(batches)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
-
-
-def test_more_rounds_than_batches_are_refused():
     with pytest.raises(InputError, match=r"rounds must be in \[1, 2\], the number of batches, got 3"):
         shares([[0], [1]], 3)
 
@@ -60,7 +49,7 @@ def test_sides_with_different_results_are_refused():
     assert error({"a": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)}) == float("inf")
 
 
-def test_the_table_compares_with_the_reference_and_leaves_out_columns_without_figures():
+def test_the_table_compares_with_the_reference_and_omits_empty_columns():
     sides = [rounds("ours", [1.0, 2.0], [10, 20]), rounds("peer", [2.0, 4.0], [10, 20], 2**30)]
     lines = Comparison("work", "tokens", "peer", sides).table().splitlines()
     assert lines[1].split("  ")[0] == "side"
@@ -69,7 +58,7 @@ def test_the_table_compares_with_the_reference_and_leaves_out_columns_without_fi
     assert lines[4].split() == ["peer", "3", "s", "5", "1.00", "1.00", "to", "1.00", "1.00", "GiB"]
 
 
-def test_the_json_holds_every_round_and_names_no_machine(tmp_path):
+def test_the_json_contains_every_round_and_no_name_of_the_machine(tmp_path):
     sides = [rounds("ours", [1.0, 2.0]), rounds("peer", [2.0, 4.0])]
     write_json(tmp_path / "found.json", {"rounds": 2}, [Comparison("work", "rows", "peer", sides)])
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))
@@ -106,17 +95,34 @@ def test_a_side_that_dies_is_named(capfd):
     assert "begin" in capfd.readouterr().err
 
 
+@pytest.fixture
+def benchmark(monkeypatch, capsys):
+    """`python -m benchmarks.NAME` with options, in this process; returns the exit code and the output."""
+
+    def run(name, *options):
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *options])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+        return end.value.code, capsys.readouterr()
+
+    return run
+
+
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_benchmark_has_a_help_text(name):
-    asked = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.{name}", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=20
-    )  # fmt: skip
-    assert asked.returncode == 0
-    assert any(option in asked.stdout for option in ("--json", "--out")), "no option for the output file"
+def test_every_benchmark_has_a_help_text(name, benchmark):
+    code, output = benchmark(name, "--help")
+    assert code == 0
+    assert any(option in output.out for option in ("--json", "--out")), "no option for the output file"
+
+
+def test_wrong_input_is_one_sentence_and_exit_code_2(benchmark):
+    code, output = benchmark("adapt_vs_peft", "--methods", "magic")
+    known = "lora, soft-prompt, prefix, last-blocks, features"
+    assert (code, output.err) == (2, f"benchmark: unknown method 'magic'; choose from {known}\n")
 
 
 def test_the_contestants_use_names_that_minillm_and_its_peers_have():
-    """They are imported only in a worker, so a renamed function would otherwise fail only when they are timed."""
+    """Only workers import them, so a renamed function would otherwise fail only during a measurement."""
     pytest.importorskip("peft")
     for side in ("minillm_side", "peer_side"):
         module = import_module(f"benchmarks.{side}")
@@ -126,11 +132,10 @@ def test_the_contestants_use_names_that_minillm_and_its_peers_have():
         assert hasattr(module.Scoring, "score")
 
 
-def test_a_methods_accuracies_are_summed_up_over_the_seeds():
-    runs = [
-        {"name": "lora", "accuracy": share, "chosen": {"validation": [0.5, share + 0.01], "best_epoch": 2}}
-        for share in (0.80, 0.82, 0.84)
-    ]
+def test_the_accuracies_of_a_method_are_averaged_over_the_seeds():
+    shares = (0.80, 0.82, 0.84)
+    chosen = [{"validation": [0.5, share + 0.01], "best_epoch": 2} for share in shares]
+    runs = [{"name": "lora", "accuracy": share, "chosen": one} for share, one in zip(shares, chosen, strict=True)]
     found = summary(runs)
     # A standard deviation of 2 points over the root of 3.
     assert (found["mean"], found["standard_error"]) == pytest.approx((0.82, 0.02 / 3**0.5))
@@ -138,9 +143,6 @@ def test_a_methods_accuracies_are_summed_up_over_the_seeds():
     assert line.split() == ["lora", "81.0", "83.0", "85.0", "80.0", "82.0", "84.0", "82.0", "1.15", "2", "2", "2"]
     assert len(head) == len(line)
     assert summary(runs[:1])["standard_error"] is None
-
-
-def test_the_mean_of_four_runs_has_half_the_standard_error_of_one():
     assert standard_error_of_mean([0.0, 0.0, 2.0, 2.0]) == pytest.approx((4 / 3) ** 0.5 / 2)
 
 
@@ -149,13 +151,3 @@ def test_seeds_are_integers_and_different(listed, message):
     assert numbers("0, 1,2") == [0, 1, 2]
     with pytest.raises(InputError, match=message):
         numbers(listed)
-
-
-def test_wrong_input_is_one_sentence_and_exit_code_2():
-    command = [sys.executable, "-m", "benchmarks.adapt_vs_peft", "--methods", "magic"]
-    asked = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert asked.returncode == 2
-    assert (
-        asked.stderr
-        == "benchmark: unknown method 'magic'; choose from lora, soft-prompt, prefix, last-blocks, features\n"
-    )

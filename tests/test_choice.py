@@ -1,4 +1,4 @@
-"""Who computes an operation: its formula, its fast form or its kernel; in every thread, and at no cost on a CPU."""
+"""The choice of an implementation (plain, fast or kernel): forced, by thread, by measurement, at no cost on a CPU."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import product
 from threading import Barrier, Thread
 from types import SimpleNamespace
 
@@ -34,7 +35,7 @@ def triton():
 
 
 class Dispatched(TorchDispatchMode):
-    """The operations that torch dispatches within it, by name and in order."""
+    """Records the names of the operations that torch dispatches, in order."""
 
     def __init__(self):
         super().__init__()
@@ -45,6 +46,10 @@ class Dispatched(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def under(name):
+    return backend(name) if name else nullcontext()
+
+
 def computed_by(dtype=torch.float32):
     with Dispatched() as seen:
         operations.gelu(torch.ones(3, device=DEVICE, dtype=dtype))
@@ -53,58 +58,48 @@ def computed_by(dtype=torch.float32):
     return "fast" if "aten::gelu" in seen.names else "plain"
 
 
-def test_a_backend_is_forced_inside_alone_and_the_innermost_wins(triton):
+def test_a_backend_is_forced_inside_its_block_and_the_innermost_wins(triton):
     assert computed_by() == "fast"
-    for outer in operations.BACKENDS:
+    for outer, inner in product(operations.BACKENDS, repeat=2):
         with backend(outer):
             assert computed_by() == operations.current_backend() == outer
-            for inner in operations.BACKENDS:
-                with backend(inner):
-                    assert computed_by() == inner
+            with backend(inner):
+                assert computed_by() == inner
             assert computed_by() == outer
     assert computed_by() == "fast"
     assert operations.current_backend() is None
 
 
-def test_what_was_chosen_before_is_restored_after_an_exception():
-    with backend("plain"):
-        with pytest.raises(KeyError), backend("fast"):
-            raise KeyError
-        with pytest.raises(InputError), backend("cuda"):
-            pass
-        assert computed_by() == "plain"
-    assert computed_by() == "fast"
-
-
-def test_double_precision_is_left_to_torch(triton):
+def test_the_kernels_do_not_compute_in_float64(triton):
     with backend("triton"):
         assert computed_by(torch.float64) == "fast"
         assert computed_by(torch.bfloat16) == "triton"
 
 
-def test_there_is_no_other_backend_and_none_without_triton(monkeypatch):
-    with pytest.raises(InputError, match="no backend 'cuda'; there are: plain, fast, triton"), backend("cuda"):
-        pass
+def test_the_backend_is_restored_after_an_exception_and_an_unknown_or_missing_one_is_refused(monkeypatch):
     monkeypatch.setattr("minillm.operations.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"pip install 'minillm\[kernels\]'"), backend("triton"):
-        pass
+    with backend("plain"):
+        with pytest.raises(KeyError), backend("fast"):
+            raise KeyError
+        with pytest.raises(InputError, match="no backend 'cuda'; there are: plain, fast, triton"), backend("cuda"):
+            pass
+        with pytest.raises(InputError, match=r"pip install 'minillm\[kernels\]'"), backend("triton"):
+            pass
+        assert computed_by() == "plain"
+    assert computed_by() == "fast"
 
 
 def test_each_thread_has_a_backend_of_its_own():
-    names, barrier, found = ("plain", "fast", None), Barrier(3, timeout=60), {}
+    barrier, found = Barrier(3, timeout=60), {}
 
     def compute(name):
-        if name is None:
+        with under(name):
             barrier.wait()
             found[name] = computed_by()
-            return barrier.wait()
-        with backend(name):
             barrier.wait()
-            found[name] = computed_by()
-            return barrier.wait()
 
     with backend("plain"):
-        threads = [Thread(target=compute, args=(name,)) for name in names]
+        threads = [Thread(target=compute, args=(name,)) for name in ("plain", "fast", None)]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -113,14 +108,10 @@ def test_each_thread_has_a_backend_of_its_own():
         assert computed_by() == "plain"
 
 
-def under(name):
-    return backend(name) if name else nullcontext()
-
-
 @pytest.mark.parametrize(
     ("forward", "backward"), [("plain", None), ("plain", "fast"), ("fast", "plain"), (None, "plain")]
 )
-def test_blocks_that_are_run_again_for_their_gradient_are_run_as_they_were(forward, backward, monkeypatch):
+def test_recomputed_blocks_use_the_backend_of_the_forward_pass(forward, backward, monkeypatch):
     called = []
     for name, module in (("plain", plain_attention), ("fast", fast_attention)):
 
@@ -135,7 +126,7 @@ def test_blocks_that_are_run_again_for_their_gradient_are_run_as_they_were(forwa
         loss = decoder(torch.tensor([[3, 1, 4]])).sum()
     with under(backward):
         loss.backward()
-    assert called == 4 * [forward or "fast"], "two blocks, forward and again"
+    assert called == 4 * [forward or "fast"], "two blocks, forward and recomputed"
 
 
 ROWS = {
@@ -146,7 +137,7 @@ ROWS = {
 
 @pytest.fixture
 def measured(monkeypatch):
-    """What was measured, on a GPU that torch says is there."""
+    """Sets the speedups that were measured and the name of the GPU."""
 
     def on(gpu, rows):
         monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(name=gpu))
@@ -170,39 +161,37 @@ def chosen(operation, *sizes, dtype=torch.bfloat16):
         ((4096, 5000), False), ((2000, 4096), True), ((10**6, 10**6), False), ((1, 10**6), True),
     ],
 )  # fmt: skip
-def test_the_nearest_sizes_that_were_measured_decide(sizes, faster, measured):
-    """Half way between 64 and 4096 stand 512 rows: an eighth of the one, eight times the other."""
+def test_the_nearest_measured_sizes_decide(sizes, faster, measured):
+    """On a logarithmic scale 512 rows are half way between 64 and 4096."""
     measured("this GPU", ROWS)
     assert chosen("rms_norm", *sizes) is faster
 
 
-def test_what_was_not_measured_is_left_to_torch(measured):
+def test_a_kernel_is_used_only_where_it_was_measured_to_be_faster(measured):
     measured("this GPU", ROWS)
     assert chosen("rms_norm", 64, 128)
-    assert not chosen("layer_norm", 64, 128), "as fast is not faster"
+    assert not chosen("layer_norm", 64, 128), "a speedup of 1 is not enough"
     assert not chosen("gelu", 64, 128)
     assert not chosen("rms_norm", 64, 128, dtype=torch.float32)
-    assert not chosen("rms_norm", 64), "sizes of another meaning"
+    assert not chosen("rms_norm", 64), "another number of sizes"
     for name in ("plain", "fast"):
         with backend(name):
             assert not chosen("rms_norm", 64, 128)
-    measured("another GPU", ROWS)
-    assert not chosen("rms_norm", 64, 128)
-    measured("this GPU", {})
-    assert not chosen("rms_norm", 64, 128)
+    for gpu, rows in (("another GPU", ROWS), ("this GPU", {})):
+        measured(gpu, rows)
+        assert not chosen("rms_norm", 64, 128)
 
 
-def test_the_file_of_what_was_measured_can_be_read():
-    assert all(times > 0 for rows in _measured._read().values() for _, times in rows)
+def test_the_file_of_measured_speedups_is_valid():
+    assert all(speedup > 0 for rows in _measured._read().values() for _, speedup in rows)
 
 
 def dispatched(case):
-    """Forward and backward; a frozen matrix needs no gradient."""
+    """The operations of the forward and backward pass in float32; a frozen matrix needs no gradient."""
     tensors = {name: torch.from_numpy(array.copy()) for name, array in case.inputs.items()}
-    tensors = {name: side.float() if side.is_floating_point() else side for name, side in tensors.items()}
-    for name, side in tensors.items():
-        if side.is_floating_point() and not (case.what in FROZEN and name == "weight"):
-            side.requires_grad_()
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            tensors[name] = tensor.float().requires_grad_(not (case.what in FROZEN and name == "weight"))
     with Dispatched() as seen:
         out = case.run(tensors, torch.float32, torch.device("cpu"))
         if out.requires_grad:
@@ -210,8 +199,8 @@ def dispatched(case):
     return seen.names
 
 
-def test_on_a_cpu_the_choice_costs_no_operation_of_torchs(monkeypatch):
-    """Next to the implementation itself, called in its place."""
+def test_on_a_cpu_the_choice_adds_no_torch_operation(monkeypatch):
+    """Compared with the implementation itself, called in its place."""
     for case in operation_cases(DecoderConfig.tiny(), np.random.default_rng(0)):
         file, name = OPERATIONS[case.what][0], case.what
         plain = getattr(import_module(f"minillm.ops.{file}"), name)
@@ -226,7 +215,7 @@ def test_on_a_cpu_the_choice_costs_no_operation_of_torchs(monkeypatch):
 
 
 def dispatched_by_decoders():
-    """Every operation of forward and backward passes: plain, under LoRA and after a prefix, and of the loss."""
+    """The operations of forward and backward passes: of the decoder, with LoRA, with a prefix, and of the loss."""
     with Dispatched() as seen:
         for style in ("figure 1", "GPT-2", "Llama"):
             decoder = random_decoder(STYLES[style]).float()
@@ -238,8 +227,8 @@ def dispatched_by_decoders():
     return seen.names
 
 
-def test_on_a_cpu_kernels_cost_decoders_no_operation(monkeypatch):
-    """With the choice, with the fast form forced, without the package of the kernels: the same list."""
+def test_on_a_cpu_the_kernels_add_no_operation_to_a_decoder(monkeypatch):
+    """The same list by default, with the fast implementations forced, and without the package of the kernels."""
     lists = [dispatched_by_decoders()]
     with backend("fast"):
         lists.append(dispatched_by_decoders())

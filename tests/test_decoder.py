@@ -1,4 +1,4 @@
-"""Laws of the decoder: what its sizes are, what may depend on what, and what a prompt is."""
+"""Laws of the decoder: sizes, causality, batches and padding, prompts."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
 from tests.decoders import SIZES, STYLES, random_decoder, random_prefix
-from tests.strategies import sizes
+from tests.strategies import masks, sizes
 from tests.tolerances import assert_close
 
 styles = st.sampled_from(sorted(STYLES)).map(STYLES.get)
@@ -36,45 +36,34 @@ def _row(prefix, row):
     return KeyValues(prefix.keys[:, row : row + 1], prefix.values[:, row : row + 1], prefix.gate)
 
 
-@pytest.mark.parametrize(
-    ("config", "parameters"),
-    [
-        (DecoderConfig.gpt2("small"), 124_439_808),
-        (DecoderConfig.gpt2("medium"), 354_823_168),
-        (DecoderConfig.gpt2("large"), 774_030_080),
-        (DecoderConfig.gpt2("xl"), 1_557_611_200),
-        (DecoderConfig.llama("smollm2-135m"), 134_515_008),
-        (DecoderConfig.llama("smollm2-360m"), 361_821_120),
-        (DecoderConfig.llama("smollm2-1.7b"), 1_711_376_384),
-        (DecoderConfig.llama("llama-2-7b"), 6_738_415_616),
-    ],
-    ids=lambda value: str(value) if isinstance(value, int) else "",
-)
-def test_a_published_model_has_its_published_number_of_parameters(config, parameters):
-    with torch.device("meta"):
-        decoder = Decoder(config)
-    assert sum(parameter.numel() for parameter in decoder.parameters()) == parameters
+PUBLISHED = {
+    "gpt2": {"small": 124_439_808, "medium": 354_823_168, "large": 774_030_080, "xl": 1_557_611_200},
+    "llama": {"smollm2-135m": 134_515_008, "smollm2-360m": 361_821_120, "smollm2-1.7b": 1_711_376_384}
+    | {"llama-2-7b": 6_738_415_616},
+}
 
 
-def test_a_block_of_gpt2_small_has_seven_million_parameters():
+def _count(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("family", "size"), [(family, size) for family in PUBLISHED for size in PUBLISHED[family]])
+def test_a_published_model_has_its_published_number_of_parameters(family, size):
     with torch.device("meta"):
-        block = Decoder(replace(DecoderConfig.gpt2("small"), layers=1)).blocks[0]
-    assert sum(parameter.numel() for parameter in block.parameters()) == 7_087_872
+        decoder = Decoder(getattr(DecoderConfig, family)(size))
+    assert _count(decoder) == PUBLISHED[family][size]
+    if size == "small":
+        assert _count(decoder.blocks[0]) == 7_087_872
 
 
 def test_the_whole_parameter_tree_of_a_small_llama():
     shapes = {name: tuple(parameter.shape) for name, parameter in Decoder(STYLES["Llama, untied"]).named_parameters()}
+    block = {"attention_norm": (30,), "attention.query": (30, 30), "attention.key": (10, 30)}
+    block |= {"attention.value": (10, 30), "attention.out": (30, 30), "feed_forward_norm": (30,)}
+    block |= {"feed_forward.gate": (11, 30), "feed_forward.up": (11, 30), "feed_forward.down": (30, 11)}
     assert shapes == {
         "embed.weight": (13, 30),
-        **{f"blocks.{i}.attention_norm.weight": (30,) for i in range(2)},
-        **{f"blocks.{i}.attention.query.weight": (30, 30) for i in range(2)},
-        **{f"blocks.{i}.attention.key.weight": (10, 30) for i in range(2)},
-        **{f"blocks.{i}.attention.value.weight": (10, 30) for i in range(2)},
-        **{f"blocks.{i}.attention.out.weight": (30, 30) for i in range(2)},
-        **{f"blocks.{i}.feed_forward_norm.weight": (30,) for i in range(2)},
-        **{f"blocks.{i}.feed_forward.gate.weight": (11, 30) for i in range(2)},
-        **{f"blocks.{i}.feed_forward.up.weight": (11, 30) for i in range(2)},
-        **{f"blocks.{i}.feed_forward.down.weight": (30, 11) for i in range(2)},
+        **{f"blocks.{i}.{name}.weight": shape for i in range(2) for name, shape in block.items()},
         "norm.weight": (30,),
         "head.weight": (13, 30),
     }
@@ -92,41 +81,31 @@ def test_a_tied_head_is_the_embedding_table_itself():
     assert Decoder(STYLES["Llama, untied"]).head.weight is not decoder.embed.weight
 
 
-def test_a_fresh_decoder_is_spread_as_gpt2_is():
+def test_a_new_decoder_is_initialised_like_gpt2():
     torch.manual_seed(0)
     decoder = Decoder(replace(DecoderConfig.gpt2("small"), layers=2, vocabulary=1000))
-    spread = {name: parameter.std().item() for name, parameter in decoder.named_parameters() if parameter.dim() > 1}
-    for name, value in spread.items():
-        assert value == pytest.approx(0.01 if name.endswith(("out.weight", "down.weight")) else 0.02, rel=0.02), name
-    assert all(not p.any() for name, p in decoder.named_parameters() if name.endswith("bias"))
-    assert all((p == 1).all() for name, p in decoder.named_parameters() if name.endswith("norm.weight"))
+    for name, parameter in decoder.named_parameters():
+        if parameter.dim() > 1:
+            expected = 0.01 if name.endswith(("out.weight", "down.weight")) else 0.02
+            assert parameter.std().item() == pytest.approx(expected, rel=0.02), name
+        else:
+            assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
 
 
 @every_style
 @every_prefix
-def test_logits_do_not_depend_on_later_tokens(style, kind):
+def test_logits_depend_on_every_earlier_token_and_on_no_later_one(style, kind):
     decoder = random_decoder(STYLES[style])
     ids, prefix = _ids(2, 7), _prefix(kind, decoder.config, 2)
     before = decoder(ids, prefix=prefix)
     for place in range(7):
-        changed = ids.clone()
-        changed[:, place:] = (ids[:, place:] + 1) % SIZES["vocabulary"]
-        after = decoder(changed, prefix=prefix)
+        later, one = ids.clone(), ids.clone()
+        later[:, place:] = (ids[:, place:] + 1) % SIZES["vocabulary"]
+        one[:, place] = later[:, place]
+        after = decoder(later, prefix=prefix)
         assert_close(after[:, :place], before[:, :place], "law")
         assert (after[:, place] - before[:, place]).abs().max() > 1e-3
-
-
-@every_style
-@every_prefix
-def test_logits_depend_on_every_earlier_token(style, kind):
-    """The other half of causality: a decoder that reads nothing would pass the law above."""
-    decoder = random_decoder(STYLES[style])
-    ids, prefix = _ids(1, 5), _prefix(kind, decoder.config, 1)
-    before = decoder(ids, prefix=prefix)[0, -1]
-    for place in range(5):
-        changed = ids.clone()
-        changed[:, place] = (ids[:, place] + 1) % SIZES["vocabulary"]
-        assert (decoder(changed, prefix=prefix)[0, -1] - before).abs().max() > 1e-6
+        assert ((decoder(one, prefix=prefix) - before)[:, place:].abs().amax((0, 2)) > 1e-6).all()
 
 
 @every_style
@@ -157,36 +136,28 @@ def test_padding_left_or_right_changes_nothing(style, kind):
             assert_close(logits[row][mask[row]][None], decoder(text[None], prefix=_row(prefix, row)), "law")
 
 
-@given(styles, sizes, sizes, sizes, st.integers(0, 2**31))
-def test_a_hard_prompt_is_its_keys_and_values_is_a_soft_prompt_of_its_embeddings(config, batch, length, tokens, seed):
+@given(styles, st.data(), sizes, sizes, st.integers(0, 2**31))
+def test_a_hard_prompt_is_its_keys_and_values_is_a_soft_prompt_of_its_embeddings(config, data, length, tokens, seed):
     decoder = random_decoder(config, seed)
-    prompt, ids = _ids(1, length, seed=seed), _ids(batch, tokens, seed=seed + 1)
-    hard = decoder(torch.cat((prompt.expand(batch, -1), ids), 1))[:, length:]
-    assert_close(decoder(ids, prefix=decoder.keys_values(prompt)), hard, "law")
-    assert_close(decoder(ids, prefix=decoder.keys_values(decoder.embed(prompt))), hard, "law")
-
-
-@every_style
-def test_a_prompt_before_padded_rows_is_the_prompt_before_each(style):
-    decoder = random_decoder(STYLES[style])
-    prompt, ids = _ids(1, 3), _ids(2, 5, seed=1)
-    mask = torch.tensor([[False, False, True, True, True], [True, True, True, False, False]])
-    logits = decoder(ids, prefix=decoder.keys_values(prompt), mask=mask)
-    for row in range(2):
-        alone = decoder(torch.cat((prompt, ids[row : row + 1, mask[row]]), 1))[:, 3:]
-        assert_close(logits[row][mask[row]][None], alone, "law")
+    mask = torch.from_numpy(data.draw(masks(data.draw(sizes), tokens)))
+    prompt, ids = _ids(1, length, seed=seed), _ids(*mask.shape, seed=seed + 1)
+    soft = decoder.keys_values(decoder.embed(prompt))
+    padded = decoder(ids, prefix=decoder.keys_values(prompt), mask=mask)
+    for row, real in enumerate(mask):
+        hard = decoder(torch.cat((prompt, ids[row : row + 1, real]), 1))[:, length:]
+        assert_close(padded[row : row + 1, real], hard, "law")
+        assert_close(decoder(ids[row : row + 1, real], prefix=soft), hard, "law")
 
 
 @every_style
 def test_the_order_of_tokens_matters(style):
     decoder = random_decoder(STYLES[style])
-    ids = torch.tensor([[1, 2, 3, 4]])
-    turned = torch.tensor([[2, 1, 3, 4]])
-    assert (decoder(ids)[0, -1] - decoder(turned)[0, -1]).abs().max() > 1e-6
+    one, other = decoder(torch.tensor([[1, 2, 3, 4], [2, 1, 3, 4]]))[:, -1]
+    assert (one - other).abs().max() > 1e-6
 
 
 def test_rotary_positions_are_relative_and_the_others_are_not():
-    """A prefix of another length moves all positions; with a closed gate nothing else changes."""
+    """A prefix shifts all positions; with its gate at 0 nothing else changes."""
     for style, config in STYLES.items():
         decoder = random_decoder(config)
         prefix = random_prefix(config, 3, gated=True)
@@ -196,14 +167,13 @@ def test_rotary_positions_are_relative_and_the_others_are_not():
 
 
 @every_style
-def test_features_are_what_the_head_reads(style):
+def test_the_logits_are_the_head_of_the_features(style):
     decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
     assert torch.equal(decoder.head(decoder.features(ids)), decoder(ids))
 
 
 @every_style
 def test_float64_is_never_downcast(style):
-    """A step through float32 would move the logits by 1e-7 of their size; the numpy reference is exact."""
     decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
     seen = set()
     for module in decoder.modules():
@@ -215,7 +185,7 @@ def test_float64_is_never_downcast(style):
 
 @every_style
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_a_decoder_answers_in_its_own_dtype(style, dtype):
+def test_the_logits_have_the_dtype_of_the_decoder(style, dtype):
     decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
     expected = decoder(ids)
     logits = decoder.to(dtype)(ids, mask=torch.ones(2, 5, dtype=torch.bool))
@@ -224,7 +194,7 @@ def test_a_decoder_answers_in_its_own_dtype(style, dtype):
 
 
 @every_style
-def test_dropout_acts_in_training_alone(style):
+def test_dropout_acts_only_in_training(style):
     config = replace(STYLES[style], dropout=0.3)
     decoder, plain, ids = random_decoder(config), random_decoder(STYLES[style]), _ids(2, 5)
     assert torch.equal(decoder(ids), plain(ids))
@@ -234,7 +204,7 @@ def test_dropout_acts_in_training_alone(style):
     assert torch.equal(decoder(ids), plain(ids))
 
 
-def test_more_tokens_than_the_context_are_refused_with_a_sentence():
+def test_more_tokens_than_the_context_are_refused():
     decoder = random_decoder(STYLES["Llama"])
     assert decoder(_ids(1, 17)).shape == (1, 17, 13)
     with pytest.raises(InputError, match=r"18 tokens exceed .* context of 17"):
@@ -244,7 +214,7 @@ def test_more_tokens_than_the_context_are_refused_with_a_sentence():
 
 
 @pytest.mark.parametrize("tokens", [4, 6])
-def test_a_mask_of_the_wrong_length_is_refused_with_a_sentence(tokens):
+def test_a_mask_of_the_wrong_length_is_refused(tokens):
     decoder = random_decoder(STYLES["Llama"])
     with pytest.raises(InputError, match=rf"the mask is \(2, {tokens}\).* are \(2, 5\)"):
         decoder.features(_ids(2, 5), mask=torch.ones(2, tokens, dtype=torch.bool))
@@ -255,6 +225,6 @@ def test_gradients_reach_every_parameter():
         decoder = random_decoder(config)
         decoder(_ids(2, 17)).square().sum().backward()
         for name, parameter in decoder.named_parameters():
-            # Without rotary positions a key's bias adds the same to all of a query's scores: it has no gradient.
+            # Without rotary positions a key's bias adds the same to all scores of a query: it has no gradient.
             expected = not (name.endswith("key.bias") and config.positions != "rotary")
             assert (parameter.grad.abs().max() > 1e-6) == expected, f"{style}: {name}"

@@ -1,4 +1,4 @@
-"""The imports run one way, and every module can be imported with the core dependencies alone."""
+"""The order of imports, and that every module can be imported with the core dependencies alone."""
 
 import ast
 import subprocess
@@ -10,11 +10,7 @@ import pytest
 import minillm
 
 HOME = Path(minillm.__file__).parent
-MODULES = sorted(
-    ".".join(path.relative_to(HOME.parent).with_suffix("").parts).removesuffix(".__init__")
-    for path in HOME.rglob("*.py")
-    if path.name != "__main__.py"
-)
+FILES = sorted(HOME.rglob("*.py"))
 
 # Each row imports only from the rows above it; a room is a folder or a module of minillm/.
 ROWS = [
@@ -43,32 +39,24 @@ ROWS = [
 ]
 LEVEL = {room: level for level, row in enumerate(ROWS) for room in row}
 FACADES = {"__init__.py", "adapt/__init__.py"}
-"""They offer names from further down, and load them when they are first used."""
+"""They offer names from later rows, and load them at first use."""
 MAY_COMPARE = {"reference", "training", "lab"}
-"""Rooms that may use the numpy reference: nothing that computes for a user leans on it."""
+"""Rooms that may import the numpy reference; nothing that computes for a user depends on it."""
 EXTRAS = {"transformers", "peft", "sklearn", "matplotlib", "triton", "pytest", "hypothesis", "beartype", "nbformat"}
 
 
 def _imports(path):
-    """(name, whether only when it is needed) of everything that a file imports, but for the type checker alone."""
+    """The names that a file imports at any time, without those for the type checker."""
     tree = ast.parse(path.read_text())
-    lazy = {id(node) for function in ast.walk(tree) for node in _inside(function)}
     typing_only = {id(node) for test in ast.walk(tree) if _is_type_checking(test) for node in ast.walk(test)}
     for node in ast.walk(tree):
         if id(node) in typing_only:
             continue
         if isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            assert node.level == 0, f"{path.name} has a relative import; write the whole name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        assert getattr(node, "level", 0) == 0, f"{path.name} has a relative import: they are written out here"
-        yield from ((name, id(node) in lazy) for name in names)
-
-
-def _inside(node):
-    return ast.walk(node) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) else ()
+            yield from (alias.name for alias in node.names)
 
 
 def _is_type_checking(node):
@@ -76,24 +64,17 @@ def _is_type_checking(node):
 
 
 def _name(path):
-    """The module of a file, from the package on: "ops.lora", "decoder", "hub"."""
+    """The module of a file within the package: "ops.lora", "decoder", "hub"."""
     return ".".join(path.relative_to(HOME).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = sorted(HOME.rglob("*.py"))
 NAMES = {_name(path) for path in FILES}
 
 
-def _module(name):
-    """The module that an imported name is, or belongs to."""
-    name = name.removeprefix("minillm.")
-    return name if name in NAMES else name.rpartition(".")[0]
-
-
 def _inner(path):
-    """The modules of minillm that a file imports, when it is loaded or later; the package itself is none."""
-    found = {_module(name) for name, _ in _imports(path) if name.startswith("minillm.")}
-    return found - {"", _name(path)} - ({"__init__"} if path.parent == HOME else set())
+    """The modules of minillm that a file imports, without the package itself."""
+    names = {name.removeprefix("minillm.") for name in _imports(path) if name.startswith("minillm.")}
+    return {name if name in NAMES else name.rpartition(".")[0] for name in names} - {"", "__init__", _name(path)}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(HOME)))
@@ -102,20 +83,20 @@ def test_imports_run_one_way(path):
         return
     room = _name(path).split(".")[0]
     for imported in {module.split(".")[0] for module in _inner(path)} - {room}:
-        assert LEVEL[imported] < LEVEL[room], f"{room} imports {imported}, which is not above it"
-        assert imported != "reference" or room in MAY_COMPARE, f"{room} leans on the reference"
-        assert imported != "kernels" or room == "operations", f"{room} calls a kernel"
+        assert LEVEL[imported] < LEVEL[room], f"{room} imports {imported}, which is not in a row above"
+        assert imported != "reference" or room in MAY_COMPARE, f"{room} imports the reference"
+        assert imported != "kernels" or room == "operations", f"{room} imports a kernel"
     if room == "hub" and "peft" not in path.stem:
         assert not any(module.startswith("adapt") for module in _inner(path))
 
 
-def test_no_module_imports_in_a_circle():
-    """Lazy imports too; within a room no order is written down, so the graph itself is searched."""
+def test_there_is_no_import_cycle():
+    """Lazy imports included."""
     graph = {_name(path): _inner(path) for path in FILES if str(path.relative_to(HOME)) not in FACADES}
     done, open_ = set(), []
 
     def visit(module):
-        assert module not in open_, f"a circle: {' -> '.join([*open_[open_.index(module) :], module])}"
+        assert module not in open_, f"a cycle: {' -> '.join([*open_[open_.index(module) :], module])}"
         if module in done or module not in graph:
             return
         open_.append(module)
@@ -133,14 +114,14 @@ def test_the_decoder_stays_short():
 
 def test_the_reference_imports_numpy_and_the_standard_library_alone():
     for path in (HOME / "reference").glob("*.py"):
-        for name, _ in _imports(path):
+        for name in _imports(path):
             first = name.split(".")[0]
             assert first in sys.stdlib_module_names or first == "numpy" or name.startswith("minillm.reference")
 
 
 def test_transformers_and_peft_are_never_imported():
     for path in FILES:
-        for name, _ in _imports(path):
+        for name in _imports(path):
             assert name.split(".")[0] not in ("transformers", "peft"), path
 
 
@@ -149,8 +130,8 @@ def _run(program):
 
 
 def test_the_reference_loads_without_torch():
-    stems = [name for name in MODULES if name.startswith("minillm.reference")]
-    program = f"import sys, {', '.join(stems)}; print(sorted({{name.split('.')[0] for name in sys.modules}}))"
+    modules = ", ".join(f"minillm.{name}" for name in sorted(NAMES) if name.startswith("reference"))
+    program = f"import sys, {modules}; print(sorted({{name.split('.')[0] for name in sys.modules}}))"
     done = _run(program)
     assert done.returncode == 0, done.stderr
     loaded = set(ast.literal_eval(done.stdout))
@@ -159,8 +140,8 @@ def test_the_reference_loads_without_torch():
 
 
 def test_every_module_imports_with_the_core_dependencies_alone():
-    """What an extra would bring is refused, as if it were not installed."""
-    modules = [name for name in MODULES if not name.startswith("minillm.kernels.")]
+    """The packages of the extras cannot be imported, as if they were not installed."""
+    modules = [f"minillm.{name}" for name in sorted(NAMES) if not name.startswith(("__", "kernels."))]
     done = _run(f"""
 import sys
 
@@ -171,7 +152,7 @@ class Missing:
             while caller.f_globals.get("__name__", "").startswith(("importlib", "_frozen_importlib")):
                 caller = caller.f_back
             if caller.f_globals.get("__name__", "").startswith("minillm"):
-                raise ModuleNotFoundError(f"No module named {{name!r}}, which only an extra brings", name=name)
+                raise ModuleNotFoundError(f"No module named {{name!r}}, which belongs to an extra", name=name)
 
 sys.meta_path.insert(0, Missing())
 import importlib
