@@ -1,12 +1,10 @@
-"""The one path from text to label: fit, predict, save and load, whatever the method.
+"""`TextClassifier`: text classification with every method, in scikit-learn's interface.
 
-A text is put into a prompt, every label has an answer, and the scores are log P(answer | prompt). `features` instead
-fits a logistic regression to the features of the prompts. `minillm ladder` and `minillm adapt` are built on this file.
-The interface is scikit-learn's, which is not imported: its `clone`, `cross_val_score`, `GridSearchCV` and `Pipeline`
-take a `TextClassifier`.
+A text is formatted as a prompt, each label has an answer, and the scores are log P(answer | prompt). The method
+`features` instead fits a logistic regression to the features of the prompts. `minillm ladder` and `minillm adapt` use
+this class. scikit-learn is not imported, but `clone`, `cross_val_score`, `GridSearchCV` and `Pipeline` work.
 """
 
-import difflib
 import json
 import sys
 import time
@@ -28,7 +26,7 @@ from minillm.data.labels import checked_texts, distinct, from_json, label_array
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Shot, Template, task_template
 from minillm.decoder import Decoder
-from minillm.errors import InputError, check_seed
+from minillm.errors import InputError, check_seed, unknown
 from minillm.operations import softmax
 from minillm.prompting.choosing import balanced_shots
 from minillm.prompting.fitting import encode_answers, fit_head, fit_to_labels, score_labels
@@ -48,7 +46,7 @@ NAMES = (*IN_CONTEXT, "features", *METHODS)
 
 
 class Scored(NamedTuple):
-    """Each answer's score after each prompt, the tokens processed, and how many tokens all prompts share."""
+    """The score of each answer for each prompt, the number of tokens, and the length of the common prefix."""
 
     scores: Float[Tensor, "N C"]
     tokens: int
@@ -57,7 +55,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class Training:
-    """The seconds and the tokens of `fit`, without loading the base, and what was chosen or recorded on the way."""
+    """The seconds (without loading the base) and tokens of `fit`, and the selected and recorded values."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -66,32 +64,32 @@ class Training:
 
 @dataclass(kw_only=True, eq=False)
 class TextClassifier(MethodOptions):
-    """A classifier of texts by an adapted decoder. Labels may be of any hashable type.
+    """A text classifier that adapts a decoder. Labels may be of any hashable type.
 
-    `base` is a name, a path or a (Decoder, Tokenizer) pair, whose weights are never written to. After `fit`, `classes_`
-    are the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder.
+    `base` is a name, a path or a (Decoder, Tokenizer) pair; its weights are never modified. After `fit`, `classes_` are
+    the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder.
     """
 
     base: str | Path | tuple[Decoder, Tokenizer | None] = "smollm2-135m-instruct"
-    """A pulled name, a directory in Hugging Face's layout, a .gguf file, tiny, or a decoder and its tokenizer."""
+    """A pulled model, tiny, a directory in Hugging Face's layout, a .gguf file, or a decoder and its tokenizer."""
     method: str = "lora"
     """zero-shot, few-shot, features, soft-prompt, prefix, output, last-blocks, lora, dora, pissa or full."""
     prompt: str = "Text: {text}\nLabel:"
-    """The prompt around a text, with {text} in it."""
+    """The prompt template, with {text} as the placeholder."""
     answers: Mapping[Any, str] | None = None
-    """The answer that stands for each label (default: a space and the label)."""
+    """The answer for each label; by default a space and the label."""
     end: str = ""
-    """The end of an answer in a few-shot prompt."""
+    """The text after each answer in a few-shot prompt."""
     shots: int = 8
-    """Examples in a few-shot prompt."""
+    """The number of examples in a few-shot prompt."""
     seed: int = 0
-    """The seed of everything random."""
+    """The random seed."""
     device: str = "auto"
-    """auto, cpu, cuda or mps. A pair stays where it is."""
+    """auto, cpu, cuda or mps; a pair is not moved."""
     precision: str = "auto"
-    """bfloat16 or float32 matrix products in training (auto: bfloat16 where the device is fast in it)."""
+    """The precision of matrix products in training: bfloat16, float32, or auto (bfloat16 if it is fast here)."""
     store: str | Path | None = None
-    """A directory in which `features` are stored, to be computed once."""
+    """The directory in which `features` are cached."""
 
     _estimator_type = "classifier"  # scikit-learn before 1.6
 
@@ -100,21 +98,20 @@ class TextClassifier(MethodOptions):
         return {parameter.name: getattr(self, parameter.name) for parameter in fields(self)}
 
     def set_params(self, **params: Any) -> "TextClassifier":
-        """Change parameters, for the next `fit`. Raises InputError for a name that is unknown."""
+        """Set parameters for the next `fit`. Raises InputError for an unknown name."""
         known = self.get_params()
         for name, value in params.items():
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1) or sorted(known)
-                raise InputError(f"TextClassifier has no parameter {name!r}; did you mean {', '.join(near)}?")
+                raise unknown("parameter", name, known)
             setattr(self, name, value)
         return self
 
     def __sklearn_clone__(self) -> "TextClassifier":
-        """An unfitted classifier on the same base: a pair is not copied."""
+        """An unfitted classifier with the same base; a pair is not copied."""
         return type(self)(**self.get_params())
 
     def __sklearn_tags__(self) -> Any:
-        """Only scikit-learn calls this, which is therefore imported."""
+        """Called by scikit-learn only, which is then imported."""
         sklearn = sys.modules["sklearn.utils"]
         return sklearn.Tags(
             estimator_type="classifier",
@@ -128,15 +125,15 @@ class TextClassifier(MethodOptions):
         validation: tuple[Iterable[str], Iterable[Hashable]] | None = None,
         on_trained: Callable[["TextClassifier"], None] = lambda classifier: None,
     ) -> "TextClassifier":  # fmt: skip
-        """Adapt the base to texts and their labels.
+        """Adapt the base to texts and labels.
 
-        `validation` texts and labels choose the best epoch and the C of `features`; without them the last epoch stays.
-        `on_trained` is called with the classifier once it is trained, and before Ctrl-C ends an unfinished training.
-        Raises InputError for parameters, texts or labels that cannot work.
+        The best epoch, and C for `features`, are selected on the `validation` texts and labels; without them the last
+        epoch is used. `on_trained` is called with the classifier after the training, and when Ctrl-C interrupts it.
+        Raises InputError for invalid parameters, texts or labels.
         """
         check_seed(self.seed)
         if self.method not in NAMES:
-            raise InputError(f"there is no method {self.method!r}; there are: {', '.join(NAMES)}")
+            raise unknown("method", self.method, NAMES)
         vars(self).pop("method_", None)
         labels = list(labels)
         self.classes_ = label_array(distinct(labels) if self.answers is None else list(self.answers))
@@ -146,10 +143,10 @@ class TextClassifier(MethodOptions):
         decoder, self.tokenizer_ = self._load_base()
         self.template_, self.training_ = task_template(task, shots), Training(chosen={"shots": len(shots)})
         self.precision_ = self._precision(decoder)
-        # Wrong settings are found before anything is built.
+        # Check the settings before the method is built.
         settings = training_settings(self.method, self, self.precision_, self.seed) if self.method in METHODS else None
         self.method_ = self._adapted(decoder)
-        # In bfloat16 nothing holds the float32 base from here on.
+        # In bfloat16 the float32 base can now be freed.
         del decoder
         if self.method == "features":
             self._fit_features(task)
@@ -159,7 +156,7 @@ class TextClassifier(MethodOptions):
         return self
 
     def scores(self, texts: Iterable[str], name: str = "texts") -> Scored:
-        """The score of each label for each text; the highest is the prediction. Raises InputError before `fit`."""
+        """The score of each label for each text. Raises InputError before `fit`."""
         if not hasattr(self, "method_"):
             raise InputError("this TextClassifier is not fitted: call fit first")
         prompts = self._prompts(LabelledText(text, 0) for text in checked_texts(texts))
@@ -169,12 +166,12 @@ class TextClassifier(MethodOptions):
         answers = encode_answers(self.tokenizer_, self._answers())
         if isinstance(self.method_, Method):
             return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
-        # All that the prompts have in common is processed once.
+        # The common prefix of the prompts is processed once.
         cached = PromptCache(self.method_.decoder).process(prompts)
         return Scored(cached.score(answers, name), cached.tokens, cached.shared)
 
     def predict_proba(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
-        """The probability of each label, among all labels, for each text; columns as in `classes_`."""
+        """The probability of each label for each text; the columns are in the order of `classes_`."""
         return softmax(self.scores(texts).scores.double()).numpy()
 
     def predict(self, texts: Iterable[str]) -> np.ndarray:
@@ -189,9 +186,9 @@ class TextClassifier(MethodOptions):
         return accuracy(scores, _labels(self._rows(texts, labels)))
 
     def save(self, directory: str | Path) -> None:
-        """Write the adapter (`method_.save`), if anything was trained, and classifier.json next to it.
+        """Write classifier.json and, for a trained method, the adapter (`method_.save`).
 
-        Raises InputError before `fit`, and for labels that JSON cannot hold: strings, numbers and tuples of them can.
+        Raises InputError before `fit`, and for labels that are not JSON types or tuples of them.
         """
         if not hasattr(self, "method_"):
             raise InputError("this TextClassifier is not fitted: call fit first")
@@ -214,7 +211,7 @@ class TextClassifier(MethodOptions):
         write_sealed(directory / CLASSIFIER, described)
 
     def _params(self) -> Iterable[tuple[str, Any]]:
-        """The parameters as JSON has them: a base in memory is None, the answers are in the order of the classes."""
+        """The parameters in JSON's types: a base in memory is None, the answers are in the order of the classes."""
         answers = None if self.answers is None else self._answers()
         base = None if isinstance(self.base, tuple) else str(self.base)
         store = None if self.store is None else str(self.store)
@@ -224,16 +221,16 @@ class TextClassifier(MethodOptions):
     def load(
         cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer | None] | None = None
     ) -> "TextClassifier":
-        """The saved classifier, with the same probabilities bit for bit. `base` replaces the name that was saved.
+        """Load a saved classifier; its probabilities are bit-identical. `base` replaces the saved name.
 
-        Raises InputError for a damaged or edited directory, and where an adapter belongs to another base.
+        Raises InputError for a damaged or edited directory, and if the adapter belongs to another base.
         """
         path = Path(directory) / CLASSIFIER
         found = read_sealed(path, FORMAT)
         params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
         answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
         if (base := base or params["base"]) is None:
-            raise InputError(f"{path} is of a decoder in memory; pass base=(decoder, tokenizer)")
+            raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
         self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
         self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
         self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
@@ -241,7 +238,7 @@ class TextClassifier(MethodOptions):
 
         def adapted(decoder: Decoder) -> Adaptation:
             if file_fingerprint(path.with_name(DESCRIPTION)) != found["adapter"]:
-                raise InputError(f"the adapter next to {path} is not the one that was saved with it")
+                raise InputError(f"the adapter in the directory of {path} is not the one that was saved with it")
             return load(decoder, directory, allow_noop=True, tokenizer=self.tokenizer_)
 
         in_context = self.method in IN_CONTEXT
@@ -249,14 +246,14 @@ class TextClassifier(MethodOptions):
         return self
 
     def _load_base(self) -> tuple[Decoder, Tokenizer]:
-        """Raises InputError for a base without a tokenizer."""
+        """Raises InputError if the base has no tokenizer."""
         if isinstance(self.base, tuple):
             decoder, tokenizer = self.base
         else:
             decoder, tokenizer = hub.load(self.base)
             decoder = decoder.to(pick_device(self.device))
         if tokenizer is None:
-            raise InputError(f"{self.base} has no tokenizer, and texts need one")
+            raise InputError(f"{self.base} has no tokenizer, which texts need")
         return decoder, tokenizer
 
     def _precision(self, decoder: Decoder) -> str:
@@ -265,13 +262,13 @@ class TextClassifier(MethodOptions):
         return best_precision(decoder.embed.weight.device) if self.precision == "auto" else self.precision
 
     def _rows(self, texts: Iterable[str], labels: Iterable[Any]) -> list[LabelledText]:
-        """Texts with the indices of their classes. Raises InputError for lengths that differ and an unknown label."""
+        """Texts with the indices of their classes. Raises InputError for different lengths and unknown labels."""
         texts, labels = checked_texts(texts), list(labels)
         places = {label: place for place, label in enumerate(self.classes_.tolist())}
         if len(texts) != len(labels):
-            raise InputError(f"{len(texts)} texts have {len(labels)} labels; each text needs one")
-        if unknown := [label for label in labels if label not in places]:
-            raise InputError(f"the label {unknown[0]!r} is none of the classes: {', '.join(map(str, places))}"[:500])
+            raise InputError(f"got {len(texts)} texts and {len(labels)} labels; each text needs one label")
+        if missing := [label for label in labels if label not in places]:
+            raise InputError(f"there is no class {missing[0]!r}; there are: {', '.join(map(str, places))}"[:500])
         return [LabelledText(text, places[label]) for text, label in zip(texts, labels, strict=True)]
 
     def _answers(self) -> list[str]:
@@ -283,7 +280,7 @@ class TextClassifier(MethodOptions):
         return [self.template_.encode(self.tokenizer_, row.text) for row in rows]
 
     def _adapted(self, decoder: Decoder) -> Method | Decoder:
-        """The method before it is trained; the decoder, where nothing in it is trained."""
+        """The untrained method, or the decoder if the method trains nothing in it."""
         if self.method == "features":
             return on_lowered_base(self.method, decoder, self.precision_, lambda decoder: decoder)
         answers = encode_answers(self.tokenizer_, self._answers())

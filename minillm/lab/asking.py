@@ -1,4 +1,4 @@
-"""Questions to a base, in one template or several: the scores of the labels, generated answers, and their accuracy."""
+"""The answers of a model to questions: the scores of the labels, generated answers, and their accuracy."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,31 +23,31 @@ BRIEF = GenerationSettings(max_new_tokens=16, stop=("\n",))
 
 @dataclass(kw_only=True)
 class AnswerOptions:
-    """What is wanted besides the labels' scores."""
+    """Options of generated answers."""
 
     free: bool = False
-    """Generate free answers too, and extract the label from them."""
+    """Also generate free answers, and extract the label from them."""
     samples: int = 1
-    """Sampled free answers whose majority counts."""
+    """The number of sampled answers for the majority vote (self-consistency)."""
     temperature: float = 0.7
-    """Of those samples."""
+    """The sampling temperature for the majority vote."""
     max_new_tokens: int = 96
-    """Of a chain of thought."""
-    seed: int = 0
-    """The seed of everything random."""
+    """The maximum number of tokens of a chain of thought."""
 
     def __post_init__(self):
         if self.samples < 1 or self.max_new_tokens < 1:
-            raise InputError(f"samples is {self.samples} and max_new_tokens {self.max_new_tokens}; both are 1 at least")
+            raise InputError(
+                f"samples and max_new_tokens must be at least 1, got {self.samples} and {self.max_new_tokens}"
+            )
         if self.samples > 1 and self.temperature <= 0:
-            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
+            raise InputError(f"temperature must be above 0 for a majority vote, got {self.temperature}")
 
 
 @dataclass(frozen=True)
 class Answers:
-    """The questions, with the chains of thought that the scores are behind, and the answers.
+    """The questions, each with its chain of thought, and the answers.
 
-    `generated` are the greedy answers and `majority` the most frequent samples, in full, where they were wanted.
+    `generated` holds the greedy answers and `majority` the most frequent samples; both are None if not requested.
     """
 
     questions: Sequence[Question]
@@ -64,12 +64,12 @@ def answer_form(question: Question, answers: Sequence[str]) -> AnswerForm:
 def ask(
     experiment: Experiment, questions: Sequence[Question], answers: Sequence[str], options: AnswerOptions
 ) -> Answers:  # fmt: skip
-    """Score the answers; with a chain of thought, behind the chain that the model writes first.
+    """Score the answers, after a generated chain of thought if the template has one.
 
-    The content-free questions get chains of their own. A template with a chain is answered freely in any case.
+    The content-free questions get chains of their own. With a chain, free answers are always generated.
     """
     content_free, template = content_free_questions(questions), questions[0].template
-    settings = replace(GenerationSettings(options.max_new_tokens) if template.chain else BRIEF, seed=options.seed)
+    settings = replace(GenerationSettings(options.max_new_tokens) if template.chain else BRIEF, seed=experiment.seed)
     cache, everything = PromptCache(experiment.decoder), [*questions, *content_free]
     answer = partial(concluded_answers, cache, experiment.tokenizer)
     texts = majority = None
@@ -89,7 +89,7 @@ def ask(
 
 
 def accuracies(answers: Answers, labels: Tensor) -> dict[str, Any]:
-    """Accuracies with their standard errors, by measure and before and after calibration, and of the free answers."""
+    """Accuracies with standard errors: of each measure before and after calibration, and of free answers."""
     before, after = answers.labels.before(), answers.labels.after()
     form = answer_form(answers.questions[0], answers.labels.answers)
     expected = [answers.labels.answers[int(label)] for label in labels]

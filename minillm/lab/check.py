@@ -1,8 +1,8 @@
-"""`minillm check`: is every number still computed right, in this config, in this dtype, on this device?
+"""`minillm check`: is everything computed correctly in this config, in this dtype, on this device?
 
-For anyone who changed an operation, or has a new GPU. Every operation and the whole decoder, adapted and not, is taken
-up the ladder of trust (`trust.py`), with the config's choices and heads in sizes that numpy can follow (`shrunk`).
-With `--kernels` our GPU kernels are its last rung: on the GPU, or in triton's interpreter.
+For users who changed an operation, or have a new GPU. All operations and the decoder, with and without adapters, are
+checked on the rungs of the ladder of trust (`trust.py`), for the architecture of the config in sizes that suit numpy
+(`shrunk`). With `--kernels` the GPU kernels are the last rung: on the GPU, or in triton's interpreter.
 """
 
 import json
@@ -11,15 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from minillm import hub
 from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
-from minillm.errors import InputError, check_seed
+from minillm.errors import InputError
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.ladder import versions
@@ -27,11 +26,12 @@ from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differenc
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
 from minillm.runtime.files import write_text
+from minillm.runtime.options import Directory, RunOptions
 from minillm.runtime.progress import progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
-"""The most of each that is checked: two layers meet as many do, and twice the width costs four times as much."""
+"""The largest sizes that are checked."""
 
 FAILED = 1
 KERNEL = "kernel"
@@ -39,73 +39,63 @@ COLUMNS = ("what", "rung", "largest error", "error", "limit", "verdict")
 Rung = Callable[[Case, np.random.Generator], Measured | None]
 
 
-@dataclass(frozen=True)
-class Check:
-    """Compute every operation, and the decoder adapted and not, twice: differences, numpy, torch. Under a minute.
+@dataclass(kw_only=True)
+class Check(RunOptions):
+    """Compare all operations and the decoder, with and without adapters, with the numpy reference. About a minute.
 
-    Exit code 1 if an error is larger than rounding explains.
+    The exit code is 1 if an error is larger than rounding explains.
 
-    Args:
-        config: tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load.
-        dtype: What torch computes in: float32, bfloat16 or float64.
-        device: auto, cpu, cuda or mps.
-        seed: The seed of the numbers.
-        threads: CPU threads (default: one a core).
-        kernels: Check our GPU kernels too; where there is no GPU, they are interpreted.
-        out: The directory for check.json (default: nothing is written).
+    Example: minillm check --config tiny --dtype bfloat16
     """
 
     config: str = "smollm2-135m"
-    dtype: str = "float32"
-    device: str = "auto"
-    seed: int = 0
-    threads: int | None = None
+    """tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """The dtype of the torch computation."""
     kernels: bool = False
-    out: Path | None = None
+    """Also check the GPU kernels; without a GPU they run in triton's interpreter."""
+    out: Directory | None = None
+    """The directory of check.json; nothing is written if not given."""
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise InputError(f"the dtype is {self.dtype!r}; it can be {', '.join(DTYPES)}")
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it must be at least 1")
-        check_seed(self.seed)
+        super().__post_init__()
         if self.kernels and DTYPES[self.dtype] not in KERNEL_DTYPES:
-            raise InputError(f"kernels do not compute in {self.dtype}, which is left to torch; check them in another")
+            raise InputError(f"the kernels do not support {self.dtype}; check them in float32 or bfloat16")
 
     def run(self) -> None:
-        """The command: print a table of all rungs, and exit with 1 if one of them failed."""
+        """Print a table of all rungs. Exit code 1 if one of them failed."""
         if self.kernels and pick_device(self.device).type != "cuda":
-            os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, which nothing has done yet
+            os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported
         found = check(self)
         print(table(found))
         if self.out is not None:
             write_text(self.out / "check.json", json.dumps(found, indent=2) + "\n")
-            print(f"\nwritten: {self.out / 'check.json'}")
+            print(f"\nsaved: {self.out / 'check.json'}")
         wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(found)]
         if wrong:
-            print(f"minillm: computed wrong: {', '.join(wrong)}", file=sys.stderr)
+            print(f"minillm: wrong results: {', '.join(wrong)}", file=sys.stderr)
             sys.exit(FAILED)
 
 
 def presets() -> dict[str, Callable[[], DecoderConfig]]:
-    """Every config that has a name."""
+    """All configs by name."""
     named = {"tiny": DecoderConfig.tiny, "vaswani": DecoderConfig.vaswani, "gpt2": DecoderConfig.gpt2}
     named |= {f"gpt2-{size}": lambda size=size: DecoderConfig.gpt2(size) for size in GPT2_SIZES if size != "small"}
     return named | {size: lambda size=size: DecoderConfig.llama(size) for size in LLAMA_SIZES}
 
 
 def find_config(name: str) -> DecoderConfig:
-    """A preset's, or that of a model which `minillm.load` finds. Raises InputError for a name that is neither."""
+    """The config of a preset, or of a model that `minillm.load` finds. Raises InputError for any other name."""
     if name in presets():
         return presets()[name]()
     try:
         return hub.load(name)[0].config
     except InputError as problem:
-        raise InputError(f"{problem}; or a preset: {', '.join(presets())}") from None
+        raise InputError(f"{problem}; or choose a preset: {', '.join(presets())}") from None
 
 
 def shrunk(config: DecoderConfig) -> DecoderConfig:
-    """The same choices, head width and sharing of heads; fewer layers, heads and words. Dropout is off."""
+    """The same architecture, head width and queries per key; fewer layers, heads and tokens. Dropout is off."""
     share = max(1, min(config.heads // config.kv_heads, WIDTH // config.head_width))
     kv_heads = max(1, min(config.kv_heads, WIDTH // (share * config.head_width)))
     if config.positions == "sinusoidal" and share * kv_heads * config.head_width % 2:
@@ -125,10 +115,10 @@ def shrunk(config: DecoderConfig) -> DecoderConfig:
 
 
 def rungs(settings: Check) -> dict[str, Rung]:
-    """The rungs by the name that their rows have; that of the kernels only if they are to be checked."""
+    """The rungs by name; the kernels only if they are to be checked."""
     dtype, device = DTYPES[settings.dtype], pick_device(settings.device)
     if device.type == "mps" and dtype == torch.float64:
-        raise InputError("mps has no float64; float32 and bfloat16 can be checked there")
+        raise InputError("mps has no float64; choose float32 or bfloat16")
     found: dict[str, Rung] = {
         "differences": differences,
         "numpy": against_numpy,
@@ -136,18 +126,18 @@ def rungs(settings: Check) -> dict[str, Rung]:
         f"{settings.dtype} on {device}": lambda case, random: here(case, random, dtype, device),
     }
     if settings.kernels:
-        with backend(TRITON):  # raises here, once, where it cannot be had
+        with backend(TRITON):  # raises InputError here, once, if triton is missing
             found[KERNEL] = lambda case, random: by_ratio(case, random, dtype, device)
     return found
 
 
 def check(settings: Check) -> dict[str, Any]:
-    """Every rung of every case; the result in JSON's types."""
+    """Run every rung of every case; the result in JSON's types."""
     start, all_rungs, threads = time.perf_counter(), rungs(settings), use_threads(settings.threads)
     config = find_config(settings.config)
     small = shrunk(config)
     measured: dict[tuple[str, str], list[Measured]] = {}
-    # Each rung of each case draws for itself: what one of them draws moves no other.
+    # Each rung of each case has a generator of its own, so that the cases are independent.
     seeds = np.random.SeedSequence(settings.seed)
     cases = [*operation_cases(small, _random(seeds)), *decoder_cases(small, _random(seeds))]
     with progress(total=len(cases) * len(all_rungs), desc="checking", unit="rung") as bar:
@@ -166,7 +156,7 @@ def check(settings: Check) -> dict[str, Any]:
 
 
 def _measured(rung: Rung, case: Case, random: np.random.Generator) -> Measured | None:
-    """What cannot be computed at all is wrong too, and is reported as the rest is."""
+    """An exception is reported as a failure, with infinite error."""
     try:
         return rung(case, random)
     except Exception as problem:
@@ -180,7 +170,7 @@ def _random(seeds: np.random.SeedSequence) -> np.random.Generator:
 def _rows(measured: dict[tuple[str, str], list[Measured]]) -> Iterator[dict[str, Any]]:
     for (what, rung), cases in measured.items():
         found = worst(cases)
-        # JSON has no infinity, and no NaN.
+        # JSON has no infinity and no NaN.
         error = found.error if np.isfinite(found.error) else None
         yield {
             "what": what, "rung": rung, "part": found.part, "error": error, "limit": found.limit, "good": found.good,
@@ -192,24 +182,24 @@ def failed(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def table(described: dict[str, Any]) -> str:
-    """What was checked, and a line for every row."""
+    """A description of the config, and one line for each row."""
     rows = [COLUMNS, *(_cells(row) for row in described["rows"])]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     good = len(described["rows"]) - len(failed(described))
-    verdict = f"{good} of {len(described['rows'])} good, in {described['seconds']:.0f} s"
+    verdict = f"{good} of {len(described['rows'])} ok, in {described['seconds']:.0f} s"
     return "\n".join([_checked(described), "", lines[0], "-" * max(map(len, lines)), *lines[1:], "", verdict])
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
-    error = "no number" if row["error"] is None else f"{row['error']:.1e}"
-    return row["what"], row["rung"], row["part"], error, f"{row['limit']:.1e}", "good" if row["good"] else "FAILED"
+    error = "not finite" if row["error"] is None else f"{row['error']:.1e}"
+    return row["what"], row["rung"], row["part"], error, f"{row['limit']:.1e}", "ok" if row["good"] else "FAILED"
 
 
 def _checked(described: dict[str, Any]) -> str:
-    """The config in one sentence, and which of its sizes are smaller here."""
+    """The config in one line, with the sizes that are smaller here."""
     small, whole = described["checked"], described["of"]
-    choices = f"{small['norm']} norm {'first' if small['norm_first'] else 'after'}, {small['positions']} positions"
+    choices = f"{'pre' if small['norm_first'] else 'post'}-norm ({small['norm']}), {small['positions']} positions"
     sizes = ", ".join(
         f"{name.replace('_', ' ')} {small[name]}" + ("" if small[name] == whole[name] else f" of {whole[name]}")
         for name in ("layers", "width", "heads", "kv_heads", "feed_forward_width", "vocabulary", "context_length")

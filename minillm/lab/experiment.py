@@ -1,4 +1,4 @@
-"""What an experiment works on, a base and its tokenizer on a device, and a classifier measured on a task."""
+"""The base, the task and the device of an experiment, and the measurements of a classifier on a task."""
 
 import platform
 import time
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,19 +19,19 @@ from minillm.data.tables import table_task
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.word_problems import word_problems_task
 from minillm.decoder import Decoder
-from minillm.errors import InputError, check_seed
+from minillm.errors import InputError
 from minillm.hub.pull import pull
 from minillm.lab.report import standard_error
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
-from minillm.runtime.options import Names, Text
+from minillm.runtime.options import File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.methods import Base, MethodOptions, build
 
 
 @dataclass
 class Experiment:
-    """A base on a device. `precision` is that of the matrix products while training."""
+    """A base on a device. `precision` is the precision of matrix products in training."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -40,60 +40,49 @@ class Experiment:
     seed: int
 
     def build(self, name: str, options: MethodOptions) -> Method:
-        """The method on the base, whose body takes the base's place: in bfloat16 the float32 matrices are freed."""
+        """The method on the base. Its decoder replaces the base, so that in bfloat16 the float32 matrices are freed."""
         method = build(Base(self.decoder, self.tokenizer), name, options, self.precision, self.seed)
         self.decoder = method.decoder
         return method
 
 
 @dataclass(kw_only=True)
-class ExperimentOptions:
-    """The base, the labelled text and the device: options that the commands of the lab share."""
+class DataOptions(RunOptions):
+    """Options of the base and of the labelled texts."""
 
-    base: str = "smollm2-135m-instruct"
-    """A pulled name, a directory in Hugging Face's layout, a .gguf file, or tiny (comes with minillm)."""
-    task: str = "reviews"
-    """The labelled text: reviews, or word_problems (generated, meant for the base tiny)."""
-    train: int = 500
-    """Training rows."""
-    test: int = 400
-    """Test rows."""
-    seed: int = 0
-    """The seed of everything random."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
-    data: Path | None = None
-    """Your own text, a .csv or .jsonl file, in place of the task."""
+    base: Model = "smollm2-135m-instruct"
+    """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    task: Literal["reviews", "word_problems"] = "reviews"
+    """The labelled texts: film reviews, or generated word problems (for the base tiny)."""
+    data: File | None = None
+    """Your own labelled texts, a .csv or .jsonl file, instead of a task."""
     text_column: str = "text"
-    """The column of the text in it."""
+    """The column of the texts in your data."""
     label_column: str = "label"
-    """The column of the label in it."""
+    """The column of the labels in your data."""
     prompt: Text | None = None
-    """The prompt around your text, with {text} in it."""
+    """The prompt template for your data, with {text} as the placeholder."""
     labels: Names | None = None
-    """The answers for the label column's values in sorted order, comma-separated (default: the values)."""
-
-    def __post_init__(self):
-        check_seed(self.seed)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads is {self.threads}; it must be at least 1")
+    """The answers for the sorted values of the label column; the values themselves if not given."""
+    train: int = 500
+    """The number of training rows."""
+    test: int = 400
+    """The number of test rows."""
 
     @property
     def question(self) -> str:
-        """The prompt around the user's own text."""
+        """The prompt template for the user's own data."""
         return PROMPT if self.prompt is None else self.prompt
 
     def described(self) -> dict[str, Any]:
-        """These options as the JSON files hold them, with the threads in use."""
-        found = {option.name: getattr(self, option.name) for option in fields(ExperimentOptions)}
+        """These options in JSON's types, with the number of threads in use."""
+        found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads
         data = None if self.data is None else str(self.data)
         return found | {"threads": threads, "data": data, "prompt": self.question}
 
     def load_task(self) -> Task:
-        """The user's own data if there are any, else the task of that name. Raises InputError for an unknown one."""
+        """The user's own data, if given, else the task. Raises InputError for data that cannot be used."""
         if self.data is not None:
             return table_task(
                 self.data, text_column=self.text_column, label_column=self.label_column, prompt=self.question,
@@ -101,14 +90,10 @@ class ExperimentOptions:
             )  # fmt: skip
         if self.task == "word_problems":
             return word_problems_task(self.train, self.test)
-        if self.task != "reviews":
-            raise InputError(
-                f"there is no task {self.task!r}; there are: reviews, word_problems, or your own with --data FILE"
-            )
         return reviews_task(pull("reviews"), self.train, self.test)
 
     def classifier(self, task: Task, method: str, options: MethodOptions, out: Path) -> TextClassifier:
-        """The classifier for a task, whose labels are the indices of its answers; features are stored in `out`."""
+        """A classifier for a task. Its labels are the indices of the answers; features are cached in `out`."""
         chosen = {option.name: getattr(options, option.name) for option in fields(MethodOptions)}
         return TextClassifier(
             base=self.base, method=method, prompt=task.prompt, answers=dict(enumerate(task.answers)), end=task.end,
@@ -116,19 +101,19 @@ class ExperimentOptions:
         )  # fmt: skip
 
     def load(self) -> Experiment:
-        """Load the base. Raises InputError for one without a tokenizer."""
+        """Load the base. Raises InputError if it has no tokenizer."""
         use_threads(self.threads)
         device = pick_device(self.device)
         decoder, tokenizer = hub.load(self.base)
         if tokenizer is None:
-            raise InputError(f"{self.base} has no tokenizer, and texts need one")
+            raise InputError(f"{self.base} has no tokenizer, which texts need")
         return Experiment(decoder.to(device), tokenizer, device, best_precision(device), self.seed)
 
 
 def run(
     classifier: TextClassifier, task: Task, on_trained: Callable[[TextClassifier], None] = lambda classifier: None
 ) -> dict[str, Any]:
-    """Fit on the training rows, choose on the validation rows, and score the test rows once."""
+    """Fit on the training rows, select on the validation rows, and score the test rows once."""
     train, validation, test = (
         ([row.text for row in rows], [row.label for row in rows]) for rows in (task.train, task.validation, task.test)
     )
@@ -160,7 +145,6 @@ def parameter_count(tensors: dict[str, Any]) -> int:
 
 
 def tensor_bytes(tensors: dict[str, Tensor]) -> int:
-    """The bytes of what is published."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 

@@ -1,7 +1,7 @@
-"""Adapting to free answers: the loss is on the answers' tokens alone, and what is measured is their continuation.
+"""Adaptation to free answers. The loss is computed on the tokens of the answers only.
 
-Measured on rows that were not trained on: the loss in nats per token, and the share of greedy answers that equal the
-expected ones, surrounding whitespace aside.
+Measurements on the test rows: the loss in nats per token, and exact match, the share of greedy answers that equal the
+expected ones up to surrounding whitespace.
 """
 
 import time
@@ -26,7 +26,7 @@ BATCH = 16
 
 @dataclass
 class Measured:
-    """The test rows and the training, in seconds and nats."""
+    """Measurements of the training and on the test rows, in seconds and nats."""
 
     nats_per_token: float
     exact_match: float
@@ -41,7 +41,7 @@ def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
     on_trained: Callable[[], None],
 ) -> Measured:  # fmt: skip
-    """Train a method on the answers, choose the epoch with the lowest validation loss, and measure it on test rows."""
+    """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
     rows, validation, test = (
         encode_exchanges(experiment.tokenizer, rows) for rows in (task.train, task.validation, task.test)
     )
@@ -64,10 +64,10 @@ def adapt_to_answers(
 
 @torch.no_grad()
 def held_out(experiment: Experiment, method: Method, rows: Sequence[EncodedRow]) -> float:
-    """The mean loss of the answers' tokens, in nats."""
+    """The mean loss of the answer tokens, in nats."""
     total, count = 0.0, 0
     batches = length_buckets([len(prompt) + len(answer) for prompt, answer in rows], BATCH)
-    for batch in progress(batches, desc="held-out loss", unit="batch"):
+    for batch in progress(batches, desc="validation loss", unit="batch"):
         prompts, answers = zip(*(rows[index] for index in batch), strict=True)
         with autocast(experiment.device, experiment.precision):
             total -= answer_log_probabilities(method, prompts, answers).sum().item()
@@ -78,12 +78,12 @@ def held_out(experiment: Experiment, method: Method, rows: Sequence[EncodedRow])
 def exact_match(
     experiment: Experiment, method: Method, rows: Sequence[Exchange], encoded: Sequence[EncodedRow]
 ) -> float:  # fmt: skip
-    """The share of rows whose greedy answer is the expected one, surrounding whitespace aside."""
+    """The share of rows whose greedy answer is the expected one, up to surrounding whitespace."""
     right, device, end = 0, experiment.device, experiment.tokenizer.eos
     assert end is not None
     for batch in progress(length_buckets([len(prompt) for prompt, _ in encoded], BATCH), desc="answers", unit="batch"):
         ids, mask = pad_left([encoded[index][0] for index in batch])
-        # One token more than the longest expected answer: enough to see that it does not end there.
+        # One token more than the longest expected answer: longer outputs are wrong anyway.
         longest = max(len(encoded[index][1]) for index in batch) + 1
         with autocast(device, experiment.precision):
             out = generate(method, ids.to(device), max_new_tokens=longest, stop=[end], mask=mask.to(device))

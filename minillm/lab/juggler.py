@@ -1,9 +1,9 @@
-"""`minillm lab juggler`: a tiny decoder, trained from scratch, is asked for answers at once and step by step.
+"""`minillm lab juggler`: does a chain of thought help a tiny decoder that is trained from scratch?
 
-One model learns word problems (Kojima's juggler, generated) whose answers come at once or after a chain of thought, by
-the toss of a coin. Then the same weights are asked the same unseen problems in five ways that differ only in the
-prompt: zero-shot, zero-shot with a chain, few-shot, few-shot with chains (Wei et al. 2022), and the majority of several
-sampled chains (Wang et al. 2022). A program checks every step of every chain.
+The training data are generated word problems (like Kojima's juggler); half of the answers, at random, follow a chain of
+thought. The trained model is then evaluated on the same unseen problems with five prompts: zero-shot, zero-shot chain
+of thought, few-shot, few-shot chain of thought (Wei et al. 2022), and self-consistency, the majority of several sampled
+chains (Wang et al. 2022). A program checks every step of every chain.
 """
 
 import json
@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from minillm.data.extraction import Reading, answer_shares, same_answer
 from minillm.data.templates import Question, Template
@@ -35,71 +35,70 @@ from minillm.prompting.answering import GenerationSettings, generated_answers, s
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import write_text
+from minillm.runtime.options import Directory, RunOptions
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
 
 Numbers = tuple[int, tuple[str, ...]]
 
 GENERATION = GenerationSettings(max_new_tokens=64, stop=("\n",))
-"""Longer than any chain; an answer is a line."""
+"""Longer than any chain. An answer is one line."""
 SHOT_STEPS = 2
-"""The steps of the problems that are shown with their answers: few, so that the prompt has room."""
+"""The number of steps of the few-shot examples: small, so that they fit into the context."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Juggler:
-    """Train a tiny model from scratch on word problems, and ask it for answers at once and step by step.
+@dataclass(kw_only=True)
+class Juggler(RunOptions):
+    """Train a tiny model on word problems, and compare direct answers with chains of thought.
 
-    Nothing is downloaded. A run that was stopped resumes its training.
+    Nothing is downloaded. An interrupted run resumes its training.
+
+    Example: minillm lab juggler --preset nano
     """
 
-    preset: str = "tiny"
-    """nano, tiny or small: the model that is trained."""
+    preset: Literal["nano", "tiny", "small"] = "tiny"
+    """The size of the model."""
     steps: int | None = None
-    """Training steps in place of the preset's."""
+    """The number of training steps; depends on the preset if not given."""
     problems: int = 300
-    """Unseen problems that are asked, for every number of steps that they take."""
+    """The number of test problems for each number of reasoning steps."""
     shots: int = 2
-    """Solved examples in a few-shot prompt."""
+    """The number of examples in a few-shot prompt."""
     samples: int = 5
-    """Chains whose majority is the answer of self-consistency."""
+    """The number of sampled chains of thought for self-consistency."""
     temperature: float = 0.7
-    """Of those samples."""
-    seed: int = 0
-    """The seed of everything random."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
-    out: Path = Path("juggler")
-    """The directory for the model and juggler.json."""
+    """The sampling temperature for self-consistency."""
+    out: Directory = Path("juggler")
+    """The directory of the model and of juggler.json."""
     fresh: bool = False
-    """Train again, whatever is in that directory."""
+    """Train again, without the checkpoint in that directory."""
 
     def __post_init__(self):
+        super().__post_init__()
         if self.problems < 2 or self.samples < 1 or self.shots < 1:
             raise InputError(
-                f"problems ({self.problems}) must be 2 at least, samples ({self.samples}) and shots ({self.shots}) 1"
+                f"problems must be at least 2, samples and shots at least 1, got {self.problems}, {self.samples} and "
+                f"{self.shots}"
             )
         if self.temperature <= 0:
-            raise InputError(f"the temperature is {self.temperature}; samples that vote need one above 0")
+            raise InputError(f"temperature must be above 0 for self-consistency, got {self.temperature}")
 
     def run(self) -> None:
         keep_freed_memory()
         use_threads(self.threads)
         found = juggle(self, on_measured=lambda measured: print(describe(measured)))
         print(f"\n{table(found)}")
-        print(f"trained in {found['training_seconds']:.0f} s, asked in {found['asking_seconds']:.0f} s")
-        print(f"written: {self.out / 'juggler.json'}")
+        print(f"training: {found['training_seconds']:.0f} s, evaluation: {found['asking_seconds']:.0f} s")
+        print(f"saved: {self.out / 'juggler.json'}")
 
     def described(self) -> dict[str, Any]:
-        """What determines the results."""
+        """The options that determine the results."""
         how = ("device", "threads", "out", "fresh")
         return {name: value for name, value in asdict(self).items() if name not in how}
 
 
 class Strategy(NamedTuple):
-    """A prompt with a chain of thought or without, with examples or without, and whether sampled answers vote."""
+    """A way to prompt: with or without a chain of thought, examples, and a majority vote of sampled answers."""
 
     name: str
     chain: bool
@@ -118,7 +117,7 @@ STRATEGIES = (
 
 
 class Graded(NamedTuple):
-    """The answer in a generated text, and the expected one; `sound` where every step of its chain is right."""
+    """The answer in a generated text, and the expected one; `sound` if every step of the chain is right."""
 
     reading: Reading
     expected: str
@@ -151,13 +150,13 @@ def solve(
 
 
 def _drawn(options: Juggler, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
-    """Problems of a seed that training does not draw from."""
+    """Problems of a seed that is not used in training."""
     seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (options.seed + 1) + 1_000_000_007
     return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
 
 
 def unseen(options: Juggler, steps: int, known: Collection[Numbers]) -> list[Problem]:
-    """Different problems to ask, whose numbers do not occur together in the training data: none can be memorised."""
+    """Distinct test problems whose numbers do not occur together in the training data, so none can be memorised."""
     found: dict[str, Problem] = {}
     for problem in _drawn(options, (steps,), "asked"):
         if problem.numbers not in known:
@@ -170,9 +169,9 @@ def unseen(options: Juggler, steps: int, known: Collection[Numbers]) -> list[Pro
 def ask(
     solve: Callable[[list[Problem], Strategy], list[Graded]], options: Juggler, known: Collection[Numbers] = ()
 ) -> dict[str, Any]:
-    """All strategies, for every number of steps, on problems that are not known, and what a chain changes, paired."""
+    """Evaluate all strategies for each number of steps on unseen problems, with the paired effect of the chain."""
     rows, differences = [], []
-    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="asking", unit="strategy") as bar:
+    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="evaluating", unit="strategy") as bar:
         for steps in PRETRAINED_STEPS:
             asked = unseen(options, steps, known)
             graded = {}
@@ -186,7 +185,7 @@ def ask(
 
 
 def shares(answers: Sequence[Graded]) -> dict[str, float]:
-    """Accuracies, and of the right answers the share whose reasons are wrong."""
+    """Accuracies, and the share of right answers with a wrong chain."""
     found = answer_shares([answer.reading for answer in answers], [answer.expected for answer in answers])
     right = [answer for answer in answers if answer.strict]
     return {
@@ -202,7 +201,7 @@ def _share(found: Iterator[bool]) -> float:
 
 
 def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, float]:
-    """The mean difference over the same problems, with its 95 % interval (normal; strict answers)."""
+    """The mean paired difference of strict accuracy, with its 95 % confidence interval (normal approximation)."""
     each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
     mean = sum(each) / len(each)
     spread = math.sqrt(sum((one - mean) ** 2 for one in each) / (len(each) - 1) / len(each))
@@ -210,7 +209,7 @@ def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, flo
 
 
 def guess(asked: Sequence[Problem], options: Juggler, steps: int) -> float:
-    """The accuracy of always giving the answer that is most common for this number of steps."""
+    """The accuracy of the majority baseline: always the most common answer for this number of steps."""
     common = Counter(problem.answer for problem in islice(_drawn(options, (steps,), "guess"), 2000))
     return _share(problem.answer == common.most_common(1)[0][0] for problem in asked)
 
@@ -218,7 +217,7 @@ def guess(asked: Sequence[Problem], options: Juggler, steps: int) -> float:
 def juggle(
     options: Juggler, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None
 ) -> dict[str, Any]:  # fmt: skip
-    """Train (or resume training), ask, and write `juggler.json`. Raises what `pretrain` raises."""
+    """Train (or resume), evaluate, and write `juggler.json`. Raises the errors of `pretrain`."""
     start = time.perf_counter()
     pretraining = Pretrain(
         task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,
@@ -243,7 +242,7 @@ def juggle(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Accuracy by strategy and number of steps, and below it what the chain changes."""
+    """Accuracy by strategy and number of steps, and the effect of the chain."""
     counts = sorted({row["steps"] for row in found["ways"]})
     lines = [f"{'strict accuracy':28}" + "".join(f"{steps:>9} steps" for steps in counts)]
     lines.append("-" * len(lines[0]))
@@ -253,10 +252,10 @@ def table(found: Mapping[str, Any]) -> str:
         lines.append(f"{strategy.name:28}{shares}")
         detail = "".join(f"{r['flexible']:6.2f}/{r['unparsed']:.2f}/{r['right_for_wrong_reason']:.2f}" for r in rows)
         lines.append(f"{'  flexible/unparsed/unsound':28}{detail}")
-    lines.append("unsound: the share of right answers for a wrong reason, of those with a chain")
+    lines.append("unsound: the share of right answers whose chain of thought has a wrong step")
     for row in found["chain_less_direct"]:
         lines.append(
-            f"{row['steps']} steps: a chain makes {100 * row['mean']:+.1f} points (95 %: {100 * row['low']:+.1f} to "
-            f"{100 * row['high']:+.1f}); the most common answer alone would have {100 * row['guess']:.1f} %"
+            f"{row['steps']} steps: effect of the chain {100 * row['mean']:+.1f} points (95 % CI "
+            f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}); majority baseline {100 * row['guess']:.1f} %"
         )
     return "\n".join(lines)

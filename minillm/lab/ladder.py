@@ -1,7 +1,7 @@
-"""`minillm ladder`: one base and one task, adapted by one method after another, each in a process of its own.
+"""`minillm ladder`: adapt one base to one task with one method after another, each in a process of its own.
 
-In a process of its own a rung's peak memory is its own. Finished rungs are saved in `ladder.json`, and a ladder that is
-started again with the same options continues where it stopped.
+In its own process the peak memory of a rung can be measured. Finished rungs are saved in `ladder.json`, and a ladder
+that is started again with the same options continues after them.
 """
 
 import json
@@ -17,18 +17,18 @@ from typing import Any, NamedTuple
 
 from minillm import hub
 from minillm.classifier import TextClassifier
-from minillm.errors import InputError
-from minillm.lab.experiment import ExperimentOptions, run, versions
+from minillm.errors import InputError, unknown
+from minillm.lab.experiment import DataOptions, run, versions
 from minillm.lab.report import draw, picture, table
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, write_text
-from minillm.runtime.options import Names
+from minillm.runtime.options import Directory, Names
 from minillm.training.methods import MethodOptions
 
 
 class Rung(NamedTuple):
-    """A technique, and its place in figure 1."""
+    """A technique and its place in figure 1."""
 
     technique: str
     place: str
@@ -39,7 +39,7 @@ RUNGS = {
     "few-shot": Rung(f"{TextClassifier.shots}-shot prompt", "1 prompt"),
     "soft-prompt": Rung("soft prompt", "2 embeddings"),
     "prefix": Rung("prefix tuning, 10 positions", "2 every layer"),
-    "features": Rung("stored features, classifier", "4 on top"),
+    "features": Rung("linear probe on cached features", "4 on top"),
     "output": Rung("output layer, answers' rows", "4 on top"),
     "last-blocks": Rung("last two blocks, final norm", "4 last layers"),
     "lora": Rung("LoRA r 8, query and value", "3 weights"),
@@ -48,17 +48,19 @@ RUNGS = {
 
 
 @dataclass(kw_only=True)
-class Ladder(ExperimentOptions):
-    """Adapt a base to a task by every method, and compare: a table, ladder.json and ladder.png.
+class Ladder(DataOptions):
+    """Adapt a model to a task with every method, and compare: a table, ladder.json and ladder.png.
 
-    LoRA trains for two epochs and full fine-tuning for one. What is chosen is chosen on validation rows.
+    LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows.
+
+    Example: minillm ladder --base tiny --task word_problems --rungs all
     """
 
     rungs: Names = ("zero-shot", "few-shot", "features", "lora", "full")
-    """Which techniques, comma-separated: zero-shot, few-shot, soft-prompt, prefix, features, output, last-blocks, lora,
+    """The methods, separated by commas: zero-shot, few-shot, soft-prompt, prefix, features, output, last-blocks, lora,
     full; or all."""
-    out: Path = Path("ladder")
-    """The directory for what is written. Finished rungs in it are not run again."""
+    out: Directory = Path("ladder")
+    """The directory of the results. Finished rungs are not run again."""
     fresh: bool = False
     """Run all rungs again."""
 
@@ -73,21 +75,21 @@ class Ladder(ExperimentOptions):
             if finished:
                 print(table(finished[-1]))
                 if draw(picture, finished[-1], self.out / "ladder.png"):
-                    print(f"\npicture: {self.out / 'ladder.png'}", end="")
-                print(f"\nwritten: {self.out / 'ladder.json'}")
+                    print(f"\nsaved: {self.out / 'ladder.png'}", end="")
+                print(f"\nsaved: {self.out / 'ladder.json'}")
 
     def chosen(self) -> list[str]:
-        """The rungs' names. Raises InputError for one that is unknown."""
+        """The names of the rungs. Raises InputError for an unknown one."""
         for name in self.rungs:
             if name not in RUNGS and self.rungs != ("all",):
-                raise InputError(f"there is no rung {name!r}; there are: {', '.join(RUNGS)}, or all")
+                raise unknown("rung", name, [*RUNGS, "all"])
         return list(RUNGS) if self.rungs == ("all",) else list(self.rungs)
 
 
 def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """After each rung, the rung and the ladder with all finished rungs, which is what `ladder.json` then holds.
+    """Yield each rung, and the ladder with all finished rungs, which is the content of `ladder.json`.
 
-    Raises InputError before anything is run where the options cannot work.
+    Raises InputError for invalid options before anything is run.
     """
     chosen = options.chosen()
     pick_device(options.device)
@@ -110,7 +112,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]
 
 
 def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The rungs of an earlier ladder with the same options."""
+    """The finished rungs of an earlier run with the same options."""
     try:
         earlier = json.loads(path.read_text())
         rungs = {rung["name"]: rung for rung in earlier.pop("rungs")}
@@ -120,25 +122,25 @@ def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
-    """`measure` in a process of its own. Raises InputError with the child's sentence, or where it died."""
+    """`measure` in a process of its own. Raises InputError with the message of the child, or if the child died."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_child, args=(sender, name, options, current_backend()))
     child.start()
     sender.close()
     try:
-        result, complaint = receiver.recv()
+        result, message = receiver.recv()
     except EOFError:
         child.join()
         if child.exitcode in (130, -signal.SIGINT):
             raise KeyboardInterrupt from None
         raise InputError(
-            f"the rung {name} ended without a result (exit code {child.exitcode}); was there too little memory?"
+            f"the rung {name} ended without a result (exit code {child.exitcode}); was memory exhausted?"
         ) from None
     finally:
         child.join()
-    if complaint is not None:
-        raise InputError(complaint)
+    if message is not None:
+        raise InputError(message)
     return result
 
 
@@ -154,7 +156,7 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
 
 
 def measure(name: str, options: Ladder) -> dict[str, Any]:
-    """Run one rung in this process, and describe the outcome in JSON's types."""
+    """Run one rung in this process; the result in JSON's types."""
     use_threads(options.threads)
     task = options.load_task()
     classifier = options.classifier(task, name, MethodOptions(), options.out)

@@ -1,6 +1,6 @@
-"""`minillm prompt --example NAME`: the lecture's four examples of prompts, asked of a real small model.
+"""`minillm prompt --example NAME`: the lecture's four prompt examples, run on a real small model.
 
-The answers are shown as they are, right or wrong: a model of this size is often wrong, and that is the lesson.
+Wrong answers are shown too: a model of this size is often wrong.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from typing import Any
 
 from minillm.data.extraction import NUMBER, AnswerForm, Reading, same_answer
 from minillm.data.templates import Question, Shot, Template
-from minillm.errors import InputError
+from minillm.errors import unknown
 from minillm.lab.asking import BRIEF, AnswerOptions, Answers, ask
 from minillm.lab.experiment import Experiment
 from minillm.prompting.answering import GenerationSettings, concluded_answers
@@ -20,7 +20,7 @@ CHAIN = GenerationSettings(max_new_tokens=128, stop=("\n\n", "\nQ:"))
 
 @dataclass(frozen=True)
 class LecturePrompt:
-    """A text, the templates that ask about it, and the right answer: a label, or a number in a free answer."""
+    """A text, its prompt templates, and the right answer: a label, or a number in a free answer."""
 
     about: str
     text: str
@@ -55,28 +55,28 @@ COUNTED = (
 
 EXAMPLES = {
     "funny": LecturePrompt(
-        "labels of a joke, asked for without and with examples (Brown et al. 2020)",
+        "the label of a joke, zero-shot and few-shot (Brown et al. 2020)",
         "I told my computer that I needed a break, and it went to sleep.",
         "funny",
         (FUNNY, replace(FUNNY, shots=JOKES)),
         (" funny", " not funny", " slightly funny"),
     ),
     "juggler": LecturePrompt(
-        "Kojima et al. 2022, figure 1: the answer at once, and step by step in two stages",
+        "Kojima et al. 2022, figure 1: a direct answer, and a chain of thought in two stages",
         "A juggler can juggle 16 balls. Half of the balls are golf balls, and half of the golf balls are blue. "
         "How many blue golf balls are there?",
         "4",
         (NUMBERS, KOJIMA),
     ),
     "colour": LecturePrompt(
-        "red or green? The examples tell the task, no instruction does",
+        "red or green? Only the examples define the task",
         "a fire engine",
         "red",
         (COLOUR, replace(COLOUR, shots=THINGS)),
         (" red", " green"),
     ),
     "cans": LecturePrompt(
-        "Susan's cans: examples with the answer alone, and with the chain that leads to it (Wei et al. 2022)",
+        "Susan's cans: few-shot examples without and with chains of thought (Wei et al. 2022)",
         "Susan has 7 cans of soup. She buys 3 boxes with 4 cans in each, and gives 5 cans to her neighbour. "
         "How many cans does Susan have now?",
         "14",
@@ -87,7 +87,7 @@ EXAMPLES = {
 
 @dataclass(frozen=True)
 class LectureAnswer:
-    """The answer to one of the templates: generated, or the label with the highest score (`labels`)."""
+    """The answer to one template: generated, or the label with the highest score (`labels`)."""
 
     example: LecturePrompt
     question: Question
@@ -115,15 +115,15 @@ class LectureAnswer:
 
 
 def example(name: str) -> LecturePrompt:
-    """Raises InputError for an unknown name, naming the known ones."""
+    """Raises InputError for an unknown name."""
     if name not in EXAMPLES:
-        raise InputError(f"there is no example {name!r}; there are: {', '.join(EXAMPLES)}")
+        raise unknown("example", name, EXAMPLES)
     return EXAMPLES[name]
 
 
 def lecture_answers(experiment: Experiment, asked: LecturePrompt, *, chat: bool = False) -> Iterator[LectureAnswer]:
-    """The answer to each of the example's templates."""
-    options = AnswerOptions(seed=experiment.seed)
+    """The answers to the templates of an example."""
+    options = AnswerOptions()
     for template in asked.templates:
         question = Question(replace(template, chat=chat), asked.text)
         if asked.labels is not None:

@@ -1,8 +1,8 @@
-"""`minillm pretrain`: a tiny language model from scratch, on the user's text, on reviews or on word problems.
+"""`minillm pretrain`: train a tiny language model from scratch, on a text file, the reviews or word problems.
 
-A run writes into one directory: the checkpoint from which it resumes, the curve as JSON and PNG, and at the end the
-model as `minillm.load` reads it. Checkpoints are for one machine and its options; the model is portable.
-Torch trains, or numpy: the same rows in the same order from the same weights.
+A run writes one directory: its checkpoint, the loss curve as JSON and PNG, and at the end the model for `minillm.load`.
+A checkpoint belongs to one machine and one set of options; the model is portable. Both backends, torch and numpy, train
+on the same rows in the same order from the same initial weights.
 """
 
 import hashlib
@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from minillm.data import word_problems
 from minillm.data.text import reviews_text, text_file
 from minillm.decoder import Decoder
-from minillm.errors import InputError, check_seed
+from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
@@ -27,6 +27,7 @@ from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.interrupts import interrupt_deferred
+from minillm.runtime.options import Directory, File, RunOptions
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
@@ -34,6 +35,7 @@ from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
 from minillm.training.pretraining import (
+    CONTEXT,
     LanguageModelTraining,
     PackedRow,
     PretrainingRecipe,
@@ -43,63 +45,68 @@ from minillm.training.pretraining import (
 )
 from minillm.training.tokenizers import token_bytes, train_tokenizer
 
-TASKS = ("word_problems", "reviews-text")
-BACKENDS = ("torch", "numpy")
 CURVE = "curve.json"
 MOST_HELD_OUT, PROBLEMS_HELD_OUT = 64, 300
-"""Rows of the held-out text that are measured each time, and word problems that are not trained on."""
+"""The largest number of validation rows, and the number of word problems among them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pretrain:
-    """Train a tiny language model from scratch: a model directory, its curve as JSON and PNG, and checkpoints.
+@dataclass(kw_only=True)
+class DataOptions:
+    """Options of the training text and its tokens."""
 
-    A run that was stopped, in whatever way, continues from its last checkpoint. Under torchrun the processes share
-    every batch.
+    data: File | None = None
+    """The training text, a .txt file. Its last tenth is the validation text."""
+    task: Literal["word_problems", "reviews-text"] | None = None
+    """Instead of your own text: generated word problems, or the film reviews."""
+    tokenizer: Literal["bpe", "characters", "words"] | None = None
+    """The tokenizer to train; words for word problems, else bpe, if not given."""
+    vocabulary: int = 2048
+    """The maximum vocabulary size."""
+    max_length: int = CONTEXT
+    """The number of tokens per row, and the context length of the model."""
+
+
+@dataclass(kw_only=True)
+class TrainingOptions(RunOptions):
+    """Options of the model and its training."""
+
+    preset: Literal["nano", "tiny", "small"] = "tiny"
+    """The model size, which also determines the learning rate, the batch size and the number of steps."""
+    steps: int | None = None
+    """The number of optimizer steps; depends on the preset if not given."""
+    eval_every: int = 100
+    """Steps between evaluations on the validation text, each with a sample and a checkpoint."""
+    backend: Literal["torch", "numpy"] = "torch"
+    """numpy computes losses, gradients and AdamW with the reference in float64: the same curve, about three times
+    slower."""
+
+
+@dataclass(kw_only=True)
+class Pretrain(TrainingOptions, DataOptions):
+    """Train a tiny language model from scratch, and write the model, its loss curve and checkpoints.
+
+    An interrupted run continues from its last checkpoint. Under torchrun the processes share each batch.
+
+    Example: minillm pretrain --task word_problems --preset nano --out my-model
     """
 
-    data: Path | None = None
-    """The text to learn, a .txt file; its last tenth is held out."""
-    task: str | None = None
-    """In place of a text: word_problems (generated) or reviews-text."""
-    preset: str = "tiny"
-    """nano, tiny or small: the depth, from which sizes, rate, batch and steps follow."""
-    tokenizer: str | None = None
-    """bpe, characters or words (default: words for word problems, else bpe)."""
-    vocabulary: int = 2048
-    """Tokens at most."""
-    steps: int | None = None
-    """Steps in place of the preset's."""
-    seed: int = 0
-    """The seed of everything random."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
-    backend: str = "torch"
-    """torch, or numpy: losses, gradients and AdamW by the reference, in float64. The same curve, some three times
-    slower: a few minutes for nano, most of an hour for tiny."""
-    eval_every: int = 100
-    """Measure, sample and write a checkpoint every so many steps."""
-    out: Path = Path("pretrained")
-    """The directory for what is written."""
+    out: Directory = Path("pretrained")
+    """The directory of the model, the curve and the checkpoints."""
     fresh: bool = False
-    """Start over, whatever is in that directory."""
+    """Start again, without the checkpoint in that directory."""
 
     def __post_init__(self):
+        super().__post_init__()
         if (self.data is None) == (self.task is None):
-            raise InputError(f"give a text to learn, --data FILE.txt, or a task: {', '.join(TASKS)}")
-        if self.task is not None and self.task not in TASKS:
-            raise InputError(f"there is no task {self.task!r} to pretrain on; there are: {', '.join(TASKS)}")
-        check_seed(self.seed)
-        if self.eval_every < 1:
-            raise InputError(f"eval_every is {self.eval_every} steps; it must be at least 1")
-        if self.backend not in BACKENDS:
-            raise InputError(f"there is no backend {self.backend!r}; there are: {', '.join(BACKENDS)}")
+            raise InputError("pretrain needs either --data FILE.txt or --task word_problems or reviews-text")
+        if self.eval_every < 1 or self.max_length < 1:
+            raise InputError(
+                f"eval_every and max_length must be at least 1, got {self.eval_every} and {self.max_length}"
+            )
         if self.backend == "numpy" and self.device not in ("auto", "cpu"):
-            raise InputError(f"numpy computes on the CPU, not on {self.device}")
+            raise InputError(f"the numpy backend runs on the CPU, got device {self.device}")
         if self.backend == "numpy" and distributed.started() > 1:
-            raise InputError("numpy trains in one process; start it without torchrun")
+            raise InputError("the numpy backend runs in one process; start it without torchrun")
 
     def run(self) -> None:
         keep_freed_memory()
@@ -107,11 +114,11 @@ class Pretrain:
         run = pretrain(self, on_measured=lambda measured: print(describe(measured)))
         if distributed.is_first():
             draw(curve_picture, run.curve(), self.out / "curve.png")
-            print(f"written: {self.out}; `minillm generate --model {self.out} ...` continues a text with it")
+            print(f"saved: {self.out}; try `minillm generate ... --base {self.out}`")
 
     def described(self) -> dict[str, Any]:
-        """What is learned from what, in JSON's types. Two runs of which this is equal are the same run."""
-        names = ("data", "task", "preset", "tokenizer", "vocabulary", "steps", "seed")
+        """The options that determine the result, in JSON's types."""
+        names = ("data", "task", "preset", "tokenizer", "vocabulary", "max_length", "steps", "seed")
         found = {name: getattr(self, name) for name in names}
         problems = {"forms": word_problems.PRETRAINED_FORMS, "problem_steps": word_problems.PRETRAINED_STEPS}
         return found | {"data": None if self.data is None else str(self.data), **problems}
@@ -119,7 +126,7 @@ class Pretrain:
 
 @dataclass(frozen=True)
 class Rows:
-    """A text as token ids in rows, to train on and to measure on."""
+    """The training and the validation text as rows of token ids."""
 
     tokenizer: Tokenizer
     train: list[PackedRow]
@@ -127,7 +134,7 @@ class Rows:
 
 
 def read_rows(options: Pretrain, recipe: PretrainingRecipe) -> Rows:
-    """The tokenizer trained on the text, and the text in its tokens."""
+    """Train the tokenizer on the text, and encode the text with it."""
     return _problem_rows(options, recipe) if options.task == "word_problems" else _text_rows(options)
 
 
@@ -135,15 +142,17 @@ def _text_rows(options: Pretrain) -> Rows:
     corpus = text_file(options.data) if options.data is not None else reviews_text(pull("reviews"))
     tokenizer = train_tokenizer(options.tokenizer or "bpe", corpus.train, options.vocabulary)
     assert tokenizer.eos is not None
-    train, held_out = (pack([tokenizer.encode(text) for text in texts], tokenizer.eos) for texts in corpus)
+    train, held_out = (
+        pack([tokenizer.encode(text) for text in texts], tokenizer.eos, options.max_length) for texts in corpus
+    )
     return Rows(tokenizer, train, held_out[:MOST_HELD_OUT])
 
 
 def drawn_problems(options: Pretrain, recipe: PretrainingRecipe) -> list[word_problems.Problem]:
-    """As many as the run needs to use none twice; the first are held out."""
+    """Enough word problems to use each once; the first are the validation problems."""
     forms, steps = word_problems.PRETRAINED_FORMS, word_problems.PRETRAINED_STEPS
-    # A row holds four or five.
-    count = PROBLEMS_HELD_OUT + 5 * recipe.batch_size * recipe.steps
+    # A row of 384 tokens holds four or five.
+    count = PROBLEMS_HELD_OUT + 5 * recipe.batch_size * recipe.steps * options.max_length // CONTEXT
     return list(islice(word_problems.problems(options.seed, forms=forms, steps=steps), count))
 
 
@@ -154,11 +163,12 @@ def _problem_rows(options: Pretrain, recipe: PretrainingRecipe) -> Rows:
     tokenizer = train_tokenizer(options.tokenizer or "words", texts, options.vocabulary)
     encoded = [(tokenizer.encode(question), tokenizer.encode(answer)) for question, answer in answered]
     held_out, train = encoded[:PROBLEMS_HELD_OUT], encoded[PROBLEMS_HELD_OUT:]
-    return Rows(tokenizer, pack_exchanges(train), pack_exchanges(held_out)[:MOST_HELD_OUT])
+    length = options.max_length
+    return Rows(tokenizer, pack_exchanges(train, length), pack_exchanges(held_out, length)[:MOST_HELD_OUT])
 
 
 class Run:
-    """One pretraining run: its model, its loop, and what it has measured so far."""
+    """One pretraining run: its model, its training loop, and its measurements so far."""
 
     def __init__(self, options: Pretrain, device: torch.device):
         self.options, self.device = options, device
@@ -167,7 +177,7 @@ class Run:
         in_numpy = options.backend == "numpy"
         self.precision = "float64" if in_numpy else best_precision(device) if device.type == "cuda" else "float32"
         torch.manual_seed(options.seed)
-        self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
+        self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary, options.max_length)).to(device)
         self.model = LanguageModelTraining(self.decoder)
         training = self.recipe.settings(self.precision, options.seed)
         learner = (
@@ -178,7 +188,7 @@ class Run:
         self.measured: list[dict[str, Any]] = []
 
     def described(self) -> dict[str, Any]:
-        """What determines the run, in JSON's types; the text by its tokens' sha256."""
+        """The options that determine the run, in JSON's types, and the sha256 of the tokens."""
         tokens = hashlib.sha256(json.dumps([self.rows.train, self.rows.held_out]).encode()).hexdigest()
         described = {
             **self.options.described(), **asdict(self.recipe), "tokens": tokens, "backend": self.options.backend,
@@ -191,9 +201,8 @@ class Run:
         return len(self.loop.history.losses)
 
     def measure(self) -> dict[str, Any]:
-        """The held-out loss, and the continuation of a held-out text."""
-        batch = self.recipe.batch_size
-        found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
+        """The validation loss, and a continuation of a validation text."""
+        found = held_out_loss(self.model, self.rows.held_out, self.bytes, self.recipe.batch_size, self.precision)
         start = self.rows.held_out[0].ids[:16]
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()
@@ -216,14 +225,14 @@ class Run:
             save_checkpoint(self.options.out, self.loop, {"settings": self.described(), "measured": self.measured})
 
     def resume(self) -> None:
-        """Continue from the checkpoint of an earlier run of these options, if there is one."""
+        """Continue from the checkpoint of an earlier run with these options, if there is one."""
         if self.options.fresh:
             (self.options.out / CHECKPOINT).unlink(missing_ok=True)
         found = restore_checkpoint(self.options.out, self.loop, self.described())
         self.measured = [] if found is None else found["measured"]
 
     def steps(self) -> Iterator[list[list[int]]]:
-        """The batches of every step that is left, epoch after epoch."""
+        """The batches of each remaining step."""
         while self.done < self.loop.steps:
             for batches in self.loop.groups():
                 yield batches
@@ -231,27 +240,27 @@ class Run:
                     return
 
     def finish(self) -> None:
-        """The model in float32, as `minillm.load` reads it, and the curve."""
+        """Save the model in float32, and the curve."""
         self.decoder.float().eval()
         save(self.decoder, self.rows.tokenizer, self.options.out)
         write_text(self.options.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
 
 
 def describe(measured: Mapping[str, Any]) -> str:
-    """A measurement in a line, and the sample under it."""
+    """A measurement as one line, with the sample below it."""
     sample = " ".join(measured["sample"].split())
     return (
-        f"step {measured['step']}: held out {measured['nats']:.3f} nats per token, "
+        f"step {measured['step']}: val loss {measured['nats']:.3f} nats/token, "
         f"{measured['bits_per_byte']:.3f} bits per byte\n  {sample[:160]}"
     )
 
 
 def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None) -> Run:
-    """Train to the end, from scratch or from the checkpoint in `out`, and write the model there.
+    """Train from scratch, or from the checkpoint in `out`, and save the model there.
 
-    Every so many steps the held-out loss is measured, `on_measured` is called, and a checkpoint is written. Raises
-    InputError for options that cannot work, for a loss that is not finite and for a checkpoint of another run;
-    KeyboardInterrupt once the checkpoint is written.
+    Every `eval_every` steps the validation loss is measured, `on_measured` is called, and a checkpoint is saved. Raises
+    InputError for invalid options, for a loss that is not finite and for the checkpoint of another run, and
+    KeyboardInterrupt after the checkpoint is saved.
     """
     check_directory(options.out)
     device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)

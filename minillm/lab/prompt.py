@@ -1,70 +1,69 @@
-"""`minillm prompt`: a template over a task's rows or over one text, measured; its examples in several orders."""
+"""`minillm prompt`: evaluate a prompt template on a task or on one text, with its examples in several orders."""
 
 import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError
 from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask
-from minillm.lab.experiment import Experiment, ExperimentOptions, labels, versions
+from minillm.lab.experiment import DataOptions, Experiment, labels, versions
 from minillm.lab.lecture import example, lecture_answers
 from minillm.lab.prompt_report import accuracy_table, order_table, probabilities, prompt_text, prompt_tokens
-from minillm.prompting.choosing import CHOICES, balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
+from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
 from minillm.runtime.device import keep_freed_memory
 from minillm.runtime.files import write_text
-from minillm.runtime.options import Text
+from minillm.runtime.options import Directory, RunOptions, Text
 
 
 @dataclass(kw_only=True)
-class Prompt(AnswerOptions, ExperimentOptions):
-    """Ask a base by a prompt, with examples or a chain of thought or both, and measure its answers.
+class Prompt(AnswerOptions, DataOptions):
+    """Prompt a model, with examples or a chain of thought, and measure its answers.
 
-    Over a task: accuracy by four measures, before and after contextual calibration. For one --text: each label's
-    probability. What all prompts have in common is processed once.
+    For a task: accuracy by four measures, before and after contextual calibration. For one --text: the probability of
+    each label. The common prefix of all prompts is processed once.
+
+    Example: minillm prompt --shots 8 --orders 3
     """
 
     text: Text | None = None
-    """One text to ask about, in place of the task's test rows."""
-    example: str | None = None
-    """The lecture's own: funny, juggler, colour or cans."""
+    """One text to classify, instead of the test rows."""
+    example: Literal["funny", "juggler", "colour", "cans"] | None = None
+    """An example of the lecture."""
     shots: int = 0
-    """Solved examples in the prompt."""
-    choose: str = "balanced"
-    """How they are chosen from the training rows: balanced, seed, nearest (to each text) or ordered."""
-    pooling: str = "mean"
-    """What nearest compares: the mean of a text's features, or the last token's."""
+    """The number of examples in the prompt."""
+    choose: Literal["balanced", "seed", "nearest", "ordered"] = "balanced"
+    """How examples are chosen from the training rows; nearest: for each text the most similar ones."""
+    pooling: Literal["mean", "last"] = "mean"
+    """The features for nearest: their mean over the tokens, or those of the last token."""
     orders: int = 1
-    """Put the same examples in this many orders, and compare."""
+    """The number of orders of the examples to compare."""
     chain: bool = False
-    """Ask for a chain of thought before the answer."""
+    """Generate a chain of thought before the answer."""
     chat: bool = False
-    """As a conversation, in the base's chat template."""
+    """Apply the chat template of the base."""
     show_tokens: bool = False
-    """Print the tokens of the prompt and of the answers, and what a space at the prompt's end would change."""
+    """Print the tokens of prompt and answers, and the effect of a trailing space."""
     instruction: Text = ""
     """The text at the start of the prompt."""
-    out: Path | None = None
-    """The directory for prompt.json (default: nothing is written)."""
+    out: Directory | None = None
+    """The directory of prompt.json; nothing is written if not given."""
 
     def __post_init__(self):
-        ExperimentOptions.__post_init__(self)
+        RunOptions.__post_init__(self)
         AnswerOptions.__post_init__(self)
         own = (self.text, self.prompt, self.labels, self.data, self.instruction, self.shots, self.chain, self.free)
         if self.example is not None and (any(own) or self.samples > 1 or self.orders > 1):
-            raise InputError("an example has its own text and templates; only --base and --chat change it")
+            raise InputError("--example has its own text and templates; only --base and --chat can be given with it")
         if self.text is not None and self.orders > 1:
-            raise InputError("several orders are compared over a task's rows and not over one --text")
-        if self.choose not in CHOICES:
-            raise InputError(f"examples are not chosen by {self.choose!r}; they can be: {', '.join(CHOICES)}")
+            raise InputError("--orders compares accuracies over test rows; it cannot be given with --text")
         if self.shots < 0 or self.orders < 1:
-            raise InputError(f"shots is {self.shots} and orders {self.orders}; they are 0 and 1 at least")
+            raise InputError(f"shots must be at least 0 and orders at least 1, got {self.shots} and {self.orders}")
         if self.orders > 1 and (self.shots < 2 or self.choose == "nearest"):
-            raise InputError("only two examples or more, the same for all texts, have several orders")
+            raise InputError("--orders needs at least two examples that are the same for all texts")
 
     def run(self) -> None:
         keep_freed_memory()
@@ -78,28 +77,28 @@ class Prompt(AnswerOptions, ExperimentOptions):
             path = self.out / "prompt.json"
             described = {**self.described_prompt(), "versions": versions(), **written}
             write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-            print(f"\nwritten: {path}")
+            print(f"\nsaved: {path}")
 
     def described_prompt(self) -> dict[str, Any]:
-        """The options, as prompt.json holds them."""
+        """The options in JSON's types."""
         names = ("prompt", "labels", "instruction", "shots", "choose", "pooling", "orders", "chain", "chat")
-        answers = {option.name: getattr(self, option.name) for option in fields(AnswerOptions)}
+        answers = {option.name: getattr(self, option.name) for option in fields(AnswerOptions)} | {"seed": self.seed}
         return {"ladder": self.described(), "manner": answers, **{name: getattr(self, name) for name in names}}
 
     def over_example(self, name: str) -> dict[str, Any]:
-        """Print a lecture example's prompts and answers."""
+        """Print the prompts and answers of a lecture example."""
         asked, experiment, found = example(name), self.load(), []
         print(asked.about)
         for answer in lecture_answers(experiment, asked, chat=self.chat):
             found.append(answer.described())
             print()
             self.show(experiment, answer.question, asked.labels or (f" {asked.expected}",))
-            print(probabilities(answer.labels) if answer.labels else f"it says: {answer.text.strip()}")
-            print(f"answer: {answer.answer or 'none that could be read'} ({asked.expected} is expected)")
+            print(probabilities(answer.labels) if answer.labels else f"output: {answer.text.strip()}")
+            print(f"answer: {answer.answer or 'could not be parsed'} (expected: {asked.expected})")
         return {"asked": found, "example": name}
 
     def over_text(self, text: str) -> dict[str, Any]:
-        """Ask about one text, and print each label's probability."""
+        """Classify one text, and print the probability of each label."""
         if self.prompt is not None and self.labels is not None and self.shots == 0:
             template, names = self.dressed(Template(self.prompt)), own_answers(self.labels)
             experiment = self.load()
@@ -109,24 +108,24 @@ class Prompt(AnswerOptions, ExperimentOptions):
         answers = ask(experiment, [Question(template, text)], names, self)
         self.show(experiment, answers.questions[0], names)
         print(probabilities(answers))
-        for title, texts in (("it says", answers.generated), ("the majority says", answers.majority)):
+        for title, texts in (("output", answers.generated), ("majority vote", answers.majority)):
             if texts is not None:
                 print(f"{title}: {texts[0].strip()}")
         return {"asked": [described_answers(answers)], "text": text}
 
     def over_task(self) -> dict[str, Any]:
-        """Ask about all test rows, once for every order of the examples, and print the accuracies."""
+        """Classify all test rows, once for each order of the examples, and print the accuracies."""
         measured, written = [], []
         for experiment, answers, found in self.measure():
             measured.append(found)
             written.append({**found, **described_answers(answers)})
             self.show(experiment, answers.questions[0], answers.labels.answers)
             count = len(answers.questions)
-            print(f"{probabilities(answers)}\n\nover {count} rows:\n{accuracy_table(found)}\n")
+            print(f"{probabilities(answers)}\n\n{count} test rows:\n{accuracy_table(found)}\n")
         if len(measured) == 1:
             return {"asked": written}
         over = spread(measured)
-        print(f"{len(measured)} orders of the same {self.shots} examples:\n{order_table(measured, over)}")
+        print(f"{len(measured)} orders of the {self.shots} examples:\n{order_table(measured, over)}")
         return {"asked": written, "spread": over}
 
     def measure(self) -> Iterator[tuple[Experiment, Answers, dict[str, Any]]]:
@@ -144,16 +143,18 @@ class Prompt(AnswerOptions, ExperimentOptions):
             print(prompt_tokens(experiment, question, answers))
 
     def load_task(self) -> Task:
-        """The task, with the user's own prompt and labels where they are given."""
-        task = ExperimentOptions.load_task(self)
+        """The task, with the user's own prompt and labels if given."""
+        task = super().load_task()
         prompt = self.prompt or task.prompt
         answers = task.answers if self.labels is None else own_answers(self.labels)
         if len(answers) != len(task.answers):
-            raise InputError(f"{len(answers)} labels are given for the {len(task.answers)} classes of {task.name}")
+            raise InputError(
+                f"--labels must name the {len(task.answers)} classes of {task.name}, got {len(answers)} labels"
+            )
         return replace(task, prompt=prompt, answers=answers, cue=task.cue if prompt.endswith(task.cue) else "")
 
     def load_both(self) -> tuple[Task, Experiment]:
-        """The task and the base. Raises InputError for what cannot be asked before the base is loaded."""
+        """The task and the base. Raises InputError for invalid options before the base is loaded."""
         task = self.load_task()
         self.dressed(task_template(task, self.shared_shots(task)[0]))
         return task, self.load()
@@ -162,7 +163,7 @@ class Prompt(AnswerOptions, ExperimentOptions):
         return replace(template, instruction=self.instruction, chain=self.chain, chat=self.chat)
 
     def shared_shots(self, task: Task) -> list[list[LabelledText]]:
-        """The examples that all texts share, in each order. Raises InputError for too few rows."""
+        """The examples for all texts, in each order. Raises InputError for too few rows."""
         if self.choose == "balanced":
             shots = balanced_shots(task, self.shots, self.seed)
         elif self.choose == "seed":
@@ -172,7 +173,7 @@ class Prompt(AnswerOptions, ExperimentOptions):
         return orders(shots, self.orders, self.seed)
 
     def templates(self, experiment: Experiment, task: Task, texts: Sequence[str]) -> list[list[Template]]:
-        """The template of every text, for each order of the examples; one order for each text's own nearest ones."""
+        """The template of each text, for each order of the examples."""
         if self.choose == "nearest" and self.shots:
             near = nearest_shots(experiment.decoder, experiment.tokenizer, task, texts, self.shots, self.pooling)
             return [[self.dressed(task_template(task, shots)) for shots in near]]
@@ -180,14 +181,14 @@ class Prompt(AnswerOptions, ExperimentOptions):
 
 
 def own_answers(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The user's labels as answers. Raises InputError for fewer than two, for equal and for empty ones."""
+    """The user's labels as answers. Raises InputError for fewer than two, for duplicates and for empty labels."""
     if len(set(labels)) < 2 or not all(labels):
-        raise InputError(f"there must be two different labels at least, and none empty, not {', '.join(labels)}")
+        raise InputError(f"labels must be at least two different non-empty texts, got {', '.join(labels)}")
     return tuple(f" {label}" for label in labels)
 
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Mean and standard deviation of the accuracies of several orders, before and after calibration."""
+    """Mean and standard deviation of the accuracies over the orders, before and after calibration."""
     measures: dict[str, dict[str, dict[str, float]]] = {}
     for name in found[0]["measures"]:
         for when in ("before", "after"):
@@ -198,7 +199,7 @@ def spread(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, flo
 
 
 def described_answers(answers: Answers) -> dict[str, Any]:
-    """The questions and answers, row by row, in JSON's types."""
+    """The questions and answers of each row, in JSON's types."""
     before, after = answers.labels.before(), answers.labels.after()
     rows = []
     for index, question in enumerate(answers.questions):

@@ -1,4 +1,4 @@
-"""A prompt to look at: its text, its tokens, each label's probability, and the tables of accuracies."""
+"""Texts and tables of `minillm prompt`: the prompt, its tokens, label probabilities and accuracies."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from minillm.prompting.scoring import answer_scores
 
 
 def prompt_text(experiment: Experiment, question: Question) -> str:
-    """The rendered prompt, with the text generated so far, between two lines."""
+    """The rendered prompt, with the text generated so far, between two rules."""
     template = question.template
     tokenizer = experiment.tokenizer if template.chat else None
     text = template.preview(question.text, tokenizer) + question.generated
@@ -25,16 +25,18 @@ def prompt_text(experiment: Experiment, question: Question) -> str:
 
 
 def prompt_tokens(experiment: Experiment, question: Question, answers: Sequence[str]) -> str:
-    """The tokens of the prompt and of each answer, and how a space at the end of the prompt would change them."""
+    """The tokens of the prompt and of each answer, also for a prompt with a trailing space."""
     tokenizer = experiment.tokenizer
     ids = question.encode(tokenizer)
     lines = [f"{len(ids)} tokens: {spelled(tokenizer, ids)}"]
     encoded = question.template.answers(tokenizer, [question.text], answers)
-    lines += _answers(experiment, "as it is asked", ids, encoded)
+    lines += _answers(experiment, "this prompt", ids, encoded)
     if all(answer.startswith(" ") for answer in map(tokenizer.decode, encoded)):
         with_space = question._replace(generated=question.generated + " ").encode(tokenizer)
         without = [tokenizer.encode(answer.lstrip()) for answer in answers]
-        lines += _answers(experiment, "the same characters, were the space the prompt's", with_space, without)
+        lines += _answers(
+            experiment, "the prompt with a trailing space, the answers without their leading space", with_space, without
+        )
     return "\n".join(lines)
 
 
@@ -49,7 +51,7 @@ def _answers(experiment: Experiment, what: str, prompt: list[int], answers: list
 
 
 def probabilities(answers: Answers) -> str:
-    """Each label's share of the labels' probability for the first text, before and after calibration."""
+    """The probability of each label, among all labels, for the first text, before and after calibration."""
     before, after = softmax(answers.labels.scores[0]), answers.labels.after()["acc"][0].exp()
     figures = zip(answers.labels.answers, before.tolist(), after.tolist(), strict=True)
     rows = [(answer.strip(), f"{one:.3f}", f"{two:.3f}") for answer, one, two in figures]
@@ -57,15 +59,15 @@ def probabilities(answers: Answers) -> str:
 
 
 def accuracy_table(found: dict[str, Any]) -> str:
-    """The four measures, before and after calibration, and the free answers if there are any."""
+    """The four measures, before and after calibration, and the free answers, if any."""
     rows = [("measure", "accuracy", "calibrated")]
     rows += [(name, _share(one["before"]), _share(one["after"])) for name, one in found["measures"].items()]
     lines = [aligned(rows), *(f"{name}: {meaning}" for name, meaning in MEASURES.items())]
-    for name, title in (("free", "free answers"), ("self_consistency", "the majority's")):
+    for name, title in (("free", "free answers"), ("self_consistency", "majority vote")):
         if name in found:
             one = found[name]
             lines.append(
-                f"{title}: strictly read {one['strict']:.3f} ± {one['standard_error']:.3f} right, flexibly "
+                f"{title}: accuracy with strict extraction {one['strict']:.3f} ± {one['standard_error']:.3f}, flexible "
                 f"{one['flexible']:.3f}; {one['unparsed']:.3f} could not be parsed"
             )
     return "\n".join(lines)
@@ -76,7 +78,7 @@ def _share(figure: dict[str, float]) -> str:
 
 
 def order_table(found: Sequence[dict[str, Any]], spread: dict[str, Any]) -> str:
-    """The accuracy of each order of the examples, and their mean and standard deviation, by measure."""
+    """The accuracy for each order of the examples, with mean and standard deviation, by measure."""
     rows = [("measure", *(f"order {n}" for n in range(1, len(found) + 1)), "mean ± sd")]
     for name in spread:
         for when, title in (("before", name), ("after", f"{name}, calibrated")):

@@ -1,4 +1,4 @@
-"""Measurements to read and to look at: tables, pictures, standard errors."""
+"""Tables, plots and standard errors of measurements."""
 
 import math
 import sys
@@ -6,7 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = ("technique", "place in figure 1", "trainable", "to publish", "accuracy", "train", "eval", "tokens/s", "peak")
+COLUMNS = (
+    "technique",
+    "place in figure 1",
+    "trainable",
+    "adapter size",
+    "accuracy",
+    "train",
+    "eval",
+    "tokens/s",
+    "peak",
+)
 
 
 def standard_error(share: float, count: int) -> float:
@@ -15,7 +25,7 @@ def standard_error(share: float, count: int) -> float:
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Columns as wide as their widest cell, under a header line; the first `left` are flush left."""
+    """Rows in aligned columns under a header line; the first `left` columns are left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -25,7 +35,7 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def table(ladder: dict[str, Any]) -> str:
-    """The rungs in aligned columns: parameters, bytes, accuracy with its standard error, seconds, tokens/s, memory."""
+    """The table of rungs: parameters, size, accuracy with its standard error, seconds, tokens/s, memory."""
     return aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
 
 
@@ -45,7 +55,7 @@ def _cells(rung: dict[str, Any]) -> tuple[str, ...]:
 
 
 def in_bytes(count: int | float) -> str:
-    """A number of bytes in the unit that is easiest to read: 0 B, 4.6 kB, 1.8 MB, 2.10 GiB."""
+    """A number of bytes in a suitable unit: 0 B, 4.6 kB, 1.8 MB, 2.10 GiB."""
     if count < 1000:
         return f"{count:.0f} B"
     if count < 1e6:
@@ -54,12 +64,12 @@ def in_bytes(count: int | float) -> str:
 
 
 def draw(picture: Callable[[Mapping[str, Any], Path], None], measured: Mapping[str, Any], path: Path) -> bool:
-    """Whether a picture could be drawn; without matplotlib, a line tells how to get it."""
+    """Draw a picture; False without matplotlib, with a hint on stderr."""
     try:
         picture(measured, path)
         return True
     except ImportError:
-        print("no picture: matplotlib is missing (pip install 'minillm[lab]')", file=sys.stderr)
+        print("no picture: matplotlib is not installed (pip install 'minillm[lab]')", file=sys.stderr)
         return False
 
 
@@ -73,7 +83,7 @@ def _pyplot() -> Any:
 
 
 def picture(ladder: Mapping[str, Any], path: Path) -> None:
-    """Accuracy against trainable parameters, and against time, as a PNG. Needs matplotlib (ImportError without)."""
+    """Plot accuracy against trainable parameters and against time as a PNG. Raises ImportError without matplotlib."""
     pyplot = _pyplot()
     figure, (parameters, time) = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     for rung in ladder["rungs"]:
@@ -85,7 +95,7 @@ def picture(ladder: Mapping[str, Any], path: Path) -> None:
     parameters.set_xscale("log")
     parameters.set_xlim(0.5, 10 ** (len(str(max(r["trainable_parameters"] for r in ladder["rungs"]))) + 1))
     parameters.set_xlabel("trainable parameters (nothing trained: 1)")
-    time.set_xlabel("seconds to train and to score the test rows")
+    time.set_xlabel("seconds for training and scoring the test rows")
     parameters.set_ylabel(f"accuracy on {ladder['test']} test rows (± standard error)")
     for axes in (parameters, time):
         axes.margins(x=0.15)
@@ -96,11 +106,11 @@ def picture(ladder: Mapping[str, Any], path: Path) -> None:
 
 
 def curve_picture(curve: Mapping[str, Any], path: Path) -> None:
-    """The loss of every step and of the held-out text, as a PNG. Needs matplotlib (ImportError without)."""
+    """Plot the training and the validation loss as a PNG. Raises ImportError without matplotlib."""
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
     axes.plot(range(1, len(curve["losses"]) + 1), curve["losses"], linewidth=0.8, alpha=0.6, label="training")
-    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="held out")
+    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="validation")
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")

@@ -1,8 +1,7 @@
-"""`minillm generate`: continue a text, or answer it."""
+"""`minillm generate`: continue a text, or answer a message."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -12,36 +11,33 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import stream
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.options import Positional
+from minillm.runtime.options import Directory, Model, Positional, RunOptions
 from minillm.tokenizer import Tokenizer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Generate:
-    """Continue a text, or answer it with --chat, printing the tokens as they come."""
+@dataclass(kw_only=True)
+class Generate(RunOptions):
+    """Continue a text, or answer a message with --chat. Tokens are printed as they are generated.
+
+    Example: minillm generate "What is a prefix?" --chat --max-new-tokens 50
+    """
 
     prompt: Positional[str]
     """The text to continue."""
-    model: str = "smollm2-135m-instruct"
-    """A pulled name, tiny, a directory in Hugging Face's layout, or a .gguf file."""
-    adapter: Path | None = None
-    """The directory of an adapter of that model."""
+    base: Model = "smollm2-135m-instruct"
+    """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    adapter: Directory | None = None
+    """An adapter of this base."""
     chat: bool = False
-    """Wrap the prompt in the model's chat template."""
+    """Apply the chat template of the base."""
     max_new_tokens: int = 100
-    """Stop after this many tokens."""
+    """The maximum number of tokens to generate."""
     temperature: float = 0.0
-    """0 takes the most likely token; above 0 samples."""
+    """The sampling temperature; 0 always takes the most likely token."""
     top_k: int | None = None
-    """Sample among this many most likely tokens only."""
+    """Sample from the k most likely tokens."""
     top_p: float | None = None
-    """Sample among the fewest tokens that hold this probability."""
-    seed: int = 0
-    """The seed of the sampling."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-    threads: int | None = None
-    """CPU threads (default: one a core)."""
+    """Sample from the most likely tokens whose probabilities sum to p."""
 
     def run(self) -> None:
         keep_freed_memory()
@@ -59,14 +55,16 @@ class Generate:
         _print_tokens(tokenizer, (int(token) for token in tokens))
 
     def _load(self) -> tuple[Decoder | Method, Tokenizer]:
-        decoder, tokenizer = hub.load(self.model)
+        decoder, tokenizer = hub.load(self.base)
         if tokenizer is None:
-            raise InputError(f"{self.model} has no tokenizer, and text needs one")
+            raise InputError(f"{self.base} has no tokenizer, which text generation needs")
         if self.adapter is None:
             return decoder, tokenizer
         method = load(decoder, self.adapter, tokenizer=tokenizer)
         if not isinstance(method, Method):
-            raise InputError(f"{self.adapter} is a {type(method).__name__}: a classifier, not a language model")
+            raise InputError(
+                f"{self.adapter} is a {type(method).__name__}, a classifier; generate needs a language model"
+            )
         return method, tokenizer
 
 
@@ -75,7 +73,7 @@ def _print_tokens(tokenizer: Tokenizer, tokens: Iterable[int]) -> None:
     for token in tokens:
         new.append(token)
         text = tokenizer.decode([token for token in new if token not in tokenizer.stop])
-        # A character may need more than one token: until it is complete it decodes to U+FFFD.
+        # A character may consist of several tokens; an incomplete one decodes to U+FFFD.
         if not text.endswith("\ufffd"):
             print(text[len(printed) :], end="", flush=True)
             printed = text

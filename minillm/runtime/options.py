@@ -1,14 +1,28 @@
-"""Options of a command that are one word on the command line and something else in the code.
+"""From the command line to a command: the types and the groups of options, and the parser.
 
-A command is a dataclass: tyro reads its options from the command line, `run` uses them, and the JSON holds them.
+A command is a dataclass: its fields are the options, `run` uses them, and the JSON output holds them. Each base class
+is a group of options in `--help`: `TrainingOptions` is shown as "Training options".
 """
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+import tyro
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
-__all__ = ["Names", "Positional", "Text"]
+from minillm.errors import InputError, check_seed, unknown
+
+__all__ = ["Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "parse"]
+
+Command = TypeVar("Command")
+Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 
 Names = Annotated[
     tuple[str, ...],
@@ -20,16 +34,117 @@ Names = Annotated[
         str_from_instance=lambda names: [",".join(names)],
     ),
 ]
-"""Names with commas between them."""
+"""Names, separated by commas."""
 
 Text = Annotated[
     str,
     PrimitiveConstructorSpec(
         nargs=1,
-        metavar="STR",
+        metavar="TEXT",
         instance_from_str=lambda words: words[0].replace("\\n", "\n"),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda text: [text.replace("\n", "\\n")],
     ),
 ]
 r"""A text in which \n is a newline."""
+
+METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
+POSITIONAL = get_args(Positional[str])[1]
+
+
+@dataclass(kw_only=True)
+class RunOptions:
+    """Options of every command that computes."""
+
+    seed: int = 0
+    """The random seed."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """The device; auto chooses a GPU if there is one."""
+    threads: int | None = None
+    """The number of CPU threads; one per core if not given."""
+
+    def __post_init__(self):
+        check_seed(self.seed)
+        if self.threads is not None and self.threads < 1:
+            raise InputError(f"threads must be at least 1, got {self.threads}")
+
+
+def parse(command: type[Command], program: str, words: list[str]) -> Command:
+    """The command with the options of the command line. Raises InputError for an unknown option or value."""
+    _check(command, words)
+    groups = {part.__name__.removesuffix("Options"): _group(part) for part in command.__mro__ if is_dataclass(part)}
+    config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
+    return tyro.cli(_joined(command, groups), prog=program, args=words, config=config)
+
+
+def _joined(command: type[Command], groups: dict[str, type]) -> Callable[..., Command]:
+    """The command as a function of its groups. Of a class, tyro would catch the InputErrors."""
+
+    def join(**parts: Any) -> Command:
+        return command(
+            **{option.name: getattr(part, option.name) for part in parts.values() for option in fields(part)}
+        )
+
+    kind = inspect.Parameter.KEYWORD_ONLY
+    join.__annotations__ = {name: Annotated[group, tyro.conf.arg(name=name)] for name, group in groups.items()}
+    parameters = [inspect.Parameter(name, kind, annotation=group) for name, group in join.__annotations__.items()]
+    join.__doc__, join.__signature__ = command.__doc__, inspect.Signature(parameters)
+    return join
+
+
+def _group(part: type) -> type:
+    """A dataclass of the fields that a class itself declares. By its module and name tyro finds their docstrings."""
+    names, hints = vars(part).get("__annotations__", {}), get_type_hints(part, include_extras=True)
+    copied = {*names, "__module__", "__qualname__", "__firstlineno__"}
+    body = {name: value for name, value in vars(part).items() if name in copied}
+    body["__annotations__"] = {name: _shown(name, hints[name], body.get(name, ...)) for name in names}
+    return dataclass(kw_only=True)(type(part.__name__, (), body))
+
+
+def _shown(name: str, hint: Any, default: Any) -> Any:
+    """Help shows the names of positional arguments, and "(optional)" instead of the default None."""
+    if _is_positional(hint):
+        return Annotated[hint, tyro.conf.arg(metavar=name.upper())]
+    if default is not None:
+        return Annotated[str, tyro.conf.arg(metavar="TEXT")] if hint is str else hint
+    inner = next(part for part in get_args(hint) if part is not NoneType)
+    choices = "{" + ",".join(_choices(inner)) + "}" if _choices(inner) else None
+    metavar = choices or METAVARS.get(inner) or inner.__metadata__[0].metavar
+    return Annotated[hint, tyro.conf.arg(metavar=metavar, help_behavior_hint="(optional)")]
+
+
+def _is_positional(hint: Any) -> bool:
+    return POSITIONAL in getattr(hint, "__metadata__", ())
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a Literal, which may be optional or positional."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return next((found for part in get_args(hint) if (found := _choices(part))), ())
+
+
+def _check(command: type, words: list[str]) -> None:
+    """Raises InputError for an option or a value that does not exist, with the most similar one."""
+    hints = get_type_hints(command, include_extras=True)
+    positional = iter([name for name, hint in hints.items() if _is_positional(hint)])
+    options = {_flag(name, hint): name for name, hint in hints.items() if not _is_positional(hint)}
+    rest = iter(words)
+    for word in rest:
+        flag, given, value = word.partition("=")
+        flag, name = flag.replace("_", "-"), None
+        if flag in options:
+            name = options[flag]
+            value = value if given or hints[name] is bool else next(rest, "")
+        elif not word.startswith("-"):
+            name, value = next(positional, None), word
+        elif word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):
+            raise unknown("option", flag, options)
+        choices = _choices(hints[name]) if name else ()
+        if choices and value not in choices:
+            raise unknown(f"value for {flag if flag in options else str(name).upper()}", value, choices)
+
+
+def _flag(name: str, hint: Any) -> str:
+    given = [getattr(setting, "name", None) for setting in getattr(hint, "__metadata__", ())]
+    return "--" + next(filter(None, given), name).replace("_", "-")

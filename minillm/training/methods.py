@@ -1,51 +1,62 @@
-"""The methods that are trained by gradient descent, by name: their options, their defaults, and how each is built.
+"""The methods that are trained by gradient descent: their options, their defaults, and how each is built.
 
-Rates and epochs were found on the validation rows of the reviews.
+The default learning rates and numbers of epochs were chosen on the validation rows of the film reviews.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
+from tyro.conf import arg
 
 from minillm.adapt import Adaptation, DoRA, FineTune, LoRA, Method, PiSSA, PrefixTuning, SoftPrompt
+from minillm.adapt.low_rank import LowRank
 from minillm.adapt.surgery import frozen, lower
 from minillm.decoder import Decoder
-from minillm.runtime.options import Names
+from minillm.runtime.options import Names, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.schedule import TrainingSettings
 
 Adapted = TypeVar("Adapted", bound=Adaptation | Decoder)
+Trained = Literal["soft-prompt", "prefix", "output", "last-blocks", "lora", "dora", "pissa", "full"]
 INSTRUCTION = "Answer with negative or positive.\n\n"
 
 
 @dataclass(kw_only=True)
-class MethodOptions:
-    """The options of the methods; each method uses its own. `epochs` and `learning_rate` depend on the method."""
+class TrainingOptions:
+    """Options of training; `epochs` and `learning_rate` depend on the method if they are None."""
+
+    epochs: int | None = None
+    """The number of epochs; depends on the method if not given."""
+    learning_rate: float | None = None
+    """The peak learning rate; depends on the method if not given."""
+    batch_size: int = 16
+    """The number of rows per optimizer step."""
+
+
+@dataclass(kw_only=True)
+class MethodOptions(TrainingOptions):
+    """Options of the methods; each method uses its own."""
 
     r: int = 8
-    """The rank of a low-rank method."""
+    """The rank of LoRA, DoRA and PiSSA."""
     alpha: float = 16.0
-    """Its scale is alpha / r."""
+    """The numerator of the scale alpha / r of the low-rank update."""
+    dropout: float = 0.0
+    """The dropout probability of the input of a low-rank update."""
     targets: Names = ("query", "value")
-    """Its matrices: roles, paths with wildcards or all-linear, comma-separated."""
-    length: int = 10
-    """Positions of a prefix."""
-    init_text: str | None = None
-    """The words that a soft prompt or a prefix starts from."""
+    """The adapted matrices: names, paths with wildcards, or all-linear."""
+    length: Annotated[int, arg(name="virtual-tokens", metavar="INT")] = 10
+    """The number of trained vectors of a soft prompt or prefix."""
+    init_text: Text | None = None
+    """The text whose tokens initialise a soft prompt or prefix."""
     layers: int = 2
-    """How many blocks last-blocks trains."""
-    epochs: int | None = None
-    """How often each row is seen (default: the method's own number)."""
-    learning_rate: float | None = None
-    """The learning rate at its highest (default: the method's own)."""
-    batch_size: int = 16
-    """Rows a step."""
+    """The number of blocks that last-blocks trains."""
 
 
 class Base(NamedTuple):
-    """A base to adapt: its decoder, its tokenizer and, where there are labels, the ids of their answers."""
+    """A base to adapt: its decoder, its tokenizer and, for labels, the token ids of their answers."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -53,7 +64,7 @@ class Base(NamedTuple):
 
 
 def soft_prompt(base: Base, options: MethodOptions) -> Method:
-    """A soft prompt starts best from words: by default the instruction, in as many vectors as it has tokens."""
+    """A soft prompt is best initialised with words: by default the instruction, one vector per token."""
     ids = base.tokenizer.encode(INSTRUCTION if options.init_text is None else options.init_text)
     return SoftPrompt(base.decoder, max(len(ids), options.length) if options.init_text else len(ids), ids)
 
@@ -64,27 +75,36 @@ def prefix(base: Base, options: MethodOptions) -> Method:
 
 
 def output(base: Base, options: MethodOptions) -> Method:
-    """The LM head; for labels, the answers' rows alone: no other row has a gradient from the answers' loss."""
+    """The output layer. For labels only the rows of their answers: all other gradients are zero."""
     if base.answers is None:
         return FineTune(base.decoder, "output")
     tokens = list(dict.fromkeys(answer[0] for answer in base.answers if len(answer) == 1))
     return FineTune(base.decoder, "output", tokens if len(tokens) == len(base.answers) else len(base.answers))
 
 
+def low_rank(kind: type[LowRank]) -> Callable[[Base, MethodOptions], Method]:
+    def make(base: Base, options: MethodOptions) -> Method:
+        return kind(
+            base.decoder, r=options.r, alpha=options.alpha, targets=options.targets, dropout=options.dropout
+        )  # fmt: skip
+
+    return make
+
+
 METHODS: dict[str, Callable[[Base, MethodOptions], Method]] = {
     "soft-prompt": soft_prompt,
     "prefix": prefix,
     "output": output,
-    "last-blocks": lambda on, options: FineTune(on.decoder, options.layers),
-    "lora": lambda on, options: LoRA(on.decoder, r=options.r, alpha=options.alpha, targets=options.targets),
-    "dora": lambda on, options: DoRA(on.decoder, r=options.r, alpha=options.alpha, targets=options.targets),
-    "pissa": lambda on, options: PiSSA(on.decoder, r=options.r, alpha=options.alpha, targets=options.targets),
-    "full": lambda on, options: FineTune(on.decoder),
+    "last-blocks": lambda base, options: FineTune(base.decoder, options.layers),
+    "lora": low_rank(LoRA),
+    "dora": low_rank(DoRA),
+    "pissa": low_rank(PiSSA),
+    "full": lambda base, options: FineTune(base.decoder),
 }
-"""The methods that are trained by gradient descent, by the names that the commands give them."""
+"""The methods that are trained by gradient descent, by their names in the commands."""
 
 FINE_TUNED = ("output", "last-blocks", "full")
-"""Those that train copies of the base's own weights."""
+"""The methods that train copies of the base's weights."""
 
 
 class TrainingDefaults(NamedTuple):
@@ -100,7 +120,7 @@ DEFAULTS = {
 
 
 def build(base: Base, name: str, options: MethodOptions, precision: str, seed: int) -> Method:
-    """The method on the base, whose frozen matrices are held in the precision."""
+    """The method on the base, whose frozen matrices are in the given precision."""
 
     def make(decoder: Decoder) -> Method:
         torch.manual_seed(seed)
@@ -110,9 +130,9 @@ def build(base: Base, name: str, options: MethodOptions, precision: str, seed: i
 
 
 def on_lowered_base(name: str, decoder: Decoder, precision: str, make: Callable[[Decoder], Adapted]) -> Adapted:
-    """The method that `make` makes on a base whose frozen matrices are in bfloat16, if that is the precision.
+    """The method that `make` builds on the base. For bfloat16 the frozen matrices are cast to bfloat16.
 
-    Fine-tuned copies are taken in the base's own dtype. No float32 matrix that is frozen is referred to any more.
+    Fine-tuned copies keep the dtype of the base. The result holds no reference to frozen float32 matrices.
     """
     if precision != "bfloat16":
         return make(decoder)
@@ -124,7 +144,7 @@ def on_lowered_base(name: str, decoder: Decoder, precision: str, make: Callable[
 
 
 def training_settings(name: str, options: MethodOptions, precision: str, seed: int) -> TrainingSettings:
-    """How the method is trained: by its options, else by its own defaults."""
+    """The training settings of a method: its options, and its defaults for options that are None."""
     epochs, learning_rate = DEFAULTS[name]
     return TrainingSettings(
         epochs=epochs if options.epochs is None else options.epochs,

@@ -60,8 +60,8 @@ class PretrainingRecipe:
             seed=seed,
         )
 
-    def config(self, vocabulary: int) -> DecoderConfig:
-        return DecoderConfig.from_depth(self.depth, vocabulary, CONTEXT)
+    def config(self, vocabulary: int, max_length: int = CONTEXT) -> DecoderConfig:
+        return DecoderConfig.from_depth(self.depth, vocabulary, max_length)
 
 
 class PackedRow(NamedTuple):

@@ -30,7 +30,7 @@ WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tab
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
 def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dtype):
-    described = check(Check("tiny", dtype, "cpu"))
+    described = check(Check(config="tiny", dtype=dtype, device="cpu"))
     assert {(row["what"], row["rung"]) for row in described["rows"]} == {
         (what, rung)
         for what in OPERATIONS.keys() | MODELS
@@ -44,7 +44,7 @@ def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dty
 def test_other_choices_are_good_too(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
-    assert failed(check(Check(config, "bfloat16", "cpu", seed=1))) == []
+    assert failed(check(Check(config=config, dtype="bfloat16", device="cpu", seed=1))) == []
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_a_cache_that_forgets_is_found(monkeypatch):
 
 
 def test_a_seed_is_the_same_check_again_and_another_seed_another():
-    first, again, other = (check(Check("tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
+    first, again, other = (check(Check(config="tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -214,7 +214,7 @@ def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
         (["--dtype", "float16"], "float16"),
         (["--threads", "0"], "threads"),
         (["--seed", "-1"], "seed"),
-        (["--device", "tpu"], "no device 'tpu'"),
+        (["--device", "tpu"], "unknown value for --device: 'tpu'"),
     ],
 )
 def test_bad_input_is_one_sentence_and_nothing_is_written(words, sentence, tmp_path, monkeypatch, capsys):
@@ -234,7 +234,7 @@ def test_a_models_own_config_is_checked(tmp_path):
 def test_mps_has_no_float64(monkeypatch):
     monkeypatch.setattr("minillm.lab.check.pick_device", lambda name: torch.device("mps"))
     with pytest.raises(InputError, match="mps has no float64"):
-        check(Check("tiny", "float64", "mps"))
+        check(Check(config="tiny", dtype="float64", device="mps"))
 
 
 @pytest.mark.parametrize("by", [PLAIN, FAST])

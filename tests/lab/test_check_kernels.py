@@ -15,7 +15,7 @@ from tests.strategies import implemented_in
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
 
-TINY = Check("tiny", kernels=True)
+TINY = Check(config="tiny", kernels=True)
 
 
 def rows_of_kernels(described):
@@ -41,7 +41,7 @@ def test_a_wrong_kernel_is_found_on_its_own_rung_and_nothing_else_is(wrong, monk
 
 def test_what_has_no_kernel_in_a_dtype_is_not_called_good():
     with pytest.raises(InputError, match="kernels do not compute in float64"):
-        Check("tiny", "float64", kernels=True)
+        Check(config="tiny", dtype="float64", kernels=True)
 
 
 def test_without_triton_the_command_prints_one_sentence(monkeypatch, capsys):

@@ -112,7 +112,7 @@ def test_the_experiment_runs_from_scratch_to_its_table(tmp_path):
     assert found["training_steps"] == 3
     printed = table(found)
     assert all(strategy.name in printed for strategy in STRATEGIES)
-    assert "3 steps: a chain makes" in printed
+    assert "3 steps: effect of the chain" in printed
 
 
 def test_settings_that_cannot_work_are_refused():

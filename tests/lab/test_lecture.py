@@ -46,5 +46,5 @@ def test_not_funny_is_not_read_as_funny():
 
 
 def test_an_unknown_name_names_the_others():
-    with pytest.raises(InputError, match="no example 'elephant'; there are: funny, juggler, colour, cans"):
+    with pytest.raises(InputError, match="unknown example: 'elephant'; there are: funny, juggler, colour, cans"):
         example("elephant")
