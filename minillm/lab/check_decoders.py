@@ -1,6 +1,6 @@
-"""Whole decoders for `minillm check`: plain, adapted at every seam that gradients pass, merged, saved, and cached.
+"""Cases with whole decoders for `minillm check`: plain, adapted, merged, saved, and cached.
 
-Weights are drawn so that they hide nothing: no bias is 0, no norm is 1, and no softmax saturates.
+The random weights hide no error: no bias is 0, no norm is 1, and no softmax saturates.
 """
 
 import copy
@@ -34,10 +34,10 @@ Logits = Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
 def decoder_cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
-    """The decoder of this config, plain and adapted; a second time with a smooth gelu if it has relu's kinks.
+    """The decoder of this config, plain and adapted; for relu a second time with gelu.
 
-    Of so many units some are always within a step of relu's kink, where a difference is no gradient. Relu itself is
-    differentiated in a case of its own.
+    Some of its many units are always so close to the kink of relu that difference quotients are wrong. Relu itself is
+    checked in a case of its own.
     """
     yield from _cases(config, random)
     if config.feed_forward == "relu":
@@ -45,7 +45,7 @@ def decoder_cases(config: DecoderConfig, random: np.random.Generator) -> Iterato
 
 
 def _cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
-    """The decoder and, on padded rows, the decoder under each method; then what is made of a trained adapter."""
+    """The decoder, the decoder with each method on padded rows, and the merged, saved and cached ones."""
     torch.manual_seed(int(random.integers(2**31)))
     decoder = Decoder(config).double().eval()
     _draw(decoder)
@@ -68,7 +68,7 @@ def _cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]
 
 @torch.no_grad()
 def _draw(model: nn.Module) -> None:
-    """Draw what is trained: a matrix by its width, and any other number about 0, or for a norm's gain about 1."""
+    """Random values for the trained parameters: matrices scaled by their width, gains of norms around 1."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             around = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -77,7 +77,7 @@ def _draw(model: nn.Module) -> None:
 
 
 def _case(what: str, model: Any, text: Arrays, logits: Logits | None = None) -> Case:
-    """The model's logits and gradients, or the logits that are computed from the model in another way."""
+    """The logits and gradients of a model, or the logits computed from it in another way."""
     parameters = {name.removeprefix("decoder."): parameter for name, parameter in model.named_parameters()}
     arrays = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
     trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
@@ -103,7 +103,7 @@ def _run(model: nn.Module, inputs: dict[str, Tensor], dtype: torch.dtype, device
 def _run_copy(
     model: nn.Module, logits: Logits, inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """By a copy of the model whose weights are these, for what a functional call does not reach."""
+    """Run a copy of the model with these weights, where `functional_call` cannot be used."""
     own = copy.deepcopy(model).to(device, dtype)
     for name, parameter in own.named_parameters():
         parameter.copy_(inputs[name.removeprefix("decoder.")])
@@ -111,7 +111,7 @@ def _run_copy(
 
 
 def _token_by_token(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """All logits, decoded with a cache, one token at a time after the first two."""
+    """All logits, computed with a cache, one token at a time after the first two."""
     decoder, prefix = model.decoder, model.prefix()
     cache = [GrowingLayer(ids.shape[1]) for _ in range(decoder.config.layers)]
     parts = [ids[:, :2], *ids[:, 2:].split(1, 1)]
@@ -119,7 +119,7 @@ def _token_by_token(model: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _saved(method: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
-    """By the method as it is loaded from its files, onto a base without it."""
+    """Save the method, load it onto a fresh base, and run it."""
     base = Decoder(method.config).to(ids.device, method.decoder.embed.weight.dtype).eval()
     base.load_state_dict({name: method.base[name] for name in base.state_dict()})
     base.source, method.base = method.decoder.source, dict(base.named_parameters(remove_duplicate=False))
@@ -129,7 +129,7 @@ def _saved(method: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _reference(model: Any) -> Reference:
-    """What numpy computes for this model: forward, and the gradients by parameter."""
+    """Numpy's forward and backward for this model."""
     if isinstance(model, PrefixTuning):
         return partial(_prefix_forward, model.config, model.shift_positions), _prefix_backward
     if isinstance(model, SoftPrompt):

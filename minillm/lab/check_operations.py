@@ -1,6 +1,6 @@
-"""Arguments for every operation in the sizes of a config, and its numpy reference by name, for `minillm check`.
+"""Cases with single operations for `minillm check`: arguments in the sizes of a config, and the numpy reference.
 
-A line of `operation_cases` is an operation and arguments for it. Of several cases of one operation the worst counts.
+If an operation has several cases, the worst one is reported.
 """
 
 import importlib
@@ -23,11 +23,11 @@ from minillm.reference.attention import visible_keys
 BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
 WIDE = {"sinusoidal", "rotary_tables"}
 FROZEN = {"lora", "lora_by_row", "updated_norms"}
-"""Operations whose weight is a constant."""
+"""Operations with a frozen weight."""
 
 
 def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]:
-    """A case or more for every operation."""
+    """One case or more for each operation."""
     normal, lead = random.normal, (BATCH, TOKENS)
     width, inner, head, vocabulary = config.width, config.feed_forward_width, config.head_width, config.vocabulary
     mask = padded(BATCH, TOKENS)
@@ -48,7 +48,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
     yield operation_case("norm", "rms_norm", hidden=hidden, weight=gain, eps=config.norm_eps)
     yield from _attention_cases(config, random, mask)
     up = normal(size=(*lead, inner))
-    # Away from 0, where relu has no gradient.
+    # Away from 0, where relu has no derivative.
     yield operation_case("feed_forward", "relu", up=np.sign(up) * (np.abs(up) + 0.01))
     yield operation_case("feed_forward", "gelu", up=up)
     yield operation_case("feed_forward", "swiglu", gate=normal(size=up.shape), up=up)
@@ -64,7 +64,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
 
 
 def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: np.ndarray) -> Iterator[Case]:
-    """Plain, padded, with cached keys, behind a shared prefix, and with a gated one."""
+    """Plain, padded, with cached keys, with a shared prefix, and with a gated one."""
     shared = (BATCH, config.kv_heads, TOKENS, config.head_width)
     query = random.normal(size=(BATCH, config.heads, TOKENS, config.head_width))
     key, value = random.normal(size=(2, *shared))
@@ -98,14 +98,14 @@ def _low_rank_cases(config: DecoderConfig, random: np.random.Generator, hidden: 
 
 
 def padded(batch: int, tokens: int) -> np.ndarray:
-    """A mask with padding on the left of the first row and on the right of the last."""
+    """A mask with left padding in the first row and right padding in the last."""
     mask = np.ones((batch, tokens), bool)
     mask[0, :2] = mask[-1, -1:] = False
     return mask
 
 
 def operation_case(file: str, name: str, **arguments: Any) -> Case:
-    """Arrays are inputs; other arguments stay as they are. `prefix.key` is the key of the argument `prefix`."""
+    """A case whose inputs are the arrays among the arguments. `prefix.key` is the key of the argument `prefix`."""
     inputs = {argument: value for argument, value in arguments.items() if isinstance(value, np.ndarray)}
     rest = {argument: value for argument, value in arguments.items() if argument not in inputs}
     reference = importlib.import_module(f"minillm.reference.{file}")
@@ -140,7 +140,7 @@ def _backward(reference: Callable, name: str, dout: np.ndarray, cache: Any) -> A
 def _run(
     name: str, rest: dict[str, Any], inputs: dict[str, Tensor], dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    # Looked up when it is run, so that the operation as it is now is checked.
+    # Looked up at call time, so that tests can replace it.
     operation = getattr(operations, name)
     places = {"dtype": dtype, "device": device}
     wanted = {place: value for place, value in places.items() if place in inspect.signature(operation).parameters}

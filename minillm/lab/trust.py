@@ -1,16 +1,17 @@
-"""The ladder of trust for one thing that is computed twice, in numpy and in torch: the engine of all checks.
+"""The ladder of trust: compares a computation in numpy with the same computation in torch. The engine of all checks.
 
-    differences    (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h along a random direction, against numpy's gradient
-    numpy          numpy against torch's formula, in float64 on the CPU: the output and every gradient
-    fast           the fast implementation, in float64 on the CPU, against numpy with the same limit
-    here           torch in the user's dtype, on the user's device, against numpy in float64 on the same rounded inputs
-    kernel         the kernel in the user's dtype against numpy in float64, from the same rounded inputs: its error may
-                   be twice that of torch in this dtype, and 4 ulp; so may the fast form's, and 8 ulp, be the formula's
+    differences    numpy's gradient against central differences along a random direction,
+                   (8 (f(h) - f(-h)) - (f(2h) - f(-2h))) / 12h
+    numpy          the formula in torch against numpy, both in float64 on the CPU: the output and every gradient
+    fast           the fast implementation against numpy, both in float64 on the CPU
+    here           torch in the user's dtype on the user's device, against numpy in float64, on the same rounded inputs
+    kernel         the kernel in the user's dtype against numpy in float64, on the same rounded inputs; the limit is
+                   2 x error(torch in this dtype) + 4 ulp (for the fast implementation 2 x error(formula) + 8 ulp)
 
-Each rung names the part (the output, a gradient) with the largest error for its limit; both are shares of the part's
-size. For `here` rounding sets the limit: 8 ulp of the dtype, and 8 times the change of the exact result when every
-input, and the gradient of the output, is off by one of them. `minillm check` runs these rungs on the user's machine,
-the tests run them on drawn sizes.
+Each rung reports the part (the output or a gradient) with the largest ratio of error to limit; both are relative to the
+largest magnitude in the part. The limit of `here` is 8 ulp of the dtype plus 8 times the change of the exact result
+when all inputs and the gradient of the output are perturbed by one ulp. `minillm check` runs these rungs on the user's
+machine, the tests run them on random sizes.
 """
 
 import math
@@ -29,18 +30,18 @@ from minillm.operations import FAST, PLAIN, TRITON, backend
 Arrays = dict[str, np.ndarray]
 DIFFERENCE, EXACT = 1e-6, 1e-9
 STEP, FACTOR = 1e-5, 8
-# A result that is 0 by mathematics is 1e-17 by arithmetic: below this size, errors are measured absolutely.
+# A result that is exactly 0 is computed as 1e-17: below this magnitude, errors are absolute.
 SMALLEST = 1e-3
 OUTPUT = "the output"
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to compute twice, and the numbers to do it with.
+    """A computation in numpy and in torch, and its inputs.
 
-    `forward` and `backward` are numpy's: from inputs by name to (out, cache), and from dout to gradients by name, or
-    None where nothing has one. `run` is torch's, from the same inputs as tensors. `wide` says that it computes in
-    float32 at least, whatever it returns; `kinks`, that a step may cross a kink, where a difference is no gradient.
+    In numpy, `forward` maps inputs by name to (out, cache), and `backward` maps (dout, cache) to gradients by name; it
+    is None for a function without gradients. `run` is the same in torch. `wide` means that torch computes in at least
+    float32; `kinks`, that a difference quotient may cross a point without a derivative.
     """
 
     what: str
@@ -53,7 +54,7 @@ class Case:
 
 
 class Measured(NamedTuple):
-    """The part that is furthest off for its limit, both as shares of the part's size, and its most wrong number."""
+    """The part with the largest ratio of relative error to limit, and the location of its largest error."""
 
     part: str
     error: float
@@ -70,13 +71,13 @@ class Measured(NamedTuple):
         return self.error / self.limit if math.isfinite(self.error) else math.inf
 
     def sentence(self, compared: str) -> str:
-        """Of an error that is too large, in a comparison of this name."""
-        part = self.part.removeprefix("the ")
-        return f"{part}: relative error {self.error:.1e} > {self.limit:.0e} ({compared}){self.largest}"
+        """The failure message of the comparison with this name."""
+        part, error, limit = self.part.removeprefix("the "), f"{self.error:#.2g}", f"{self.limit:.0e}"
+        return f"{part}: relative error {error} > {limit.replace('e-0', 'e-')} ({compared}){self.largest}"
 
 
 def differences(case: Case, random: np.random.Generator) -> Measured | None:
-    """Numpy's gradients against differences, one direction for each input; None without a gradient, or at a kink."""
+    """Numpy's gradients against central differences, one direction per input; None without gradients or with kinks."""
     if case.backward is None or case.kinks:
         return None
     out, cache = case.forward(case.inputs)
@@ -101,7 +102,7 @@ def _derivative(case: Case, name: str, direction: np.ndarray, dout: np.ndarray) 
 
 
 def against_numpy(case: Case, random: np.random.Generator, name: str = PLAIN) -> Measured:
-    """The formula, or the fast implementation, against numpy: both in float64 and on the CPU."""
+    """The formula or the fast implementation in torch against numpy, both in float64 on the CPU."""
     dout = random.normal(size=np.shape(case.forward(case.inputs)[0]))
     expected = _by_numpy(case, case.inputs, dout)
     with backend(name):
@@ -111,7 +112,7 @@ def against_numpy(case: Case, random: np.random.Generator, name: str = PLAIN) ->
 
 
 def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device) -> Measured:
-    """Torch in this dtype and on this device, against numpy in float64, from what the dtype can hold."""
+    """Torch in this dtype on this device against numpy in float64, on inputs rounded to the dtype."""
     inputs, dout, expected = _rounded_inputs(case, random, dtype)
     actual = _by_torch(case, inputs, dout, expected, dtype, device)
     ulp = torch.finfo(dtype).eps
@@ -125,11 +126,11 @@ def here(case: Case, random: np.random.Generator, dtype: torch.dtype, device: to
 def by_ratio(
     case: Case, random: np.random.Generator, dtype: torch.dtype, device: torch.device, name: str = TRITON
 ) -> Measured | None:
-    """The kernel and the fast form, or the fast form and the formula, against numpy in float64.
+    """The kernel compared with the fast implementation, or the fast one with the formula, by their errors to numpy.
 
-    The error of the first may be twice that of the second and 4 ulp, or 8 where both add up in this dtype, in orders of
-    their own. None where no kernel of ours took part. What a kernel will write is filled with NaN before, so that a
-    place that it leaves out is found.
+    The limit is twice the error of the simpler one plus 4 ulp for the kernel, or 8 ulp for the fast implementation,
+    which accumulates in this dtype in another order. None if no kernel was called. New memory is filled with NaN, so
+    that elements which a kernel does not write are found.
     """
     inputs, dout, expected = _rounded_inputs(case, random, dtype)
     with backend(FAST if name == TRITON else PLAIN):
@@ -144,14 +145,14 @@ def by_ratio(
 
 
 def _rounded_inputs(case: Case, random: np.random.Generator, dtype: torch.dtype) -> tuple[Arrays, np.ndarray, Arrays]:
-    """What the dtype can hold: inputs and a gradient of the output; and what numpy computes from them."""
+    """Inputs and a gradient of the output, rounded to the dtype, and numpy's results for them."""
     inputs = {name: _rounded(array, dtype) for name, array in case.inputs.items()}
     dout = _rounded(random.normal(size=np.shape(case.forward(inputs)[0])), dtype)
     return inputs, dout, _by_numpy(case, inputs, dout)
 
 
 class OurKernels(TorchDispatchMode):
-    """Records which operations of ours torch dispatches within it."""
+    """Records the operations of minillm that torch dispatches."""
 
     def __init__(self):
         super().__init__()
@@ -165,7 +166,7 @@ class OurKernels(TorchDispatchMode):
 
 @contextmanager
 def _poisoned_memory() -> Iterator[None]:
-    """torch fills new memory with NaN as long as it is asked to be deterministic."""
+    """torch fills new memory with NaN in deterministic mode."""
     before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -179,7 +180,7 @@ def worst(measured: list[Measured]) -> Measured:
 
 
 def _by_numpy(case: Case, inputs: Arrays, dout: np.ndarray) -> Arrays:
-    """The output and the gradients, by what they are called in a report."""
+    """The output and the gradients, by their names in reports."""
     out, cache = case.forward(inputs)
     gradients = {} if case.backward is None else case.backward(dout, cache)
     return {OUTPUT: np.asarray(out, np.float64)} | {
@@ -190,7 +191,7 @@ def _by_numpy(case: Case, inputs: Arrays, dout: np.ndarray) -> Arrays:
 def _by_torch(
     case: Case, inputs: Arrays, dout: np.ndarray, expected: Arrays, dtype: torch.dtype, device: torch.device
 ) -> Arrays:
-    """The same parts as `expected` has, each NaN where torch has no such gradient."""
+    """The parts of `expected`, computed by torch; NaN for a gradient that torch does not compute."""
     tensors = {name: _tensor(array, dtype, device) for name, array in inputs.items()}
     trained = {_gradient_of(name): tensor for name, tensor in tensors.items() if _gradient_of(name) in expected}
     for tensor in trained.values():
@@ -207,12 +208,12 @@ def _by_torch(
 
 def _tensor(array: np.ndarray, dtype: torch.dtype, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.array(array))
-    # Cast before it travels: not every device has float64.
+    # Cast on the CPU: not every device has float64.
     return (tensor.to(dtype) if tensor.is_floating_point() else tensor).to(device)
 
 
 def _array(tensor: Tensor | None) -> np.ndarray:
-    """A gradient that torch did not compute is no number at all."""
+    """A gradient that torch did not compute is NaN."""
     return np.array(np.nan) if tensor is None else tensor.detach().to("cpu", torch.float64).numpy()
 
 
@@ -228,7 +229,7 @@ def _perturbed(array: np.ndarray, share: float, random: np.random.Generator) -> 
 
 
 def _errors(actual: Arrays, expected: Arrays) -> dict[str, tuple[float, str]]:
-    """How far each part is off, as a share of its size, and where; the gradients of one layer have one size."""
+    """The relative error of each part and its location; the gradients of one layer share one scale."""
     return {
         part: relative_error(actual[part], array, max(np.abs(one).max(initial=0) for one in _siblings(part, expected)))
         for part, array in expected.items()
@@ -236,7 +237,7 @@ def _errors(actual: Arrays, expected: Arrays) -> dict[str, tuple[float, str]]:
 
 
 def relative_error(actual: np.ndarray, expected: np.ndarray, size: float) -> tuple[float, str]:
-    """The largest error as a share of a size, and the two numbers; infinite where the shapes are not the same."""
+    """The largest error relative to `size`, and the two numbers there; infinite for different shapes."""
     if actual.shape != expected.shape:
         return math.inf, f", the shape is {actual.shape} instead of {expected.shape}"
     if not expected.size:
@@ -248,7 +249,7 @@ def relative_error(actual: np.ndarray, expected: np.ndarray, size: float) -> tup
 
 
 def _siblings(name: str, parts: Arrays) -> list[np.ndarray]:
-    """The part and those next to it: `key.weight` for `key.bias`, which mathematics may leave without a gradient."""
+    """The part and those of the same layer: `key.weight` for `key.bias`, whose gradient may be exactly 0."""
     parent, dot, _ = name.rpartition(".")
     return [array for other, array in parts.items() if other == name or (dot and other.rpartition(".")[0] == parent)]
 
