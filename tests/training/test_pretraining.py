@@ -325,9 +325,9 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"task": None}, "give a text to learn"),
-        ({"data": Path("mine.txt")}, "give a text to learn"),
-        ({"task": "poems"}, "no task 'poems' to pretrain on; there are: word_problems, reviews-text"),
+        ({"task": None}, "pretrain needs either --data FILE.txt or --task"),
+        ({"data": Path("mine.txt")}, "pretrain needs either --data FILE.txt or --task"),
+        ({"max_length": 0}, "eval_every and max_length must be at least 1, got 100 and 0"),
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"tokenizer": "bytes"}, "no tokenizer 'bytes'"),
         ({"seed": -1}, "seed must be an integer"),
