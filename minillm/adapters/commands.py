@@ -21,25 +21,19 @@ from minillm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class Inspect:
-    """Print an adapter's method, options, tensors and size.
-
-    Example: minillm adapter inspect my.adapter
-    """
+class AdapterOptions:
+    """The adapter that a command works on."""
 
     adapter: Positional[Path]
     """The directory of the adapter."""
 
-    def run(self) -> None:
-        description = describe(self.adapter)
-        size = sum(path.stat().st_size for path in self.adapter.iterdir())
-        print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
-        print(f"options: {json.dumps(description.options)}")
-        print(f"base: {len(description.base)} weights, identified by their sha256")
-        with safe_open(str(self.adapter / TENSORS), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
-                how = "difference to the base" if name in description.differences else file.get_slice(name).get_dtype()
-                print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how}")
+
+@dataclass(kw_only=True)
+class OutputOptions:
+    """The result of a command."""
+
+    out: Directory
+    """The directory to write."""
 
 
 @dataclass(kw_only=True)
@@ -53,6 +47,35 @@ class BaseOptions:
         """The adapter on its base, and the tokenizer of the base."""
         decoder, tokenizer = hub.load(self.base)
         return load(decoder, adapter, tokenizer=tokenizer), tokenizer
+
+
+@dataclass(kw_only=True)
+class RankOptions:
+    """The rank of a low-rank approximation."""
+
+    r: int | None = None
+    """The rank of each update."""
+    energy: float | None = None
+    """Instead of a rank: the share of the squared norm of each update to keep, up to 1."""
+
+
+@dataclass(kw_only=True)
+class Inspect(AdapterOptions):
+    """Print an adapter's method, options, tensors and size.
+
+    Example: minillm adapter inspect my.adapter
+    """
+
+    def run(self) -> None:
+        description = describe(self.adapter)
+        size = sum(path.stat().st_size for path in self.adapter.iterdir())
+        print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
+        print(f"options: {json.dumps(description.options)}")
+        print(f"base: {len(description.base)} weights, identified by their sha256")
+        with safe_open(str(self.adapter / TENSORS), framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
+                how = "difference to the base" if name in description.differences else file.get_slice(name).get_dtype()
+                print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how}")
 
 
 @dataclass(kw_only=True)
@@ -83,14 +106,11 @@ class Diff(BaseOptions):
 
 
 @dataclass(kw_only=True)
-class Verify(BaseOptions):
+class Verify(AdapterOptions, BaseOptions):
     """Check that an adapter is complete and loads on its base.
 
     Example: minillm adapter verify my.adapter --base tiny
     """
-
-    adapter: Positional[Path]
-    """The directory of the adapter."""
 
     def run(self) -> None:
         method, _ = self.load(self.adapter)
@@ -98,16 +118,11 @@ class Verify(BaseOptions):
 
 
 @dataclass(kw_only=True)
-class Merge(BaseOptions):
+class Merge(AdapterOptions, OutputOptions, BaseOptions):
     """Merge an adapter into its base, write the model in Hugging Face's layout, and print the rounding errors.
 
     Example: minillm adapter merge my.adapter --out merged
     """
-
-    adapter: Positional[Path]
-    """The directory of the adapter."""
-    out: Directory
-    """The directory of the merged model."""
 
     def run(self) -> None:
         method, tokenizer = self.load(self.adapter)
@@ -119,17 +134,7 @@ class Merge(BaseOptions):
 
 
 @dataclass(kw_only=True)
-class RankOptions:
-    """The rank of a low-rank approximation."""
-
-    r: int | None = None
-    """The rank of each update."""
-    energy: float | None = None
-    """Instead of a rank: the share of the squared norm of each update to keep, up to 1."""
-
-
-@dataclass(kw_only=True)
-class Extract(RankOptions, BaseOptions):
+class Extract(RankOptions, OutputOptions, BaseOptions):
     """Approximate a fine-tuned model by the nearest LoRA, and print the approximation error.
 
     Example: minillm adapter extract tuned --r 8 --out extracted.adapter
@@ -137,8 +142,6 @@ class Extract(RankOptions, BaseOptions):
 
     tuned: Positional[str]
     """The fine-tuned model (a directory or .gguf file), or the directory of a FineTune adapter."""
-    out: Directory
-    """The directory of the LoRA."""
 
     def run(self) -> None:
         decoder, tokenizer = hub.load(self.base)
@@ -149,16 +152,11 @@ class Extract(RankOptions, BaseOptions):
 
 
 @dataclass(kw_only=True)
-class Resize(RankOptions, BaseOptions):
+class Resize(AdapterOptions, RankOptions, OutputOptions, BaseOptions):
     """Change the rank of a LoRA, and print the approximation error.
 
     Example: minillm adapter resize my.adapter --r 4 --out small.adapter
     """
-
-    adapter: Positional[Path]
-    """The directory of the LoRA."""
-    out: Directory
-    """The directory of the resized LoRA."""
 
     def run(self) -> None:
         method, tokenizer = self.load(self.adapter)
@@ -178,16 +176,11 @@ def _save(found: Extracted, tokenizer: Tokenizer | None, out: Path) -> None:
 
 
 @dataclass(kw_only=True)
-class ExportPeft(BaseOptions):
+class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
     """Convert an adapter to PEFT's format: adapter_config.json and adapter_model.safetensors.
 
     Example: minillm adapter export-peft my.adapter --out peft.adapter
     """
-
-    adapter: Positional[Path]
-    """The directory of the adapter."""
-    out: Directory
-    """The directory of the converted adapter."""
 
     def run(self) -> None:
         export_peft(self.load(self.adapter)[0], self.out, base_name=self.base)
@@ -195,16 +188,11 @@ class ExportPeft(BaseOptions):
 
 
 @dataclass(kw_only=True)
-class ImportPeft(BaseOptions):
+class ImportPeft(AdapterOptions, OutputOptions, BaseOptions):
     """Convert an adapter from PEFT's format.
 
     Example: minillm adapter import-peft peft.adapter --out my.adapter
     """
-
-    adapter: Positional[Path]
-    """The directory with adapter_config.json and adapter_model.safetensors."""
-    out: Directory
-    """The directory of the converted adapter."""
 
     def run(self) -> None:
         decoder, tokenizer = hub.load(self.base)
