@@ -1,4 +1,4 @@
-"""From texts to labels: every method fits, predicts, and is the same after it was saved and loaded."""
+"""`TextClassifier`: fit, predict, save and load with every method; scikit-learn."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def classifier(method="lora", **params):
     ("method", "precision"),
     [*((name, "float32") for name in NAMES), *((name, "bfloat16") for name in ("features", "soft-prompt", "full"))],
 )
-def test_every_method_fits_and_has_the_same_probabilities_once_it_is_loaded(method, precision, tmp_path):
+def test_every_method_fits_and_is_the_same_after_loading(method, precision, tmp_path):
     fitted = classifier(method, precision=precision)
     assert fitted.fit(TEXTS, LABELS) is fitted
     assert fitted.classes_.tolist() == ["no", "yes"]
@@ -52,7 +52,7 @@ def test_it_learns(method):
 @pytest.mark.parametrize(
     "labels", [[3, 1], [True, False], [("a", 1), ("b", None)], ["b", 2], [None, frozenset({1})]], ids=str
 )
-def test_labels_are_of_any_hashable_type_and_come_back_as_they_are(labels, tmp_path):
+def test_labels_keep_their_types(labels, tmp_path):
     fitted = classifier("features").fit(TEXTS, labels * 8)
     assert set(fitted.predict(TEXTS).tolist()) == set(labels)
     if frozenset({1}) in labels:
@@ -66,14 +66,14 @@ def test_labels_are_of_any_hashable_type_and_come_back_as_they_are(labels, tmp_p
     assert [type(label) for label in loaded.classes_.tolist()] == [type(label) for label in fitted.classes_.tolist()]
 
 
-def test_validation_rows_choose_the_epoch():
+def test_validation_rows_select_the_epoch():
     fitted = classifier("lora", epochs=3).fit(TEXTS, LABELS, validation=(TEXTS[:4], LABELS[:4]))
     accuracies = fitted.training_.chosen["validation"]
     assert len(accuracies) == 3
     assert fitted.score(TEXTS[:4], LABELS[:4]) == max(accuracies)
 
 
-def test_few_shot_shows_examples_of_the_texts_with_the_answers_of_their_labels():
+def test_few_shot_prompts_contain_texts_with_their_answers():
     fitted = classifier("few-shot", answers={"yes": " fine", "no": " poor"}, end=".").fit(TEXTS, LABELS)
     assert fitted.classes_.tolist() == ["yes", "no"], "in the order of the answers"
     first, second, asked = fitted.template_.render("so").split("\n\n")
@@ -81,14 +81,14 @@ def test_few_shot_shows_examples_of_the_texts_with_the_answers_of_their_labels()
     assert asked == "so:"
 
 
-def test_a_base_is_a_name_too_and_the_prompt_is_neutral(tmp_path):
+def test_a_base_can_be_a_name_and_the_default_prompt_is_neutral(tmp_path):
     fitted = TextClassifier(base="tiny", method="zero-shot").fit(["2 + 3", "5"], ["sum", "number"])
     assert fitted.template_.render("7") == "Text: 7\nLabel:"
     fitted.save(tmp_path)
     assert np.array_equal(TextClassifier.load(tmp_path).predict_proba(["7"]), fitted.predict_proba(["7"]))
 
 
-def test_the_base_is_never_written_to():
+def test_the_base_is_never_modified():
     before = {name: weight.clone() for name, weight in BASE[0].named_parameters()}
     classifier("full").fit(TEXTS, LABELS)
     assert all(torch.equal(weight, before[name]) for name, weight in BASE[0].named_parameters())
@@ -111,25 +111,25 @@ def test_the_base_is_never_written_to():
         ({}, TEXTS[:2], iter([["yes"], ["no"]]), "labels must be hashable"),
     ],
 )
-def test_input_that_cannot_work_is_refused(params, texts, labels, sentence):
+def test_wrong_input_is_refused(params, texts, labels, sentence):
     with pytest.raises(InputError, match=sentence):
         classifier(**params).fit(texts, labels)
 
 
-def test_answers_that_the_tokenizer_cannot_tell_apart_are_refused():
-    """They would have one score, and no gradient: nothing could be learned, without a word about it."""
+def test_answers_with_the_same_tokens_are_refused():
+    """They would have the same score and no gradient, so nothing could be learned."""
     words = minillm.training.tokenizers.words([" good bad :"])
     with pytest.raises(InputError, match="the answers ' fine' and ' poor' are the same to this base's tokenizer"):
         classifier(base=(BASE[0], words)).fit(TEXTS, ["fine", "poor"] * 8)
 
 
-def test_before_fit_nothing_is_predicted_or_saved(tmp_path):
+def test_predict_and_save_need_fit(tmp_path):
     for use in (lambda one: one.predict(TEXTS), lambda one: one.score(TEXTS, LABELS), lambda one: one.save(tmp_path)):
         with pytest.raises(InputError, match="not fitted: call fit first"):
             use(classifier())
 
 
-def test_a_failed_fit_leaves_nothing_to_predict_with():
+def test_a_failed_fit_is_not_fitted():
     fitted = classifier("zero-shot").fit(TEXTS, LABELS)
     with pytest.raises(InputError, match="a rank of 99"):
         fitted.set_params(method="lora", r=99).fit(TEXTS, LABELS)
@@ -161,7 +161,7 @@ def _of_another_adapter(directory):
         (lambda directory: (directory / "adapter.json").unlink(), "cannot be read"),
     ],
 )
-def test_a_directory_that_is_not_what_was_saved_is_refused(damage, sentence, tmp_path):
+def test_a_damaged_directory_is_refused(damage, sentence, tmp_path):
     classifier().fit(TEXTS, LABELS).save(tmp_path)
     with pytest.raises(InputError, match="decoder in memory; pass base"):
         TextClassifier.load(tmp_path)
@@ -170,14 +170,14 @@ def test_a_directory_that_is_not_what_was_saved_is_refused(damage, sentence, tmp
         TextClassifier.load(tmp_path, base=BASE)
 
 
-def test_what_is_saved_is_json_with_the_parameters(tmp_path):
+def test_the_parameters_are_saved_as_json(tmp_path):
     classifier(targets=("key",), store=Path("features")).fit(TEXTS, LABELS).save(tmp_path)
     parameters = json.loads((tmp_path / "classifier.json").read_text())["parameters"]
     assert parameters["targets"] == ["key"]
     assert (parameters["base"], parameters["store"], parameters["r"]) == (None, "features", 2)
 
 
-def test_scikit_learn_takes_it_for_a_classifier():
+def test_scikit_learn_accepts_it():
     sklearn = pytest.importorskip("sklearn")
     from sklearn.model_selection import GridSearchCV, cross_val_score
     from sklearn.pipeline import make_pipeline
@@ -198,7 +198,7 @@ def test_scikit_learn_takes_it_for_a_classifier():
     assert pipeline.score(TEXTS, LABELS) == 1
 
 
-def test_answers_in_words_are_trained():
+def test_train_learns_free_answers():
     decoder, tokenizer = BASE
     method = minillm.adapt.FineTune(decoder)
     pairs = [("2 + 2 =", " four"), ("1 + 2 =", " three")]

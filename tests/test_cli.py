@@ -1,4 +1,4 @@
-"""The commands as a user meets them: the whole ladder on a tiny base, and one sentence for whatever is wrong."""
+"""The command line: the ladder on a tiny base, one-line errors, help."""
 
 import json
 import subprocess
@@ -23,7 +23,7 @@ KEYS = {
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A directory with a tiny model of bytes, and a table that is easy to learn: who likes it says so at the end."""
+    """A directory with a tiny byte-level model and an easy data set: the last word of a text determines the label."""
     place = tmp_path_factory.mktemp("place")
     byte_names = pre_tokenizers.ByteLevel.alphabet()
     names = [*sorted(byte_names), "es", "<|end|>"]
@@ -57,7 +57,7 @@ LADDER = (
 )  # fmt: skip
 
 
-def test_the_ladder_runs_every_rung_writes_what_it_prints_and_resumes_where_it_stopped(place):
+def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place):
     first = run(place, *LADDER, "--rungs", "zero-shot,features", "--out", "out")
     assert first.returncode == 0, first.stderr
     begun = json.loads((place / "out" / "ladder.json").read_text())
@@ -117,7 +117,7 @@ def test_the_ladder_runs_every_rung_writes_what_it_prints_and_resumes_where_it_s
         ((*LADDER, "--seed", "-1"), "seed"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place, words, sentence, monkeypatch, capsys):
+def test_wrong_input_is_one_line_and_exit_code_2_and_nothing_is_written(place, words, sentence, monkeypatch, capsys):
     words = (*words, *(("--out", "untouched") if words[0] == "ladder" else ()))
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["minillm", *words])
@@ -125,20 +125,20 @@ def test_bad_input_is_one_sentence_and_exit_code_2_and_nothing_is_written(place,
         main()
     printed, complaint = capsys.readouterr()
     assert end.value.code == 2
-    assert printed == "", "nothing is printed before it is known that it can be done"
+    assert printed == "", "errors are found before anything is printed"
     assert sentence in complaint
     assert len(complaint.strip().splitlines()) == 1, complaint
     assert not (place / "untouched").exists()
 
 
-def test_a_wrong_word_gets_no_traceback_in_a_process_of_its_own_either(place):
+def test_wrong_input_gives_no_traceback_in_a_process(place):
     result = run(place, "generate", "hello", "--base", "no-such-model")
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("minillm: there is no model 'no-such-model'")
     assert "Traceback" not in result.stderr
 
 
-def test_generate_prints_the_prompt_and_what_follows_and_a_seed_repeats_it(place):
+def test_generate_continues_the_prompt_and_is_reproducible_by_its_seed(place):
     words = ("generate", "abc", "--base", "base", "--max-new-tokens", "20", "--temperature", "1.5", "--seed", "3")
     first, second = run(place, *words), run(place, *words)
     assert first.returncode == 0, first.stderr
@@ -162,7 +162,7 @@ def _commands(commands, words=()):
 
 
 @pytest.mark.parametrize(("words", "place"), [*_commands(COMMANDS)], ids=str)
-def test_every_command_and_each_of_its_options_has_its_help(words, place, capsys, monkeypatch):
+def test_every_command_has_an_example_and_every_option_has_help(words, place, capsys, monkeypatch):
     module, _, name = place.partition(":")
     command = getattr(import_module(f"minillm.{module}"), name)
     monkeypatch.setattr("sys.argv", ["minillm", *words, "--help"])

@@ -1,4 +1,4 @@
-"""`minillm prompt` as a user meets it: a text, a task, the lecture's examples, and one sentence for what is wrong."""
+"""`minillm prompt`: for a text, a task and the lecture's examples, and its one-line errors."""
 
 import json
 
@@ -15,7 +15,7 @@ TASK = (
 )  # fmt: skip
 
 
-def test_over_a_task_it_shows_a_prompt_and_measures_it_before_and_after_calibration(command, place):  # noqa: F811
+def test_a_task_is_measured_before_and_after_calibration(command, place):  # noqa: F811
     printed = command(*TASK, "--shots", "2", "--out", "measured")
     written = json.loads((place / "measured" / "prompt.json").read_text("utf-8"))
     asked = written["asked"][0]
@@ -35,7 +35,7 @@ def test_over_a_task_it_shows_a_prompt_and_measures_it_before_and_after_calibrat
     assert all(sum(row["calibrated"]["acc"]) == pytest.approx(1) for row in asked["rows"])
 
 
-def test_for_a_text_it_gives_each_labels_probability_and_shows_the_tokens_of_a_trailing_space(command):
+def test_a_text_gives_label_probabilities_and_the_tokens_with_a_trailing_space(command):
     printed = command(*BASE, "--text", "gripping", "--prompt", "{text}:", "--labels", "yes,no", "--show-tokens")
     assert "gripping:\n---" in printed
     assert "9 tokens: [g][r][i][p][p][i][n][g][:]" in printed
@@ -46,7 +46,7 @@ def test_for_a_text_it_gives_each_labels_probability_and_shows_the_tokens_of_a_t
         assert sum(float(row[column]) for row in rows) == pytest.approx(1, abs=0.002)
 
 
-def test_the_same_examples_in_several_orders_are_compared(command, place):  # noqa: F811
+def test_orders_of_the_examples_are_compared(command, place):  # noqa: F811
     printed = command(*TASK, "--shots", "3", "--orders", "3", "--out", "orders")
     written = json.loads((place / "orders" / "prompt.json").read_text("utf-8"))
     shown = [[shot[0] for shot in asked["template"]["shots"]] for asked in written["asked"]]
@@ -60,11 +60,11 @@ def test_the_same_examples_in_several_orders_are_compared(command, place):  # no
 
 
 @pytest.mark.parametrize("choose", ["seed", "nearest", "ordered"])
-def test_examples_are_chosen_in_every_way(command, choose):
+def test_examples_are_chosen_by_every_strategy(command, choose):
     assert "few-shot" in command(*TASK, "--shots", "2", "--choose", choose)
 
 
-def test_without_examples_the_model_writes_its_own_chain_and_its_samples_vote(command, place):  # noqa: F811
+def test_a_zero_shot_chain_of_thought_is_generated_and_samples_vote(command, place):  # noqa: F811
     printed = command(*TASK, "--chain", "--max-new-tokens", "5", "--samples", "2", "--out", "chain")
     asked = json.loads((place / "chain" / "prompt.json").read_text("utf-8"))["asked"][0]
     assert asked["way"] == "zero-shot chain of thought"
@@ -75,7 +75,7 @@ def test_without_examples_the_model_writes_its_own_chain_and_its_samples_vote(co
         assert " Therefore, the answer is" in row["said"]
 
 
-def test_word_problems_come_with_chains_to_show(command):
+def test_examples_of_word_problems_have_chains_of_thought(command):
     printed = command(
         *BASE, "--task", "word_problems", "--shots", "1", "--chain", "--test", "3", "--max-new-tokens", "4"
     )
@@ -84,7 +84,7 @@ def test_word_problems_come_with_chains_to_show(command):
 
 
 @pytest.mark.parametrize("name", ["funny", "juggler", "colour"])
-def test_the_lectures_examples_are_asked_in_two_ways_and_reported_as_they_come(command, place, name):  # noqa: F811
+def test_each_example_of_the_lecture_is_run_with_two_templates(command, place, name):  # noqa: F811
     printed = command(*BASE, "--example", name, "--out", name)
     asked = json.loads((place / name / "prompt.json").read_text("utf-8"))["asked"]
     assert len(asked) == 2
@@ -119,7 +119,7 @@ def test_the_lectures_examples_are_asked_in_two_ways_and_reported_as_they_come(c
         ((*TASK, "--text", "ha", "--shots", "2", "--orders", "2"), "cannot be given with --text"),
     ],
 )
-def test_wrong_use_is_one_sentence_and_exit_code_2_and_nothing_is_written(command, place, words, sentence, capsys):  # noqa: F811
+def test_wrong_input_is_one_line_and_exit_code_2_and_nothing_is_written(command, place, words, sentence, capsys):  # noqa: F811
     with pytest.raises(SystemExit) as end:
         command(*words, "--out", "untouched")
     printed = capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_wrong_use_is_one_sentence_and_exit_code_2_and_nothing_is_written(comman
     assert not (place / "untouched").exists()
 
 
-def test_an_interrupt_leaves_nothing_half_written(command, place, monkeypatch):  # noqa: F811
+def test_an_interrupt_writes_no_partial_file(command, place, monkeypatch):  # noqa: F811
     from minillm.lab import prompt
 
     def interrupted(*_):

@@ -40,7 +40,7 @@ RUNGS = {
     "soft-prompt": Rung("soft prompt", "2 embeddings"),
     "prefix": Rung("prefix tuning, 10 positions", "2 every layer"),
     "features": Rung("linear probe on cached features", "4 on top"),
-    "output": Rung("output layer, answers' rows", "4 on top"),
+    "output": Rung("output layer, rows of the answers", "4 on top"),
     "last-blocks": Rung("last two blocks, final norm", "4 last layers"),
     "lora": Rung("LoRA r 8, query and value", "3 weights"),
     "full": Rung("full fine-tuning", "3 weights"),

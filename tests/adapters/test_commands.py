@@ -1,4 +1,4 @@
-"""An adapter's life by the commands: adapted, looked at, used, merged, shrunk, given to peft and taken back."""
+"""The commands on adapters: adapt, inspect, verify, generate, merge, extract, resize, PEFT."""
 
 import json
 import os
@@ -23,7 +23,7 @@ IDS = torch.tensor([[3, 1, 4, 1, 5, 9]])
 @pytest.mark.parametrize(
     "method", ["lora", "dora", "pissa", "soft-prompt", "prefix", "features", "output", "last-blocks", "full"]
 )
-def test_every_method_is_adapted_and_loads_onto_its_base(method, command, place):  # noqa: F811
+def test_every_method_trains_and_its_adapter_loads(method, command, place):  # noqa: F811
     printed = command(
         "adapt", "--method", method, *TASK, "--r", "2", "--layers", "1", "--learning-rate", "0.01", "--out", method
     )
@@ -35,7 +35,7 @@ def test_every_method_is_adapted_and_loads_onto_its_base(method, command, place)
     assert figures["method"] == method
 
 
-def test_free_answers_are_learnt_and_measured(command, place):  # noqa: F811
+def test_free_answers_are_learned_and_measured(command, place):  # noqa: F811
     rows = [json.dumps({"asked": f"{n}?", "said": "yes" if n % 2 else "no"}) for n in range(60)]
     (place / "free.jsonl").write_text("\n".join(rows))
     free = ("adapt", "--data", "free.jsonl", "--prompt-column", "asked", "--base", "base", "--threads", "1")
@@ -49,10 +49,10 @@ def test_free_answers_are_learnt_and_measured(command, place):  # noqa: F811
     assert figures["validation"][-1] == pytest.approx(figures["nats_per_token"], rel=0.2)
     assert 0 <= figures["exact_match"] <= 1
     words = ("generate", "3?\n", "--base", "base", "--max-new-tokens", "5")
-    assert command(*words) != command(*words, "--adapter", "answers"), "an adapter speaks"
+    assert command(*words) != command(*words, "--adapter", "answers"), "the adapter changes the output"
 
 
-def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back(command, place):  # noqa: F811
+def test_a_lora_is_inspected_compared_resized_merged_and_converted(command, place):  # noqa: F811
     command("adapt", *TASK, "--r", "3", "--learning-rate", "0.02", "--out", "one")
     command("adapt", *TASK, "--r", "3", "--learning-rate", "0.02", "--seed", "1", "--out", "two")
     assert '"r": 3' in command("adapter", "inspect", "one")
@@ -76,8 +76,8 @@ def test_a_lora_is_inspected_compared_resized_merged_and_passed_to_peft_and_back
 @pytest.mark.parametrize(
     "more", [("--method", "lora"), ("--method", "last-blocks", "--layers", "1"), ("--epochs", "1")], ids=" ".join
 )
-def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, place, monkeypatch, capsys):  # noqa: F811
-    """A real signal in the third step; the figures of the adapter that stood there before are not taken for its own."""
+def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkeypatch, capsys):  # noqa: F811
+    """A real signal in the third step; the measurements of an earlier adapter in the directory are deleted."""
     out, step = place / "cut", Loop.step
     if "--epochs" in more:
         command("adapt", *TASK, "--r", "2", "--out", "cut")
@@ -94,7 +94,7 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
     assert "interrupted: saved what was trained so far: cut" in capsys.readouterr().err
     assert sorted(path.name for path in out.iterdir()) == ["adapter.json", "adapter.safetensors", "classifier.json"]
     decoder, _ = minillm.load(place / "base")
-    assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "it has learned something"
+    assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "two steps were trained"
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
         (("adapter", "verify", "nowhere", "--base", "base"), "is no adapter"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, place, monkeypatch, capsys):  # noqa: F811
+def test_wrong_input_is_one_line_and_exit_code_2(words, sentence, place, monkeypatch, capsys):  # noqa: F811
     monkeypatch.chdir(place)
     monkeypatch.setattr("sys.argv", ["minillm", *words])
     with pytest.raises(SystemExit) as end:

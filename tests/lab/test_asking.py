@@ -1,4 +1,4 @@
-"""Answers are counted correctly, and a prompt's examples are processed once for all questions."""
+"""Accuracies are correct, and the examples of a prompt are processed once for all questions."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ TEMPLATE = task_template(TASK, TRAIN[:6])
 CHAINED = replace(TEMPLATE, chain=True, shots=tuple(Shot(*shot[:2], "It is a film.") for shot in TEMPLATE.shots))
 
 
-def test_the_examples_are_processed_once_over_both_stages_all_samples_and_the_scores(monkeypatch):
+def test_the_examples_are_processed_once_for_chains_samples_and_scores(monkeypatch):
     starts = []
 
     def counted(decoder, ids):
@@ -36,19 +36,19 @@ def test_the_examples_are_processed_once_over_both_stages_all_samples_and_the_sc
     assert all(question.generated.endswith(CHAINED.conclusion) for question in asked.questions)
 
 
-def test_scores_are_taken_behind_the_chain_that_the_model_wrote():
+def test_answers_are_scored_after_the_generated_chain():
     asked = ask(EXPERIMENT, [Question(CHAINED, "film 30")], TASK.answers, AnswerOptions(max_new_tokens=3))
     written = asked.generated[0].removeprefix(CHAINED.answer_start).split(CHAINED.conclusion)[0].rstrip()
     assert asked.questions[0].generated == written + CHAINED.conclusion
 
 
-def test_free_answers_are_given_only_if_they_are_wanted():
+def test_free_answers_are_optional():
     questions = [Question(TEMPLATE, "film 30")]
     assert ask(EXPERIMENT, questions, TASK.answers, AnswerOptions()).generated is None
     assert len(ask(EXPERIMENT, questions, TASK.answers, AnswerOptions(free=True)).generated) == 1
 
 
-def test_figures_by_hand():
+def test_accuracies_computed_by_hand():
     scores = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-2.0, -1.0], [-1.0, -1.5]])
     # The content-free texts prefer the first label by more than the last row does.
     scored = LabelScores(TASK.answers, scores, torch.tensor([[[-1.0, -1.7]] * 3]), torch.zeros(2), 0)
@@ -61,6 +61,6 @@ def test_figures_by_hand():
 
 
 @pytest.mark.parametrize("wrong", [{"samples": 0}, {"max_new_tokens": 0}, {"samples": 2, "temperature": 0.0}])
-def test_options_that_cannot_work_are_refused(wrong):
+def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):
         AnswerOptions(**wrong)

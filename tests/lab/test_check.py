@@ -1,4 +1,4 @@
-"""`minillm check`: everything is checked, what is right is good, and what is wrong is found by its name."""
+"""`minillm check` checks every operation and decoder, passes right ones, and reports wrong ones by name."""
 
 import json
 import math
@@ -29,7 +29,7 @@ WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tab
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
-def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dtype):
+def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
     described = check(Check(config="tiny", dtype=dtype, device="cpu"))
     assert {(row["what"], row["rung"]) for row in described["rows"]} == {
         (what, rung)
@@ -41,7 +41,7 @@ def test_every_operation_and_every_kind_of_decoder_is_on_every_rung_and_good(dty
 
 
 @pytest.mark.parametrize("config", ["vaswani", "gpt2", "smollm2-135m"])
-def test_other_choices_are_good_too(config, monkeypatch):
+def test_other_architectures_pass(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
     assert failed(check(Check(config=config, dtype="bfloat16", device="cpu", seed=1))) == []
@@ -49,12 +49,12 @@ def test_other_choices_are_good_too(config, monkeypatch):
 
 @pytest.fixture
 def operations_alone(monkeypatch):
-    """Decoders take their time, and use every operation."""
+    """Without decoders, which are slow and use every operation."""
     monkeypatch.setattr("minillm.lab.check.decoder_cases", lambda config, random: [])
 
 
 def scaled(right):
-    """The operation, with a result that is a little too large."""
+    """The operation with a slightly too large result."""
     return lambda *args, **kwargs: right(*args, **kwargs) * (1 + 1e-4)
 
 
@@ -76,7 +76,7 @@ WRONG = {
 
 @pytest.mark.usefixtures("operations_alone")
 @pytest.mark.parametrize("path", WRONG)
-def test_a_wrong_operation_is_found_by_its_name_on_its_own_rungs_and_nothing_else_is(path, monkeypatch):
+def test_only_a_wrong_operation_fails_and_only_on_its_rungs(path, monkeypatch):
     module, _, name = f"minillm.{path}".rpartition(".")
     monkeypatch.setattr(f"{module}.{name}", WRONG[path](getattr(import_module(module), name)))
     plain, fast = {"numpy"}, {"fast", HERE}
@@ -94,10 +94,10 @@ def test_a_wrong_operation_is_found_by_its_name_on_its_own_rungs_and_nothing_els
         lambda up: gelu(up.detach()) if up.dtype == torch.float32 else gelu(up),
         lambda up: gelu(up @ up if up.dtype == torch.float32 else up),
     ],
-    ids=["rounded inside", "no number", "no gradient", "nothing at all"],
+    ids=["rounded inside", "infinite", "no gradient", "exception"],
 )
 @pytest.mark.usefixtures("operations_alone")
-def test_what_is_wrong_in_one_dtype_alone_is_found_there(wrong, monkeypatch):
+def test_an_error_in_one_dtype_is_found_there(wrong, monkeypatch):
     monkeypatch.setattr("minillm.fast.feed_forward.gelu", wrong)
     described = check(TINY)
     assert [(row["what"], row["rung"]) for row in failed(described)] == [("gelu", HERE)]
@@ -121,43 +121,42 @@ def test_a_wrong_gradient_in_numpy_is_found_by_differences(monkeypatch):
     assert rows[0]["part"] == "the gradient of hidden"
 
 
-def test_a_wrong_block_is_found_in_every_decoder(monkeypatch):
-    right = Block.forward
-    monkeypatch.setattr(Block, "forward", lambda self, hidden, inputs: right(self, hidden, inputs) * (1 + 1e-8))
-    assert {row["what"] for row in failed(check(TINY))} == MODELS
-
-
-def test_a_merge_with_its_sign_turned_is_found(monkeypatch):
-    right = LoRAMatrix.change
-    monkeypatch.setattr(LoRAMatrix, "change", lambda self: -right(self))
-    assert {row["what"] for row in failed(check(TINY))} == {"merged LoRA"}
-
-
-def test_an_adapter_that_is_not_what_was_saved_is_found(monkeypatch):
-    monkeypatch.setattr(
-        LoRA, "state", lambda self, right=LoRA.state: {name: 1.001 * t for name, t in right(self).items()}
-    )
-    assert {row["what"] for row in failed(check(TINY))} == {"saved LoRA"}
-
-
-def test_a_cache_that_forgets_is_found(monkeypatch):
-    right = GrowingLayer.extend
-
-    def forgetful(self, key, value):
-        keys, values = right(self, key, value)
+def forgetful(extend):
+    def wrong(self, key, value):
+        keys, values = extend(self, key, value)
         return keys, values.flip(2) if self.length > 2 else values
 
-    monkeypatch.setattr(GrowingLayer, "extend", forgetful)
-    assert {row["what"] for row in failed(check(TINY))} == {"cached generation"}
+    return wrong
 
 
-def test_a_seed_is_the_same_check_again_and_another_seed_another():
+BROKEN = {
+    "block": (Block, "forward", lambda right: lambda self, hidden, inputs: right(self, hidden, inputs) * (1 + 1e-8)),
+    "sign of a merge": (LoRAMatrix, "change", lambda right: lambda self: -right(self)),
+    "saved adapter": (LoRA, "state", lambda right: lambda self: {name: 1.001 * t for name, t in right(self).items()}),
+    "cache": (GrowingLayer, "extend", forgetful),
+}
+FOUND = {
+    "block": MODELS,
+    "sign of a merge": {"merged LoRA"},
+    "saved adapter": {"saved LoRA"},
+    "cache": {"cached generation"},
+}
+
+
+@pytest.mark.parametrize("part", BROKEN)
+def test_a_broken_part_of_the_decoder_is_found_where_it_is_used_and_nowhere_else(part, monkeypatch):
+    owner, name, wrong = BROKEN[part]
+    monkeypatch.setattr(owner, name, wrong(getattr(owner, name)))
+    assert {row["what"] for row in failed(check(TINY))} == FOUND[part]
+
+
+def test_a_check_is_reproducible_by_its_seed():
     first, again, other = (check(Check(config="tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
     assert first == again != other
 
 
 @pytest.mark.parametrize("name", presets())
-def test_a_config_is_checked_with_its_choices_and_heads_in_sizes_that_numpy_can_follow(name):
+def test_a_shrunk_config_keeps_the_architecture_and_the_heads(name):
     config = find_config(name)
     small = shrunk(config)
     for same in ("norm", "norm_first", "positions", "feed_forward", "bias", "tie_embeddings", "head_width", "norm_eps"):
@@ -170,7 +169,7 @@ def test_a_config_is_checked_with_its_choices_and_heads_in_sizes_that_numpy_can_
 
 
 @pytest.mark.parametrize("heads", [(1, 1), (71, 1), (64, 64), (6, 2)])
-def test_any_sharing_of_heads_can_be_shrunk(heads):
+def test_any_grouping_of_heads_can_be_shrunk(heads):
     for head_width in (1, 2, 64, 700):
         sizes = {"heads": heads[0], "kv_heads": heads[1], "width": heads[0] * head_width}
         for positions in ("rotary", "learned") if head_width % 2 == 0 else ("learned",):
@@ -188,7 +187,7 @@ def run(words, monkeypatch):
     return 0
 
 
-def test_the_command_prints_the_table_writes_it_and_ends_well(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
     assert run(["--config", "tiny", "--out", str(tmp_path / "out")], monkeypatch) == 0
     printed, written = capsys.readouterr().out, json.loads((tmp_path / "out" / "check.json").read_text())
     assert table(written) in printed
@@ -198,7 +197,7 @@ def test_the_command_prints_the_table_writes_it_and_ends_well(tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("operations_alone")
-def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
+def test_the_command_names_wrong_operations_and_exits_with_1(monkeypatch, capsys):
     monkeypatch.setattr("minillm.operations.gelu", lambda up: up)
     assert run(["--config", "tiny"], monkeypatch) == 1
     printed = capsys.readouterr()
@@ -217,7 +216,7 @@ def test_the_command_names_what_is_wrong_and_ends_with_one(monkeypatch, capsys):
         (["--device", "tpu"], "unknown value for --device: 'tpu'"),
     ],
 )
-def test_bad_input_is_one_sentence_and_nothing_is_written(words, sentence, tmp_path, monkeypatch, capsys):
+def test_wrong_input_is_one_line_and_nothing_is_written(words, sentence, tmp_path, monkeypatch, capsys):
     assert run([*words, "--out", str(tmp_path / "out")], monkeypatch) == 2
     printed = capsys.readouterr().err
     assert sentence in printed
@@ -225,7 +224,7 @@ def test_bad_input_is_one_sentence_and_nothing_is_written(words, sentence, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_models_own_config_is_checked(tmp_path):
+def test_the_config_of_a_saved_model_is_checked(tmp_path):
     config = DecoderConfig.tiny(heads=3, kv_heads=1, width=18, tie_embeddings=False)
     save(Decoder(config), None, tmp_path)
     assert find_config(str(tmp_path)) == config
@@ -238,11 +237,11 @@ def test_mps_has_no_float64(monkeypatch):
 
 
 @pytest.mark.parametrize("by", [PLAIN, FAST])
-def test_everything_is_run_on_the_device_and_in_the_dtype_that_is_asked_for(by):
-    """On torch's meta device, which takes no other's tensors and computes no numbers."""
+def test_everything_runs_on_the_given_device_in_the_given_dtype(by):
+    """On torch's meta device, which refuses tensors of other devices."""
     small, random, meta = shrunk(find_config("tiny")), np.random.default_rng(0), torch.device("meta")
     for case in [*operation_cases(small, random), *decoder_cases(small, random)]:
-        # How many rows are labelled is a number, numbers are saved, and there a copy's head is untied.
+        # These need numbers: saved files, and the number of labelled rows.
         if case.what not in MADE_OF_ADAPTERS | {"linear_cross_entropy"}:
             tensors = {name: torch.from_numpy(array).to(meta) for name, array in case.inputs.items()}
             tensors = {n: t.bfloat16() if t.is_floating_point() else t for n, t in tensors.items()}
@@ -252,8 +251,8 @@ def test_everything_is_run_on_the_device_and_in_the_dtype_that_is_asked_for(by):
             assert out.dtype in (torch.bfloat16, torch.bool, torch.long), case.what
 
 
-def test_numbers_hide_nothing():
-    """No bias is 0 and no norm is 1 in what is checked: a term that is left out shows."""
+def test_random_weights_hide_no_missing_term():
+    """No bias is 0 and no norm is 1 in the cases, so that a missing term is found."""
     for case in decoder_cases(shrunk(find_config("gpt2-xl")), np.random.default_rng(0)):
         for name, array in case.inputs.items():
             if array.dtype.kind == "f":

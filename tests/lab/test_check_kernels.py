@@ -1,4 +1,4 @@
-"""`minillm check --kernels`: every kernel takes part and is good, and a wrong one is found by its name."""
+"""`minillm check --kernels` checks every kernel, and reports wrong ones by name."""
 
 import json
 import os
@@ -22,7 +22,7 @@ def rows_of_kernels(described):
     return {row["what"] for row in described["rows"] if row["rung"] == "kernel"}
 
 
-def test_every_kernel_takes_part_alone_and_in_every_decoder_and_is_good():
+def test_every_kernel_passes_alone_and_in_every_decoder():
     described = check(TINY)
     assert {"rms_norm", "layer_norm", "attention", "lora"} <= {*implemented_in("kernels")}
     assert rows_of_kernels(described) == {*implemented_in("kernels")} | MODELS
@@ -30,7 +30,7 @@ def test_every_kernel_takes_part_alone_and_in_every_decoder_and_is_good():
 
 
 @pytest.mark.parametrize("wrong", [lambda right: right * 1.001, lambda right: right.detach()], ids=["off", "constant"])
-def test_a_wrong_kernel_is_found_on_its_own_rung_and_nothing_else_is(wrong, monkeypatch):
+def test_only_a_wrong_kernel_fails(wrong, monkeypatch):
     from minillm.kernels import norm as kernels
 
     right = kernels.rms_norm  # of which tiny's decoder has none
@@ -39,12 +39,12 @@ def test_a_wrong_kernel_is_found_on_its_own_rung_and_nothing_else_is(wrong, monk
     assert [(row["what"], row["rung"]) for row in failed(check(TINY))] == [("rms_norm", "kernel")]
 
 
-def test_what_has_no_kernel_in_a_dtype_is_not_called_good():
-    with pytest.raises(InputError, match="kernels do not compute in float64"):
+def test_a_dtype_without_kernels_is_refused():
+    with pytest.raises(InputError, match="the kernels do not support float64"):
         Check(config="tiny", dtype="float64", kernels=True)
 
 
-def test_without_triton_the_command_prints_one_sentence(monkeypatch, capsys):
+def test_without_triton_the_command_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr("minillm.operations.find_spec", lambda name: None)
     monkeypatch.setattr("sys.argv", ["minillm", "check", "--kernels", "--config", "tiny"])
     with pytest.raises(SystemExit) as end:
@@ -56,8 +56,8 @@ def test_without_triton_the_command_prints_one_sentence(monkeypatch, capsys):
     assert printed.out == ""
 
 
-def test_a_laptop_interprets_the_kernels_without_being_told(tmp_path):
-    """In a process of its own: triton asks for the interpreter once, when it is imported."""
+def test_kernels_are_interpreted_without_a_gpu(tmp_path):
+    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = ["check", "--kernels", "--config", "tiny", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "minillm", *command], env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""The juggler experiment counts what it says it counts: answers, reasons, votes, and what difference chains make."""
+"""The juggler experiment: grading, majority votes, and the effect of chains of thought."""
 
 import json
 from itertools import islice
@@ -45,7 +45,7 @@ def test_strategies_differ_only_in_the_prompt():
     assert f"Answer:{START} Half of 20 are round: 10. The answer is 10.\n\n" in prompt(chained, [shot])
 
 
-def test_what_is_asked_looks_as_what_was_trained_on():
+def test_prompts_have_the_form_of_the_training_data():
     for strategy in STRATEGIES:
         shown = template(strategy, [JUGGLER])
         assert (JUGGLER.question + (JUGGLER.chain if strategy.chain else JUGGLER.direct)).startswith(
@@ -55,7 +55,7 @@ def test_what_is_asked_looks_as_what_was_trained_on():
             assert shown.solution(JUGGLER.shot) == (JUGGLER.chain if strategy.chain else JUGGLER.direct)
 
 
-def test_an_answer_is_graded_strictly_and_flexibly_and_its_reasons_are_checked():
+def test_an_answer_is_graded_strictly_and_flexibly_and_its_chain_is_checked():
     assert grade(JUGGLER, JUGGLER.direct, chain=False) == RIGHT
     assert grade(JUGGLER, JUGGLER.chain, chain=True) == RIGHT
     lucky = JUGGLER.chain.replace("48 are golf: 24", "48 are golf: 12")
@@ -66,7 +66,7 @@ def test_an_answer_is_graded_strictly_and_flexibly_and_its_reasons_are_checked()
     assert grade(JUGGLER, " The answer is many.", chain=False) == Graded(Reading(None, None), "16", True)
 
 
-def test_shares_are_of_all_answers_and_unsound_ones_of_the_right():
+def test_accuracies_are_shares_of_all_answers_and_unsound_is_a_share_of_right_ones():
     lucky, silent = RIGHT._replace(sound=False), Graded(Reading(None, "16"), "16", False)
     found = shares([RIGHT, RIGHT, RIGHT, lucky, silent, WRONG, WRONG, WRONG])
     assert found["strict"] == 4 / 8
@@ -76,7 +76,7 @@ def test_shares_are_of_all_answers_and_unsound_ones_of_the_right():
     assert shares([WRONG])["right_for_wrong_reason"] == 0
 
 
-def test_the_difference_is_taken_problem_by_problem():
+def test_the_difference_is_paired():
     found = paired([RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, RIGHT, WRONG])
     assert found["mean"] == 0.5
     # The differences are 0, 1, 1, 0: their standard error is sqrt(1/3 / 4).
@@ -85,17 +85,17 @@ def test_the_difference_is_taken_problem_by_problem():
     assert paired([RIGHT, WRONG], [RIGHT, WRONG]) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
-def test_what_a_guess_would_have_is_far_from_what_is_asked():
+def test_the_majority_baseline_is_low():
     asked = list(islice(problems(5, steps=(2,)), 200))
     assert 0 < guess(asked, Juggler(), 2) < 0.2
 
 
 def teacher(asked, strategy):
-    """Answers step by step without a mistake, and at once always 1."""
+    """Always right with a chain of thought; the direct answer is always 1."""
     return [grade(p, p.chain if strategy.chain else " The answer is 1.", strategy.chain) for p in asked]
 
 
-def test_all_strategies_are_asked_the_same_unseen_problems_for_every_number_of_steps():
+def test_all_strategies_get_the_same_problems_for_each_number_of_steps():
     found = ask(teacher, Juggler(problems=20))
     assert [(row["steps"], row["way"]) for row in found["ways"]] == [
         (steps, strategy.name) for steps in PRETRAINED_STEPS for strategy in STRATEGIES
@@ -106,7 +106,7 @@ def test_all_strategies_are_asked_the_same_unseen_problems_for_every_number_of_s
     assert found == ask(teacher, Juggler(problems=20))
 
 
-def test_the_experiment_runs_from_scratch_to_its_table(tmp_path):
+def test_the_experiment_runs(tmp_path):
     found = juggle(Juggler(preset="nano", steps=3, problems=4, samples=2, device="cpu", out=tmp_path))
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
     assert found["training_steps"] == 3
@@ -115,17 +115,17 @@ def test_the_experiment_runs_from_scratch_to_its_table(tmp_path):
     assert "3 steps: effect of the chain" in printed
 
 
-def test_settings_that_cannot_work_are_refused():
+def test_wrong_options_are_refused():
     with pytest.raises(InputError, match="problems"):
         Juggler(problems=1)
 
 
-def test_nothing_that_was_trained_on_is_asked_and_nothing_twice():
+def test_test_problems_are_unseen_and_distinct():
     settings = Juggler(problems=30)
     first = unseen(settings, 3, ())
     known = {problem.numbers for problem in first[::2]}
     second = unseen(settings, 3, known)
     texts = [problem.text for problem in second]
     assert len(set(texts)) == len(texts) == 30
-    assert not known & {problem.numbers for problem in second}, "nor with other words around the same numbers"
+    assert not known & {problem.numbers for problem in second}, "the same numbers in another text are seen too"
     assert set(texts) >= {problem.text for problem in first[1::2] if problem.numbers not in known}

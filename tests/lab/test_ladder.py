@@ -1,4 +1,4 @@
-"""The process of a rung computes as its parent would."""
+"""The process of a rung uses the backend of its parent."""
 
 import multiprocessing
 import threading
@@ -9,7 +9,7 @@ from minillm.operations import backend, current_backend
 
 
 class Process(threading.Thread):
-    """In place of a process: a new thread has no forced backend either."""
+    """Instead of a process: a new thread has no forced backend either."""
 
     def start(self):
         super().start()
@@ -20,7 +20,7 @@ class Context:
     Pipe, Process = staticmethod(multiprocessing.Pipe), Process
 
 
-def test_the_child_computes_with_the_backend_that_its_parent_has_forced(monkeypatch):
+def test_the_child_uses_the_forced_backend_of_its_parent(monkeypatch):
     monkeypatch.setattr(ladder.multiprocessing, "get_context", lambda method: Context)
     monkeypatch.setattr(ladder, "measure", lambda name, options: {"backend": current_backend()})
     for forced in ("plain", "fast"):

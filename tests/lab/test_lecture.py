@@ -1,4 +1,4 @@
-"""The lecture's examples are right themselves: what is shown as solved is solved, and what is expected can be found."""
+"""The lecture's examples: their shots are solved correctly, and their expected answers are right."""
 
 import re
 
@@ -10,7 +10,7 @@ from minillm.lab.lecture import EXAMPLES, example
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_every_example_can_be_answered_as_expected_in_two_ways(name):
+def test_every_example_has_two_templates_and_an_expected_label(name):
     one = example(name)
     assert len({template.name for template in one.templates}) == 2
     assert one.labels is None or f" {one.expected}" in one.labels
@@ -20,7 +20,7 @@ def test_every_example_can_be_answered_as_expected_in_two_ways(name):
         assert one.text not in [shot.text for shot in template.shots]
 
 
-def test_every_sum_in_a_chain_that_is_shown_adds_up_and_leads_to_its_answer():
+def test_every_sum_in_a_chain_is_right_and_leads_to_the_answer():
     shots = {shot for one in EXAMPLES.values() for way in one.templates for shot in way.shots if shot.chain}
     assert shots
     for shot in shots:
@@ -32,7 +32,7 @@ def test_every_sum_in_a_chain_that_is_shown_adds_up_and_leads_to_its_answer():
             )
 
 
-def test_the_numbers_expected_are_those_of_the_problems():
+def test_the_expected_numbers_are_right():
     juggler, cans = example("juggler"), example("cans")
     balls = int(re.findall(r"\d+", juggler.text)[0])
     assert int(juggler.expected) == balls // 2 // 2
@@ -40,11 +40,11 @@ def test_the_numbers_expected_are_those_of_the_problems():
     assert int(cans.expected) == has + boxes * each - gives
 
 
-def test_not_funny_is_not_read_as_funny():
+def test_not_funny_is_not_extracted_as_funny():
     labels = example("funny").labels
     assert AnswerForm.of(labels, "This text is").read("This text is not funny").strict == "not funny"
 
 
-def test_an_unknown_name_names_the_others():
+def test_an_unknown_name_lists_the_examples():
     with pytest.raises(InputError, match="unknown example: 'elephant'; there are: funny, juggler, colour, cans"):
         example("elephant")

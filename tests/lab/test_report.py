@@ -1,4 +1,4 @@
-"""What a ladder's reader sees."""
+"""The table and the plot of a ladder."""
 
 import pytest
 
@@ -19,7 +19,7 @@ LADDER = {
 }
 
 
-def test_the_table_holds_every_measured_figure_in_aligned_columns():
+def test_the_table_contains_all_measurements_in_aligned_columns():
     lines = table(LADDER).splitlines()
     assert len({len(line) for line in lines[2:]}) == 1
     for cell in ("LoRA", "3 weights", "460,800", "1.8 MB", "0.830 ± 0.019", "31.0 s", "11.7 s", "1,005", "-"):
@@ -34,7 +34,7 @@ def test_the_picture_is_a_png(tmp_path):
 @pytest.mark.parametrize(
     ("count", "text"), [(0, "0 B"), (4616, "4.6 kB"), (1843200, "1.8 MB"), (538060032, "0.50 GiB"), (2**31, "2.00 GiB")]
 )
-def test_bytes_are_in_the_unit_that_is_easiest_to_read(count, text):
+def test_bytes_have_a_suitable_unit(count, text):
     assert in_bytes(count) == text
 
 
