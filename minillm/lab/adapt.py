@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -111,7 +111,7 @@ def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
     return {
         "trainable_parameters": parameter_count(method.trainable()),
         "stored_bytes": tensor_bytes(method.state()),
-        **asdict(measured),
+        **measured,
     }
 
 

@@ -21,7 +21,8 @@ from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
 from minillm.errors import InputError
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import operation_cases
-from minillm.lab.ladder import versions
+from minillm.lab.experiment import versions
+from minillm.lab.report import aligned
 from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
@@ -183,12 +184,10 @@ def failed(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(described: dict[str, Any]) -> str:
     """A description of the config, and one line for each row."""
-    rows = [COLUMNS, *(_cells(row) for row in described["rows"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    rows = aligned([COLUMNS, *(_cells(row) for row in described["rows"])], left=len(COLUMNS))
     good = len(described["rows"]) - len(failed(described))
     verdict = f"{good} of {len(described['rows'])} ok, in {described['seconds']:.0f} s"
-    return "\n".join([_checked(described), "", lines[0], "-" * max(map(len, lines)), *lines[1:], "", verdict])
+    return f"{_checked(described)}\n\n{rows}\n\n{verdict}"
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

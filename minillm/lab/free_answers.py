@@ -6,7 +6,7 @@ expected ones up to surrounding whitespace.
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -24,23 +24,10 @@ from minillm.training.schedule import TrainingSettings
 BATCH = 16
 
 
-@dataclass
-class Measured:
-    """Measurements of the training and on the test rows, in seconds and nats."""
-
-    nats_per_token: float
-    exact_match: float
-    train_seconds: float
-    eval_seconds: float
-    tokens_per_second: float
-    validation: list[float]
-    losses: list[float]
-
-
 def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
     on_trained: Callable[[], None],
-) -> Measured:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
     rows, validation, test = (
         encode_exchanges(experiment.tokenizer, rows) for rows in (task.train, task.validation, task.test)
@@ -51,15 +38,15 @@ def adapt_to_answers(
     on_trained()
     start = time.perf_counter()
     nats, exact = held_out(experiment, method, test), exact_match(experiment, method, task.test, test)
-    return Measured(
-        nats_per_token=nats,
-        exact_match=exact,
-        train_seconds=history.seconds,
-        eval_seconds=time.perf_counter() - start,
-        tokens_per_second=history.tokens / history.seconds,
-        validation=[-score for score in history.validation],
-        losses=history.losses,
-    )
+    return {
+        "nats_per_token": nats,
+        "exact_match": exact,
+        "train_seconds": history.seconds,
+        "eval_seconds": time.perf_counter() - start,
+        "tokens_per_second": history.tokens / history.seconds,
+        "validation": [-score for score in history.validation],
+        "losses": history.losses,
+    }
 
 
 @torch.no_grad()
