@@ -4,9 +4,8 @@ A command is a dataclass: its fields are the options, `run` uses them, and the J
 is a group of options in `--help`: `TrainingOptions` is shown as "Training options".
 """
 
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from inspect import getdoc
 from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -72,24 +71,14 @@ class RunOptions:
 def parse(command: type[Command], program: str, words: list[str]) -> Command:
     """The command with the options of the command line. Raises InputError for an unknown option or value."""
     _check(command, words)
-    groups = {part.__name__.removesuffix("Options"): _group(part) for part in command.__mro__ if is_dataclass(part)}
+    parts = {part.__name__.removesuffix("Options"): _group(part) for part in command.__mro__ if is_dataclass(part)}
+    named = [(name, Annotated[part, tyro.conf.arg(name=name)]) for name, part in parts.items()]
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    return tyro.cli(_joined(command, groups), prog=program, args=words, config=config)
-
-
-def _joined(command: type[Command], groups: dict[str, type]) -> Callable[..., Command]:
-    """The command as a function of its groups. Of a class, tyro would catch the InputErrors."""
-
-    def join(**parts: Any) -> Command:
-        return command(
-            **{option.name: getattr(part, option.name) for part in parts.values() for option in fields(part)}
-        )
-
-    kind = inspect.Parameter.KEYWORD_ONLY
-    join.__annotations__ = {name: Annotated[group, tyro.conf.arg(name=name)] for name, group in groups.items()}
-    parameters = [inspect.Parameter(name, kind, annotation=group) for name, group in join.__annotations__.items()]
-    join.__doc__, join.__signature__ = command.__doc__, inspect.Signature(parameters)
-    return join
+    groups = make_dataclass(command.__name__, named)
+    parsed = tyro.cli(groups, prog=program, description=getdoc(command), args=words, config=config)
+    return command(
+        **{option.name: getattr(part, option.name) for part in vars(parsed).values() for option in fields(part)}
+    )
 
 
 def _group(part: type) -> type:
