@@ -88,7 +88,7 @@ def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place):
         (("generate", "hello", "--base", "base", "--chat"), "chat template"),
         (
             ("generate", "hello", "--base", "base", "--device", "tpu"),
-            "unknown value for --device: 'tpu'; there are: auto, cpu",
+            "unknown value for --device: 'tpu'; did you mean cpu?",
         ),
         (("generate", "hello", "--base", "base", "--threads", "0"), "threads must be at least 1, got 0"),
         (("generate", "hello", "--base", "base", "--seed", "9223372036854775808"), "seed must be an integer"),
@@ -101,7 +101,7 @@ def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place):
         (("pull", "review"), "unknown value for NAME: 'review'; did you mean reviews?"),
         (("lader",), "unknown command: 'lader'; did you mean ladder?"),
         (("swim",), "unknown command: 'swim'; there are: pull, generate"),
-        (("generate", "hello", "--model", "base"), "unknown option: '--model'; there are: --base"),
+        (("generate", "hello", "--model", "base"), "unknown option: '--model'; there are: --seed"),
         (("adapt", "--rate", "1"), "unknown option: '--rate'; did you mean --learning-rate?"),
         (("adapt", "--method=lorra"), "unknown value for --method: 'lorra'; did you mean lora?"),
         (("adapter",), "a command is missing; there are: inspect, diff"),
