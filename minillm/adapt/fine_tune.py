@@ -32,10 +32,7 @@ class FineTune(Method):
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        layers: int | str | Sequence[str] = "all",
-        classes: int | Sequence[int] | None = None,
+        self, decoder: Decoder, layers: int | str | Sequence[str] = "all", classes: int | Sequence[int] | None = None
     ):
         super().__init__(frozen(decoder))
         self.layers = layers if isinstance(layers, int | str) else list(layers)

@@ -78,13 +78,9 @@ class FrozenHead(Adaptation):
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        classes: int,
-        settings: Mapping[str, Any] | None = None,
-        layer: int | None = None,
+        self, decoder: Decoder, classes: int, settings: Mapping[str, Any] | None = None, layer: int | None = None,
         pooling: str = "last",
-    ):
+    ):  # fmt: skip
         super().__init__(frozen(decoder))
         self.recipe = FeatureRecipe(layer, pooling)
         self.recipe.stage(decoder)

@@ -168,19 +168,11 @@ class LowRank(Method):
     """The types of module that the method adapts, and the module that replaces each."""
 
     def __init__(
-        self,
-        decoder: Decoder,
-        r: int = 8,
-        alpha: int | float = 16,
-        targets: str | Sequence[str] = ("query", "value"),
-        *,
-        ranks: Mapping[str, int] | None = None,
-        alphas: Mapping[str, int | float] | None = None,
-        rank_stabilised: bool = False,
-        dropout: int | float = 0.0,
-        train_bias: bool = False,
+        self, decoder: Decoder, r: int = 8, alpha: int | float = 16, targets: str | Sequence[str] = ("query", "value"),
+        *, ranks: Mapping[str, int] | None = None, alphas: Mapping[str, int | float] | None = None,
+        rank_stabilised: bool = False, dropout: int | float = 0.0, train_bias: bool = False,
         state: Mapping[str, Tensor] | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(frozen(decoder))
         self.r, self.alpha = r, alpha
         named = [targets] if isinstance(targets, str) else list(targets)

@@ -43,14 +43,9 @@ class PrefixTuning(Method):
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        length: int,
-        init: str | Sequence[int] = "random",
-        hidden: int | None = None,
-        gated: bool = False,
-        shift_positions: bool | None = None,
-    ):
+        self, decoder: Decoder, length: int, init: str | Sequence[int] = "random", hidden: int | None = None,
+        gated: bool = False, shift_positions: bool | None = None,
+    ):  # fmt: skip
         super().__init__(frozen(decoder))
         check_length(decoder, length)
         if gated and (init == "zero" or length < 2):

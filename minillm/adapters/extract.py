@@ -36,13 +36,9 @@ class Extracted(NamedTuple):
 
 @torch.no_grad()
 def extract(
-    base: Decoder,
-    tuned: Decoder | Adaptation,
-    *,
-    r: int | None = None,
-    energy: int | float | None = None,
+    base: Decoder, tuned: Decoder | Adaptation, *, r: int | None = None, energy: int | float | None = None,
     targets: str | Sequence[str] = (ALL_LINEAR,),
-) -> Extracted:
+) -> Extracted:  # fmt: skip
     """The LoRA of `base` nearest to `tuned`, by the SVD of each target's dW.
 
     Give `r`, or `energy` in (0, 1], the share of each |dW|² to keep by the smallest sufficient rank. A matrix that did

@@ -105,16 +105,16 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
             "there is no method 'lorra'; there are: features, soft-prompt",
         ),
         (
-            ("adapt", *TASK, "--targets", "q_proj", "--out", "no"),
-            "'q_proj' matches nothing in this decoder; it has: query",
+            ("adapt", *TASK, "--targets", "c_attn", "--out", "no"),
+            "'c_attn' matches nothing in this decoder, which has query",
         ),
-        (("adapt", *TASK, "--r", "99", "--out", "no"), "a rank of 99 does not fit"),
+        (("adapt", *TASK, "--r", "99", "--out", "no"), "must be at most"),
         (("adapt", *TASK, "--epochs", "0", "--out", "no"), "epochs must be at least 1, got 0"),
         (("adapt", *TASK, "--learning-rate", "0", "--out", "no"), "learning_rate"),
         (("adapt", *TASK, "--out", "mine.csv/no"), "mine.csv is a file"),
         (("adapter", "import-peft", "nowhere", "no", "--base", "base"), "adapter_config.json, which such a directory"),
-        (("adapter", "inspect", "base"), "is no adapter"),
-        (("adapter", "verify", "nowhere", "--base", "base"), "is no adapter"),
+        (("adapter", "inspect", "base"), "is not an adapter"),
+        (("adapter", "verify", "nowhere", "--base", "base"), "is not an adapter"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(words, sentence, place, monkeypatch, capsys):  # noqa: F811
