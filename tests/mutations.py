@@ -26,6 +26,7 @@ DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = ("decoder.py", "test_decoder.py")
 FILES = ("adapters/load.py", "adapters/test_load.py")
 SAVED = ("adapt/method.py", "adapters/test_load.py")
+SEALED = ("runtime/files.py", "adapt/test_description.py")
 DESCRIBED = ("adapt/description.py", "adapters/test_load.py")
 FINGERPRINT = ("runtime/fingerprint.py", "runtime/test_fingerprint.py")
 ACTIVATIONS = ("training/activation_cache.py", "training/test_activation_cache.py")
@@ -178,9 +179,8 @@ _ROWS = [
     ("another tokenizer accepted", FILES, "not in (None, tokenizer.fingerprint)", "is False"),
     ("a delta against a base that was cast after loading", FILES, ".loaded[stored]", ".present[name].detach().cpu()"),
     ("the original dtype of the base ignored", FILES, "weight.to(base_dtype).to(dtype)", "weight.to(dtype)"),
-    ("an edited adapter.json accepted", ("runtime/files.py", "adapt/test_description.py"), "if not intact:", "if False:"),
-    ("a duplicate name in adapter.json", ("runtime/files.py", "adapt/test_description.py"),
-        "if len(found) != len(pairs):", "if False:"),
+    ("an edited adapter.json accepted", SEALED, "if not intact:", "if False:"),
+    ("a duplicate name in adapter.json", SEALED, "if len(found) != len(pairs):", "if False:"),
     ("a truncated delta accepted", ("runtime/delta.py", "runtime/test_delta.py"), " or not unpacker.eof", ""),
     ("trailing bytes after a delta", ("runtime/delta.py", "runtime/test_delta.py"), " or unpacker.unused_data", ""),
     ("a decompression bomb", ("runtime/delta.py", "runtime/test_delta.py"), "().data, size + 1", "().data"),

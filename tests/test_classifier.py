@@ -131,7 +131,7 @@ def test_before_fit_nothing_is_predicted_or_saved(tmp_path):
 
 def test_a_failed_fit_leaves_nothing_to_predict_with():
     fitted = classifier("zero-shot").fit(TEXTS, LABELS)
-    with pytest.raises(InputError, match="must be at most .*, got 99"):
+    with pytest.raises(InputError, match="must be at most"):
         fitted.set_params(method="lora", r=99).fit(TEXTS, LABELS)
     with pytest.raises(InputError, match="not fitted"):
         fitted.predict(TEXTS)
