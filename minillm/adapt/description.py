@@ -6,7 +6,7 @@ of all others, which detects a flipped bit or an edited option.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.runtime.files import read_sealed, sealed
+from minillm.runtime.files import read_sealed
 
 DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
 FORMAT = 1
@@ -47,9 +47,6 @@ class Description:
     minillm: str
     license: str = LICENSE
     format: int = FORMAT
-
-    def text(self) -> str:
-        return sealed(asdict(self))
 
 
 def computes(config: DecoderConfig) -> dict[str, Any]:

@@ -71,9 +71,6 @@ class FineTune(Method):
             classifier.weight.copy_(rows[tokens])
         return classifier
 
-    def prefix(self) -> None:
-        return None
-
     def forward(
         self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"] | Float[Tensor, "B C"]:

@@ -191,9 +191,6 @@ class LowRank(Method):
     def _layer(self, matrix: Matrix) -> type[AdaptedMatrix]:
         return next(layer for kind, layer in self.layers.items() if isinstance(matrix, kind))
 
-    def prefix(self) -> None:
-        return None
-
     def options(self) -> dict[str, Any]:
         return asdict(self.low_rank)
 

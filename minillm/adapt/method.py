@@ -4,6 +4,7 @@ import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
-from minillm.runtime.files import replacing
+from minillm.runtime.files import replacing, sealed
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
@@ -111,16 +112,14 @@ class Adaptation(Summarised, ABC):
         )
         # Both files are written under temporary names first, then renamed, the description last: it makes the adapter.
         with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
-            described.write_text(description.text(), "utf-8")
+            described.write_text(sealed(asdict(description)), "utf-8")
             save_file(packed, tensors)
 
 
-def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _distinct(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each weight under its first name alone: a tied head is the embedding."""
-    names = {}
-    for name, weight in weights.items():
-        names.setdefault(id(weight), name)
-    return {name: weights[name] for name in names.values()}
+    first = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
 
 
 @torch.no_grad()
@@ -139,7 +138,6 @@ def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 class Method(Adaptation):
     """An adaptation that is called like a decoder: it may put keys and values before the text, or change the body."""
 
-    @abstractmethod
     def prefix(self) -> KeyValues | None:
         """The keys and values before every row, in every layer; None if there are none."""
 

@@ -1,6 +1,6 @@
-"""Operating on a decoder without touching it: a second body over the same weights, in which parts are replaced.
+"""A second body over the same weights, whose modules can be replaced without changing the decoder.
 
-This is the one place that freezes and unfreezes.
+Parameters are frozen and unfrozen here only.
 """
 
 import copy

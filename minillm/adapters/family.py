@@ -66,10 +66,11 @@ class Family(nn.Module):
         super().__init__()
         if BASE in members:
             raise InputError(f"the name {BASE!r} is reserved for the decoder itself; choose another")
+        self.decoder, self.members, self.methods = decoder, nn.ModuleDict(members), dict[str, Method]()
         for name, member in members.items():
             if not isinstance(member, Method):
                 raise InputError(f"{name!r} is a {type(member).__name__}: a classifier, not a language model")
-        self.decoder, self.members = decoder, nn.ModuleDict(members)
+            self.methods[name] = member
         self.shared = frozen(decoder)
         for path, matrix in linears(self.shared).items():
             replace(self.shared, path, RowwiseLinear(matrix))
@@ -78,17 +79,15 @@ class Family(nn.Module):
         """The member of that name: switching is this look-up."""
         if name == BASE:
             return self.decoder
-        if name not in self.members:
-            raise InputError(f"this family has no adapter {name!r}; it has {', '.join([BASE, *self.members])}")
-        return self.members[name]  # pyright: ignore[reportReturnType]
+        if name not in self.methods:
+            raise InputError(f"this family has no adapter {name!r}; it has {', '.join([BASE, *self.methods])}")
+        return self.methods[name]
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters for the optimizer, each name prefixed by its member's name."""
-        members = {name: self[name] for name in self.members}
         return {
             f"{name}.{path}": parameter
-            for name, member in members.items()
-            if isinstance(member, Method)
+            for name, member in self.methods.items()
             for path, parameter in member.trainable().items()
         }
 
@@ -111,10 +110,10 @@ class Family(nn.Module):
 
     def _use(self, members: Sequence[Decoder | Method]) -> None:
         """Set the update of each row for the next forward pass, in every shared matrix."""
-        updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
+        updates = [adapted_matrices(member.decoder) for member in members]
         for path, matrix in self.shared.named_modules():
             if isinstance(matrix, RowwiseLinear):
-                matrix.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
+                matrix.use([each.get(path) for each in updates])  # pyright: ignore[reportArgumentType]
 
 
 def _goes_with_others(member: Decoder | Method) -> bool:

@@ -33,7 +33,7 @@ def merge(method: Adaptation) -> Decoder:
     if not isinstance(method, Method):
         raise InputError(f"{name} cannot be merged: it is a classifier, not a language model; save it instead")
     if method.prefix() is not None:
-        raise InputError(f"{name} cannot be merged: it is a prefix, not a change of weights; save it instead")
+        raise InputError(f"{name} cannot be merged: it has a prefix, which is not a change of weights; save it instead")
     decoder = copy.deepcopy(method.decoder)
     for path, matrix in adapted_matrices(decoder).items():
         replace(decoder, path, matrix.merged())

@@ -90,7 +90,7 @@ def weight_of(decoder, side):
 
 def test_a_prefix_and_a_classifier_cannot_be_merged():
     base = random_decoder(STYLES["Llama"])
-    with pytest.raises(InputError, match="InContext cannot be merged: it is a prefix"):
+    with pytest.raises(InputError, match="InContext cannot be merged: it has a prefix"):
         merge(InContext(base, torch.tensor([[1, 2]])))
     with pytest.raises(InputError, match="FrozenHead cannot be merged: it is a classifier, not a language model"):
         merge(FrozenHead(base, 2))
