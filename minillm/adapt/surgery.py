@@ -71,8 +71,8 @@ def matching(paths: Iterable[str], patterns: Iterable[str], what: str) -> list[s
         hits = {path for path in paths if _matches(path, pattern)}
         if not hits:
             roles = list(dict.fromkeys(path.rsplit(".", 1)[-1] for path in paths))
-            near = difflib.get_close_matches(pattern, roles + paths, n=3, cutoff=0.5)
-            hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+            near = difflib.get_close_matches(pattern, roles + paths, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
             raise InputError(f"{what} {pattern!r} matches nothing in this decoder, which has {', '.join(roles)}{hint}")
         found |= hits
     return [path for path in paths if path in found]
