@@ -33,7 +33,7 @@ from minillm.prompting.fitting import encode_answers, fit_head, fit_to_labels, s
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
-from minillm.runtime.files import file_fingerprint, read_sealed, write_sealed
+from minillm.runtime.files import file_fingerprint, read_sealed, sealed, write_text
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 from minillm.training.feature_cache import cached_features, compute_features
@@ -208,7 +208,7 @@ class TextClassifier(MethodOptions):
         if isinstance(self.method_, Adaptation):
             self.method_.save(directory, tokenizer=self.tokenizer_)
             described["adapter"] = file_fingerprint(directory / DESCRIPTION)
-        write_sealed(directory / CLASSIFIER, described)
+        write_text(directory / CLASSIFIER, sealed(described))
 
     def _params(self) -> Iterable[tuple[str, Any]]:
         """The parameters in JSON's types: a base in memory is None, the answers are in the order of the classes."""

@@ -18,6 +18,7 @@ from minillm.config import DecoderConfig
 from minillm.errors import InputError
 from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation
 from minillm.runtime.source import Source
+from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
 
 
@@ -123,7 +124,7 @@ class Block(nn.Module):
         return self.feed_forward_norm(hidden + self.feed_forward(hidden))
 
 
-class Decoder(nn.Module):
+class Decoder(Summarised):
     """Token ids to logits. Weights start normal with standard deviation 0.02 (GPT-2); `minillm.load` replaces them."""
 
     def __init__(self, config: DecoderConfig):

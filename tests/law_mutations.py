@@ -82,7 +82,7 @@ _ROWS = [
         "return seen.keys[:, 0].contiguous(), seen.values", "return seen.values[:, 0].contiguous(), seen.keys"),
     (9, "prefix, of words", "a prompt recorded in the first layer alone", "decoder.py", "layer(index)", "layer(0)"),
     (10, "frozen head", "features of the first token", "adapt/frozen_head.py",
-        'None,\n        pooling: str = "last"', 'None,\n        pooling: str = "first"'),
+        'pooling: str = "last",\n    )', 'pooling: str = "first",\n    )'),
     (10, "frozen head", "features before the last norm", "adapt/frozen_head.py",
         "text_features(self.decoder, ids, self.recipe, mask)",
         "self.decoder.run_blocks(self.decoder.embed(ids), stop=self.config.layers)[:, -1]"),

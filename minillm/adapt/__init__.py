@@ -1,9 +1,9 @@
 """The methods of adapting a decoder, by their place in figure 1. Read this table first, then one file per method.
 
-A `Seam` is a place where an adaptation may touch a decoder; there are no others. Each method is one final class with
-the interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). Shared code need not be
-read: LoRA, DoRA and PiSSA share `low_rank.py`, soft prompts and prefixes `prompt_start.py`. Loading, merging and
-composing trained adapters is in `minillm.adapters`, and offered here too.
+A `Seam` is a place where an adaptation may change a decoder; there are no others. Each method is one class with the
+interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). LoRA, DoRA and PiSSA share
+`low_rank.py`, soft prompts and prefixes `prompt_start.py`. Functions that load, merge and combine trained adapters are
+in `minillm.adapters`, and available here too.
 """
 
 from dataclasses import dataclass
@@ -33,19 +33,19 @@ stack = Stack
 
 
 class Seam(Enum):
-    """Every place where an adaptation may touch a decoder."""
+    """Every place where an adaptation may change a decoder."""
 
     TOKENS = "token ids before the text"
     EMBEDDINGS = "vectors before the text's embeddings"
     KEYS_VALUES = "keys and values before the text's, in every layer"
     LINEARS = "the matrices of the decoder"
-    HEAD = "a classifier in the LM head's place"
+    HEAD = "a classifier instead of the LM head"
     PARAMETERS = "the decoder's own weights"
 
 
 @dataclass(frozen=True)
 class Placement:
-    """One line of the table: where a method enters, what it trains, and whether it starts as the base itself."""
+    """One line of the table: where a method enters, what it trains, and whether it equals the base at the start."""
 
     place: str
     seams: tuple[Seam, ...]
@@ -56,15 +56,13 @@ class Placement:
 METHODS: dict[type[Adaptation], Placement] = {
     InContext: Placement("1 the prompt", (Seam.TOKENS,), "nothing", False),
     SoftPrompt: Placement("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
-    PrefixTuning: Placement(
-        "2 in every layer", (Seam.KEYS_VALUES,), "P keys and values a layer (gated: from no-op)", False
-    ),
-    FrozenHead: Placement("4 on top of the output", (Seam.HEAD,), "a classifier on stored features", False),
+    PrefixTuning: Placement("2 in every layer", (Seam.KEYS_VALUES,), "P keys and values per layer", False),
+    FrozenHead: Placement("4 on top of the output", (Seam.HEAD,), "a classifier on features", False),
     FineTune: Placement("3 the weights; 4 the last layers", (Seam.PARAMETERS,), "copies of the named weights", True),
     LoRA: Placement("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
-    DoRA: Placement("3 the weights", (Seam.LINEARS,), "A, B and the length of each row", True),
-    PiSSA: Placement("3 the weights", (Seam.LINEARS,), "A and B, from the strongest directions of W", True),
-    Stack: Placement("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "what its two methods train", False),
+    DoRA: Placement("3 the weights", (Seam.LINEARS,), "A, B and the norm of each row", True),
+    PiSSA: Placement("3 the weights", (Seam.LINEARS,), "A and B, from the principal directions of W", True),
+    Stack: Placement("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "the parameters of its two methods", False),
 }
 
 _ADAPTERS = {

@@ -1,29 +1,28 @@
-"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA turns W's rows, their lengths are trained separately.
+"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA changes the direction of W's rows, m their norms.
 
-    W' = m (W + s B A) / |W + s B A|,    |.| the length of each row: one number m per output
+    W' = m (W + s B A) / |W + s B A|,    |.| the norm of each row: one number m per output
 
-The paper writes W with a column per output, ours has a row. m starts at |W|, so the adapted decoder is the base. The
-gradient goes through the length too. The paper (section 4.3) holds the length constant there, to save the memory of
-W + s B A; `ops/dora.py` computes it without forming that matrix.
+The paper writes W with a column per output; here an output is a row. m starts at |W|, so the adapted decoder is the
+base. The gradient goes through the norm too. The paper (section 4.3) treats the norm as a constant in the backward pass
+to save the memory of W + s B A; `ops/dora.py` computes it without forming that matrix.
 """
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from torch import Tensor, nn
 
-from minillm.adapt.lora import initial_factors
-from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
+from minillm.adapt.lora import LoRAMatrix
+from minillm.adapt.low_rank import LowRank, Matrix, Update
 from minillm.operations import dropout, lora, updated_norms
 from minillm.shapes import Float
 
 
-class DoRALinear(AdaptedMatrix):
-    """A frozen Linear whose rows are turned and stretched: LoRA's FLOPs, and 4 R I O + 6 R² (I + O) for the lengths."""
+class DoRALinear(LoRAMatrix):
+    """A frozen Linear with trained row directions and norms: LoRA's FLOPs, and 4 R I O + 6 R² (I + O) for the norms."""
 
     def __init__(self, matrix: Matrix, update: Update, start: Mapping[str, Tensor] | None = None):
         super().__init__(matrix, update, start)
-        factors = initial_factors(self.weight, update.rank) if start is None else start
-        self.a, self.b = self.trained(factors["a"]), self.trained(factors["b"])
         self.magnitude = self.trained(self._norms() if start is None else start["magnitude"])
 
     @classmethod
@@ -36,7 +35,7 @@ class DoRALinear(AdaptedMatrix):
     def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         dropped = dropout(hidden, self.dropout) if self.training and self.dropout else None
         turned = lora(hidden, self.weight, None, self.a, self.b, self.scale, dropped)
-        # In half precision a stretch by less than 0.4 % would be lost.
+        # The norms stay in float32: in bfloat16 a change of less than 0.4 % would be lost.
         out = turned * (self.magnitude / self._norms())
         return (out if self.bias is None else out + self.bias).to(turned.dtype)
 
@@ -46,11 +45,9 @@ class DoRALinear(AdaptedMatrix):
 
 
 class DoRA(LowRank):
-    """Updates of direction and magnitude, with the arguments of `LowRank`, of the Linears of the blocks and the head.
+    """Updates of direction and norm, with the arguments of `LowRank`, of the Linears of the blocks and the head.
 
-    Seam: LINEARS. Equal to the base at the start, to rounding.
+    Seam: LINEARS. Equal to the base at the start, up to rounding.
     """
 
-    @staticmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
-        return DoRALinear if isinstance(matrix, nn.Linear) else None
+    layers: ClassVar = {nn.Linear: DoRALinear}

@@ -1,18 +1,18 @@
 """Fine-tuning (places 4 and 3 of figure 1): the decoder's own weights are trained, the output layer or all of them.
 
-The base keeps its weights: copies of the named parameters are trained, and the rest is shared. The more is trained, the
-better the fit, and the more is forgotten and has to be published. Gradients stop at the lowest trained layer; hidden
-states that enter it can be cached (`training/activation_cache.py`).
+The base keeps its weights: copies of the named parameters are trained, and the rest is shared. The more parameters are
+trained, the better the fit, the more is forgotten and the larger is the adapter. Gradients stop at the lowest trained
+layer; the hidden states that enter it can be cached (`training/activation_cache.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from minillm.adapt.frozen_head import pooled
-from minillm.adapt.method import Method, restore
+from minillm.adapt.method import Method
 from minillm.adapt.surgery import frozen, matching, train_copies
 from minillm.decoder import Decoder, Linear
 from minillm.errors import InputError
@@ -22,26 +22,23 @@ OUTPUT = "output"
 
 
 class FineTune(Method):
-    """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start, unless it classifies.
+    """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start, unless it is a classifier.
 
     `layers` is `"all"`, `"output"` (the head alone), a number k (the last k blocks and the final norm) or patterns of
     parameter names (`blocks.3.*`, `head.weight`). `classes` replaces the LM head by a classifier of the last token,
-    which is trained too: a number of classes (it starts at zero), or token ids (it starts as their rows of the LM
-    head); called with ids the method then returns "B C". Raises InputError for a pattern that matches nothing, and for
-    a k, classes or tokens that are not possible.
+    which is trained too: a number of classes (weights start at zero), or token ids (weights start as their rows of the
+    LM head); called with ids the method then returns "B C". Raises InputError for a pattern that matches nothing, and
+    for a k, classes or tokens that are not possible.
     """
 
     def __init__(
-        self,
-        decoder: Decoder,
-        layers: int | str | Sequence[str] = "all",
-        classes: int | Sequence[int] | None = None,
+        self, decoder: Decoder, layers: int | str | Sequence[str] = "all", classes: int | Sequence[int] | None = None
     ):
         super().__init__(frozen(decoder))
         self.layers = layers if isinstance(layers, int | str) else list(layers)
         self.classes = classes if classes is None or isinstance(classes, int) else list(classes)
         if self.classes is not None:
-            # It is new, and so it is trained whatever `layers` names.
+            # The new parameters are trained whatever `layers` names.
             self.decoder.head = self._classifier(self.classes)
         names = [name for name, _ in self.decoder.named_parameters(remove_duplicate=False)]
         train_copies(self.decoder, set(matching(names, self._patterns(), "layer")).__contains__)
@@ -53,10 +50,7 @@ class FineTune(Method):
             return [self.layers] if isinstance(self.layers, str) else self.layers
         last = self.config.layers
         if not 1 <= self.layers <= last:
-            raise InputError(
-                f"this decoder has {last} blocks; the last {self.layers} of them cannot be trained"
-                + (f": for the head alone, layers is {OUTPUT!r}" if self.layers == 0 else "")
-            )
+            raise InputError(f"layers must be in [1, {last}] or {OUTPUT!r} (the head alone), got {self.layers}")
         final_norm = ["norm.*"] if self.config.norm_first else []
         return [f"blocks.{index}.*" for index in range(last - self.layers, last)] + final_norm
 
@@ -66,9 +60,9 @@ class FineTune(Method):
         tokens = None if isinstance(classes, int) else classes
         count = classes if isinstance(classes, int) else len(classes)
         if count < 2:
-            raise InputError(f"a classifier needs two classes at least, not {count}")
+            raise InputError(f"a classifier needs at least 2 classes, got {count}")
         if tokens is not None and (len(set(tokens)) < count or not all(0 <= token < len(rows) for token in tokens)):
-            raise InputError(f"the classes' tokens must be different ids from 0 to {len(rows) - 1}, not {tokens}")
+            raise InputError(f"the tokens of classes must be distinct ids in [0, {len(rows) - 1}], got {tokens}")
         classifier = Linear(width, count, bias=tokens is None, device=rows.device, dtype=rows.dtype)
         if tokens is None:
             for parameter in classifier.parameters():
@@ -76,9 +70,6 @@ class FineTune(Method):
         else:
             classifier.weight.copy_(rows[tokens])
         return classifier
-
-    def prefix(self) -> None:
-        return None
 
     def forward(
         self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
@@ -88,10 +79,3 @@ class FineTune(Method):
 
     def options(self) -> dict[str, Any]:
         return {"layers": self.layers, "classes": self.classes}
-
-    @classmethod
-    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "FineTune":
-        """The method that had these options and this state."""
-        method = cls(decoder, **options)
-        restore(method.trainable(), state)
-        return method

@@ -1,8 +1,8 @@
 """In-context learning (place 1 of figure 1, the prompt): nothing is trained, the task is described or shown.
 
-Zero-shot, few-shot, with a chain of thought or without: all of them are ids that stand before the text (Brown et al.
-2020; Wei et al. 2022). The decoder is causal, so the prompt's keys and values in every layer do not depend on what
-follows: they are computed once, here, and not once per query.
+Zero-shot, few-shot, with a chain of thought or without: all of them are token ids before the text (Brown et al. 2020;
+Wei et al. 2022). The decoder is causal, so the prompt's keys and values in every layer do not depend on the text: they
+are computed once, here, and not once per query.
 """
 
 from collections.abc import Mapping
@@ -42,9 +42,9 @@ class InContext(Method):
 
     @classmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "InContext":
-        """The method that had these options; it has no state. Raises InputError for ids that this decoder lacks."""
+        """The method that had these options; it has no state. Raises InputError for ids outside the vocabulary."""
         restore({}, state)
         ids, known = options["ids"], range(decoder.config.vocabulary)
         if not ids or any(type(token) is not int or token not in known for token in ids):
-            raise InputError(f"a prompt is a list of ids from 0 to {known[-1]}; the adapter's is another")
+            raise InputError(f"ids must be a list of token ids in [0, {known[-1]}], got {str(ids)[:100]}")
         return cls(decoder, torch.tensor([ids], device=decoder.embed.weight.device))

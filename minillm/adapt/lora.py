@@ -3,21 +3,23 @@
     x Wᵀ + c + s (x Aᵀ) Bᵀ,    s = alpha / r
 
 A has r rows and B has r columns. A starts uniform (Kaiming) and B at zero, so dW starts at zero and the adapted decoder
-is the base, bit for bit. Only A and B are saved: we only publish dW. Merged, it is a plain matrix again, W + s B A.
+is the base, bit for bit. Only A and B are saved. Merged, the layer is a plain matrix again, W + s B A.
 
-The arithmetic of one Linear is `lora` in `ops/lora.py`. What need not be read here (which matrices the targets name,
-checks, saving) is in `low_rank.py`: `trained` makes a parameter from a value, `merged` adds `change` to W.
+The arithmetic of one Linear is `lora` in `ops/lora.py`. The rest (which matrices the targets name, checks, saving) is
+in `low_rank.py`: `trained` makes a parameter from a value, `merged` adds `change` to W.
 """
 
 import math
 from abc import ABC
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
 from minillm.adapt.surgery import trained_dtype
+from minillm.decoder import Embedding
 from minillm.operations import dropout, embedding, lora
 from minillm.shapes import Float, Int
 
@@ -43,7 +45,7 @@ class LoRAMatrix(AdaptedMatrix, ABC):
 
 
 class LoRALinear(LoRAMatrix):
-    """A frozen Linear with its update: 6 N R (I + O) FLOPs a step more than the frozen one."""
+    """A frozen Linear with its update: 6 N R (I + O) FLOPs per step more than the Linear."""
 
     def forward(self, hidden: Float[Tensor, "*N I"]) -> Float[Tensor, "*N O"]:
         dropped = dropout(hidden, self.dropout) if self.training and self.dropout else None
@@ -51,7 +53,7 @@ class LoRALinear(LoRAMatrix):
 
 
 class LoRAEmbedding(LoRAMatrix):
-    """A frozen table with its update: rows `ids` of W + s B A. Ids are not dropped, so dropout does nothing here."""
+    """A frozen embedding table with its update: rows `ids` of W + s B A, without dropout."""
 
     def forward(self, ids: Int[Tensor, "*B T"]) -> Float[Tensor, "*B T D"]:
         hidden = embedding(ids, self.weight)
@@ -61,10 +63,8 @@ class LoRAEmbedding(LoRAMatrix):
 class LoRA(LowRank):
     """Low-rank updates, with the arguments of `LowRank`. Seam: LINEARS. Equal to the base at the start.
 
-    Besides the Linears of the blocks, `targets` may name `head`, `embed` and (learned) `positions`. A tied head has two
-    sides: an update of one of them is not the other's.
+    Besides the Linears of the blocks, `targets` may name `head`, `embed` and (learned) `positions`. An update of one
+    side of a tied head does not change the other side.
     """
 
-    @staticmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix]:
-        return LoRALinear if isinstance(matrix, nn.Linear) else LoRAEmbedding
+    layers: ClassVar = {nn.Linear: LoRALinear, Embedding: LoRAEmbedding}

@@ -1,8 +1,8 @@
 """What LoRA, DoRA and PiSSA share: which matrices are adapted, at which rank and scale, and how the update is saved.
 
-An update of rank r is scaled by s = alpha / r (Hu et al. 2021) or, rank-stabilised, by alpha / √r, with which it does
-not fade as r grows (Kalajdzievski 2023). The formulas of dW are in `lora.py`, `dora.py` and `pissa.py`. W itself is
-never written to, so an update can be merged into a new matrix, and dropped again.
+An update of rank r is scaled by s = alpha / r (Hu et al. 2021) or, rank-stabilised, by alpha / √r, which keeps its size
+as r grows (Kalajdzievski 2023). The formulas of dW are in `lora.py`, `dora.py` and `pissa.py`. W itself is never
+written to: an update is merged into a new matrix.
 """
 
 import math
@@ -10,23 +10,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method
+from minillm.adapt.method import Method, Self
 from minillm.adapt.surgery import frozen, matching, matrices, replace, trained_dtype
 from minillm.decoder import Decoder, Embedding, Linear
 from minillm.errors import InputError
 from minillm.shapes import Float
 
 Matrix = nn.Linear | Embedding
-Self = TypeVar("Self", bound="LowRank")
 
 
 class Update(NamedTuple):
-    """How one matrix is adapted: by dW of this rank at most, with this scale in it."""
+    """How one matrix is adapted: the rank and the scale of dW, dropout, and whether the bias is trained too."""
 
     rank: int
     scale: float
@@ -55,27 +54,27 @@ class AdaptedMatrix(nn.Module, ABC):
 
     @classmethod
     def shapes(cls, rows: int, width: int, rank: int) -> dict[str, tuple[int, ...]]:
-        """What `state` holds for a matrix of this size, its bias apart."""
+        """The shapes in `state` for a matrix of this size, without its bias."""
         return {"a": (rank, width), "b": (rows, rank)}
 
     @abstractmethod
     def change(self) -> Float[Tensor, "O I"]:
-        """dW, in the update's dtype."""
+        """dW, in the dtype of the trained factors."""
 
     def state(self) -> dict[str, Tensor]:
-        """What is saved of the update, by name."""
+        """The saved tensors of the update, by name."""
         names = [*self.shapes(1, 1, self.rank), *(("bias",) if self.trains_bias else ())]
         return {name: getattr(self, name).detach() for name in names}
 
     def merged(self) -> Matrix:
-        """W + dW as a matrix of the replaced one's kind and dtype, which shares no memory with it."""
+        """W + dW as a plain module of the replaced one's type and dtype, in new memory."""
         with torch.no_grad():
             weight = (self.weight + self.change()).to(self.weight.dtype)
             bias = None if self.bias is None else nn.Parameter(self.bias.to(weight.dtype, copy=True))
         return self._plain(nn.Parameter(weight), bias)
 
     def unadapted(self) -> Matrix:
-        """The replaced matrix again, of the very same parameters: a tied one stays tied."""
+        """The replaced module with its own parameters: a tied one stays tied."""
         return self._plain(self.weight, self.frozen_bias if self.trains_bias else self.bias)
 
     def _plain(self, weight: Tensor, bias: Tensor | None) -> Matrix:
@@ -99,7 +98,7 @@ def adapted_matrices(body: Decoder) -> dict[str, AdaptedMatrix]:
 
 
 def unadapted(body: Decoder) -> Decoder:
-    """The frozen body as it was before its matrices were adapted, over the same weights."""
+    """A frozen body without the updates, over the same weights."""
     base = frozen(body)
     for path, matrix in adapted_matrices(base).items():
         replace(base, path, matrix.unadapted())
@@ -108,7 +107,7 @@ def unadapted(body: Decoder) -> Decoder:
 
 @dataclass(frozen=True)
 class LowRankOptions:
-    """How matrices are adapted: the arguments of `LowRank`. Raises InputError for numbers that are out of range."""
+    """The arguments of `LowRank`. Raises InputError for numbers that are out of range."""
 
     r: int
     alpha: int | float
@@ -129,15 +128,15 @@ class LowRankOptions:
     def updates(self, candidates: Mapping[str, Matrix], method: str) -> dict[str, Update]:
         """Each target's update by path. Raises InputError for a pattern that matches nothing and for a rank below 1."""
         if not self.targets:
-            raise InputError(f"{method} has no target; all-linear would be every matrix of the blocks")
+            raise InputError(f"{method} needs at least one target; all-linear is every matrix of the blocks")
         targets = matching(candidates, self.targets, f"{method} target")
         ranks = _by_path(targets, self.r, self.ranks, f"{method} rank for")
         alphas = _by_path(targets, self.alpha, self.alphas, f"{method} alpha for")
         for path, rank in ranks.items():
             if rank < 1:
-                raise InputError(f"a rank of {rank} does not fit {path}; it must be at least 1")
+                raise InputError(f"the rank of {path} must be at least 1, got {rank}")
         if self.train_bias and all(getattr(candidates[path], "bias", None) is None for path in targets):
-            raise InputError("train_bias is set, and none of the targets has a bias")
+            raise InputError("train_bias is set, but none of the targets has a bias")
         divisor = math.sqrt if self.rank_stabilised else float
         return {
             path: Update(rank, alphas[path] / divisor(rank), self.dropout, self.train_bias)
@@ -146,7 +145,7 @@ class LowRankOptions:
 
 
 def _by_path(paths: Sequence[str], default: Any, patterns: dict[str, Any], what: str) -> dict[str, Any]:
-    """The value of each path: that of the first pattern which matches it, or the default."""
+    """The value of each path: that of the first pattern that matches it, or the default."""
     values = dict.fromkeys(paths, default)
     for pattern in reversed(patterns):
         values |= dict.fromkeys(matching(paths, [pattern], what), patterns[pattern])
@@ -156,50 +155,41 @@ def _by_path(paths: Sequence[str], default: Any, patterns: dict[str, Any], what:
 class LowRank(Method):
     """A low-rank update of every matrix that `targets` name. Seam: LINEARS.
 
-    `targets` are roles (`query`), paths with wildcards (`blocks.3.*`) or `all-linear`, those in the blocks. `ranks` and
-    `alphas` give some of them another r and alpha, by the first pattern that matches: `{"blocks.0.*": 4}`. With
-    `rank_stabilised` the scale is alpha / √r. `dropout` is the probability with which the input of A is dropped in
-    training. `train_bias` trains the targets' biases too. `state` is a saved `state()` to start from.
+    `targets` are roles (`query`, or peft's `q_proj`), paths with wildcards (`blocks.3.*`) or `all-linear`, all Linears
+    of the blocks. `ranks` and `alphas` override r and alpha of some targets, by the first pattern that matches:
+    `{"blocks.0.*": 4}`. With `rank_stabilised` the scale is alpha / √r. `dropout` is the probability of dropping an
+    input of A in training. `train_bias` trains the targets' biases too. `state` is a saved `state()` to start from.
 
-    Raises InputError for a target that matches nothing, for a rank that no matrix of that size can have, and for a
-    state that does not fit.
+    Raises InputError for a target that matches nothing, for a rank larger than its matrix allows, and for a state that
+    does not fit.
     """
 
+    layers: ClassVar[Mapping[type[Matrix], type[AdaptedMatrix]]]
+    """The types of module that the method adapts, and the module that replaces each."""
+
     def __init__(
-        self,
-        decoder: Decoder,
-        r: int = 8,
-        alpha: int | float = 16,
-        targets: str | Sequence[str] = ("query", "value"),
-        *,
-        ranks: Mapping[str, int] | None = None,
-        alphas: Mapping[str, int | float] | None = None,
-        rank_stabilised: bool = False,
-        dropout: int | float = 0.0,
-        train_bias: bool = False,
+        self, decoder: Decoder, r: int = 8, alpha: int | float = 16, targets: str | Sequence[str] = ("query", "value"),
+        *, ranks: Mapping[str, int] | None = None, alphas: Mapping[str, int | float] | None = None,
+        rank_stabilised: bool = False, dropout: int | float = 0.0, train_bias: bool = False,
         state: Mapping[str, Tensor] | None = None,
-    ):
+    ):  # fmt: skip
         super().__init__(frozen(decoder))
         self.r, self.alpha = r, alpha
         named = [targets] if isinstance(targets, str) else list(targets)
         self.low_rank = LowRankOptions(
             r, alpha, named, dict(ranks or {}), dict(alphas or {}), rank_stabilised, dropout, train_bias
         )
-        candidates = {path: matrix for path, matrix in matrices(self.decoder).items() if self.layer(matrix)}
+        found = matrices(self.decoder)
+        candidates = {path: matrix for path, matrix in found.items() if isinstance(matrix, tuple(self.layers))}
         updates = self.low_rank.updates(candidates, type(self).__name__)
-        starts = self._initial(candidates, updates) if state is None else self._starts(state, candidates, updates)
+        if state is None:
+            _check_ranks(candidates, updates)
+        starts = {} if state is None else self._starts(state, candidates, updates)
         for path, update in updates.items():
-            layer = self.layer(candidates[path])
-            assert layer is not None
-            replace(self.decoder, path, layer(candidates[path], update, starts[path]))
+            replace(self.decoder, path, self._layer(candidates[path])(candidates[path], update, starts.get(path)))
 
-    @staticmethod
-    @abstractmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
-        """What replaces this matrix; None if the method does not adapt its kind."""
-
-    def prefix(self) -> None:
-        return None
+    def _layer(self, matrix: Matrix) -> type[AdaptedMatrix]:
+        return next(layer for kind, layer in self.layers.items() if isinstance(matrix, kind))
 
     def options(self) -> dict[str, Any]:
         return asdict(self.low_rank)
@@ -220,39 +210,36 @@ class LowRank(Method):
         _check_types(options, cls.__name__)
         return cls(decoder, **options, state=state)
 
-    @staticmethod
-    def _initial(candidates: Mapping[str, Matrix], updates: Mapping[str, Update]) -> dict[str, None]:
-        """Nothing to start from. A sum of updates may have a rank beyond its matrix's; an initial one may not."""
-        for path, update in updates.items():
-            shape = tuple(candidates[path].weight.shape)
-            if update.rank > min(shape):
-                raise InputError(f"a rank of {update.rank} does not fit {path}, which is {shape}")
-        return dict.fromkeys(updates)
-
     def _starts(
         self, state: Mapping[str, Tensor], candidates: Mapping[str, Matrix], updates: Mapping[str, Update]
     ) -> dict[str, dict[str, Tensor]]:
-        """The state by path and name, if it is complete and has nothing else."""
+        """The state by path and name. Raises InputError for a tensor that is missing, unknown or of another shape."""
         starts = {}
         for path, update in updates.items():
-            layer, bias = self.layer(candidates[path]), getattr(candidates[path], "bias", None)
-            assert layer is not None
-            rows, width = candidates[path].weight.shape
-            shapes = layer.shapes(rows, width, update.rank)
+            matrix, bias = candidates[path], getattr(candidates[path], "bias", None)
+            shapes = self._layer(matrix).shapes(*matrix.weight.shape, update.rank)
             if update.train_bias and bias is not None:
                 shapes |= {"bias": tuple(bias.shape)}
             starts[path] = {name: _checked(state, f"{path}.{name}", shape) for name, shape in shapes.items()}
         if unknown := sorted(state.keys() - {f"{path}.{name}" for path in starts for name in starts[path]}):
-            raise InputError(f"the state has a tensor {unknown[0]}, for which its options have no place")
+            raise InputError(f"the state has an unexpected tensor {unknown[0]}, which the options do not describe")
         return starts
+
+
+def _check_ranks(candidates: Mapping[str, Matrix], updates: Mapping[str, Update]) -> None:
+    """A new update's rank is limited by its matrix. (A saved one, a sum of updates, may have a higher rank.)"""
+    for path, update in updates.items():
+        shape = tuple(candidates[path].weight.shape)
+        if update.rank > min(shape):
+            raise InputError(f"the rank of {path}, which is {shape}, must be at most {min(shape)}, got {update.rank}")
 
 
 def _checked(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in state:
-        raise InputError(f"the state has no tensor {name}, which would be {shape}")
+        raise InputError(f"the state has no tensor {name}, which must be {shape}")
     if tuple(state[name].shape) != shape or not state[name].is_floating_point():
         found = f"{tuple(state[name].shape)} of {state[name].dtype}"
-        raise InputError(f"the state's tensor {name} is {found}; it should be {shape}, of floating-point numbers")
+        raise InputError(f"the state's tensor {name} must be {shape}, of a floating-point dtype, got {found}")
     return state[name]
 
 
@@ -262,15 +249,13 @@ def _check_types(options: Mapping[str, Any], method: str) -> None:
     for name in (*types, *options):
         if name not in options or name not in types:
             what = "is missing" if name in types else "is unknown"
-            raise InputError(f"the {method} option {name!r} {what}; there are: {', '.join(types)}")
+            raise InputError(f"the {method} option {name!r} {what}; the options are: {', '.join(types)}")
         if not _is_of(options[name], types[name]):
-            raise InputError(
-                f"the {method} option {name} is {options[name]!r}, which is of another type than it should be"
-            )
+            raise InputError(f"the {method} option {name} has the wrong type: {options[name]!r}")
 
 
 def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value out of JSON has this very type: a bool is no int."""
+    """Whether a value from JSON has exactly this type; a bool is not an int."""
     inner = get_args(kind)
     if isinstance(kind, UnionType) or not inner:
         return type(value) in (inner or (kind,))

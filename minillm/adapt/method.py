@@ -1,9 +1,12 @@
 """The interface of every method that adapts a decoder: training, generation and the laws use nothing else of it."""
 
+import difflib
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save_file
@@ -11,25 +14,49 @@ from torch import Tensor, nn
 
 import minillm
 from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
-from minillm.adapt.surgery import summary
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
-from minillm.runtime.files import replacing
+from minillm.runtime.files import replacing, sealed
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
+from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer
 
+Self = TypeVar("Self", bound="Adaptation")
+OTHER_NAMES = {
+    "rank": "r", "lora_alpha": "alpha", "target_modules": "targets", "modules": "targets", "lora_dropout": "dropout",
+    "use_rslora": "rank_stabilised", "rank_pattern": "ranks", "alpha_pattern": "alphas", "bias": "train_bias",
+    "num_virtual_tokens": "length", "virtual_tokens": "length", "encoder_hidden_size": "hidden",
+    "num_labels": "classes",
+}  # fmt: skip
+"""What other libraries call an argument, and its name here."""
 
-class Adaptation(nn.Module, ABC):
+
+def check_arguments(kind: type, names: Iterable[str]) -> None:
+    """Raises InputError for an argument that the constructor of `kind` does not have, with the nearest one it has."""
+    known = list(inspect.signature(kind.__init__).parameters)[1:]
+    for name in names:
+        if name not in known:
+            near = [OTHER_NAMES.get(name), *difflib.get_close_matches(name, known, n=1)]
+            meant = next((other for other in near if other in known), None)
+            hint = f"did you mean {meant!r}?" if meant else f"its arguments: {', '.join(known)}"
+            raise InputError(f"{kind.__name__} has no argument {name!r}; {hint}")
+
+
+class Adaptation(Summarised, ABC):
     """A body over a base decoder's weights, and what is trained next to or in it. The base is never written to."""
+
+    def __new__(cls, *args: Any, **options: Any):
+        check_arguments(cls, options)
+        return super().__new__(cls)
 
     def __init__(self, body: Decoder):
         super().__init__()
         self.decoder = body
-        # The base's weights by name, as they are before the method replaces any; no part of the module.
+        # The base's weights by name, before the method replaces any; a plain dict, so not part of the module.
         self.base = dict(body.named_parameters(remove_duplicate=False))
 
     @property
@@ -48,24 +75,22 @@ class Adaptation(nn.Module, ABC):
             if parameter.requires_grad
         }
 
-    def summary(self) -> str:
-        """A table of the parameters: layer, shape, count, trainable share and bytes."""
-        return summary(self)
-
     def state(self) -> dict[str, Tensor]:
-        """The tensors that are saved and published: enough to rebuild the method on its base."""
+        """The tensors that are saved: with `options()`, enough to rebuild the method on its base."""
         return {name: parameter.detach() for name, parameter in self.trainable().items()}
 
     @classmethod
-    @abstractmethod
-    def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "Adaptation":
+    def from_state(cls: type[Self], decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> Self:
         """The method that had these options and this state. Raises InputError where they do not fit the decoder."""
+        method = cls(decoder, **options)
+        restore(method.state(), state)
+        return method
 
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the directory that `adapt.load` reads (`description.py`), each file whole or not at all.
 
         With the tokenizer that the adapter was trained with, `load` can refuse another one. Raises InputError for
-        numbers that are not finite.
+        NaN and infinite values.
         """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state().items()}
         check_finite(state, "the method")
@@ -85,18 +110,16 @@ class Adaptation(nn.Module, ABC):
             tokenizer=None if tokenizer is None else tokenizer.fingerprint,
             minillm=minillm.__version__,
         )
-        # Both are on the disk under other names before either is renamed, the description last: it makes the adapter.
+        # Both files are written under temporary names first, then renamed, the description last: it makes the adapter.
         with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
-            described.write_text(description.text(), "utf-8")
+            described.write_text(sealed(asdict(description)), "utf-8")
             save_file(packed, tensors)
 
 
-def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _distinct(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Each weight under its first name alone: a tied head is the embedding."""
-    names = {}
-    for name, weight in weights.items():
-        names.setdefault(id(weight), name)
-    return {name: weights[name] for name in names.values()}
+    first = {id(weight): name for name, weight in reversed(weights.items())}
+    return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
 
 
 @torch.no_grad()
@@ -104,11 +127,10 @@ def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
     """Give the parameters their saved values. Raises InputError for a name or a shape that differs."""
     for name in [*parameters, *state]:
         if name not in state or name not in parameters:
-            what = "lacks" if name in parameters else "has, with no place for it here,"
-            raise InputError(f"the adapter {what} the tensor {name}")
+            raise InputError(f"the adapter has {'no' if name in parameters else 'an unexpected'} tensor {name}")
         if parameters[name].shape != state[name].shape:
-            shapes = tuple(state[name].shape), tuple(parameters[name].shape)
-            raise InputError(f"the adapter's tensor {name} is {shapes[0]}, and this decoder needs {shapes[1]}")
+            shapes = tuple(parameters[name].shape), tuple(state[name].shape)
+            raise InputError(f"the adapter's tensor {name} must be {shapes[0]} for this decoder, got {shapes[1]}")
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
 
@@ -116,7 +138,6 @@ def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 class Method(Adaptation):
     """An adaptation that is called like a decoder: it may put keys and values before the text, or change the body."""
 
-    @abstractmethod
     def prefix(self) -> KeyValues | None:
         """The keys and values before every row, in every layer; None if there are none."""
 

@@ -2,14 +2,14 @@
 
     dW = s (B A - B₀ A₀),    s B₀ A₀ = the best approximation of W of rank r, by its SVD U S Vᵀ
 
-A = A₀ = √(S / s) Vᵀ and B = B₀ = U √(S / s) at the start, so dW starts at zero, to rounding, and the first gradient
-moves both in W's strongest directions. The paper puts W - s B₀ A₀ in the base's place; here the base is not written to,
-and a LoRA of rank 2 r is saved, with the A of [A; A₀] and the B of [B, -B₀].
+A = A₀ = √(S / s) Vᵀ and B = B₀ = U √(S / s) at the start, so dW starts at zero, up to rounding, and the first gradient
+step moves both along W's principal directions. The paper replaces the base's W by W - s B₀ A₀; here the base is not
+written to, and a LoRA of rank 2 r is saved, with [A; A₀] as A and [B, -B₀] as B.
 """
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from minillm.shapes import Float
 
 
 class PiSSALinear(AdaptedMatrix):
-    """A frozen Linear and the LoRA of twice the rank that its update is: 12 N R (I + O) FLOPs a step more than it."""
+    """A frozen Linear and its update, a LoRA of rank 2 r: 12 N R (I + O) FLOPs per step more than the Linear."""
 
     first_a: Tensor
     first_b: Tensor
@@ -36,8 +36,8 @@ class PiSSALinear(AdaptedMatrix):
 
     @torch.no_grad()
     def _principal(self) -> dict[str, Tensor]:
-        left, strengths, right = torch.linalg.svd(self.weight.to(trained_dtype(self.weight)), full_matrices=False)
-        root = (strengths[: self.rank] / self.scale).sqrt()
+        left, singular, right = torch.linalg.svd(self.weight.to(trained_dtype(self.weight)), full_matrices=False)
+        root = (singular[: self.rank] / self.scale).sqrt()
         a, b = root[:, None] * right[: self.rank], left[:, : self.rank] * root
         return {"a": torch.cat((a, a)), "b": torch.cat((b, -b), 1)}
 
@@ -64,14 +64,12 @@ class PiSSALinear(AdaptedMatrix):
 
 
 class PiSSA(LowRank):
-    """Updates that start along W's strongest directions, with the arguments of `LowRank`, for all Linears and the head.
+    """Updates that start along W's principal directions, with the arguments of `LowRank`, of all Linears and the head.
 
-    Seam: LINEARS. Equal to the base at the start, to rounding. `state()` and `lora_options()` are those of a LoRA.
+    Seam: LINEARS. Equal to the base at the start, up to rounding. `state()` and `lora_options()` are those of a LoRA.
     """
 
-    @staticmethod
-    def layer(matrix: Matrix) -> type[AdaptedMatrix] | None:
-        return PiSSALinear if isinstance(matrix, nn.Linear) else None
+    layers: ClassVar = {nn.Linear: PiSSALinear}
 
     def lora_options(self) -> dict[str, Any]:
         """The options of the LoRA that has this `state()` and gives the same logits: twice the rank, the same scale."""

@@ -1,7 +1,7 @@
-"""What soft prompts and prefixes share: the tokens whose embeddings, or keys and values, they start as.
+"""Initialisation of soft prompts and prefixes: the tokens whose embeddings, or keys and values, they start from.
 
-A prompt far from anything in the decoder's training is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021,
-section 7.4): real words are a better start, and words of the task the best.
+Far from the training distribution a prompt is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021, section
+7.4): real words are a better start than noise, and words of the task the best.
 """
 
 from collections.abc import Sequence
@@ -21,28 +21,26 @@ def check_length(decoder: Decoder, length: int) -> None:
     """Raises InputError for a prompt that is empty, or that leaves no room for a text."""
     room = decoder.config.context_length - 1
     if not 1 <= length <= room:
-        raise InputError(f"a prompt of {length} positions does not fit this decoder: it takes from 1 to {room} of them")
+        raise InputError(f"length must be in [1, {room}] for this decoder, got {length}")
 
 
 def sampled_tokens(decoder: Decoder, rows: int, length: int) -> Int[Tensor, "B P"]:
-    """Tokens drawn evenly from the vocabulary."""
+    """Tokens drawn uniformly from the vocabulary."""
     return torch.randint(decoder.config.vocabulary, (rows, length), device=decoder.embed.weight.device)
 
 
 def given_tokens(decoder: Decoder, ids: Sequence[int], length: int) -> Int[Tensor, "1 P"]:
-    """A text, or the labels of the classes, repeated and cut to `length`. Raises InputError for unknown ids or none."""
+    """The ids, repeated and cut to `length`. Raises InputError for no ids and for ids outside the vocabulary."""
     vocabulary = decoder.config.vocabulary
-    unknown = [token for token in ids if not 0 <= token < vocabulary]
-    if unknown or not len(ids):
-        wrong = f"the token {unknown[0]}" if unknown else "no token at all"
-        raise InputError(f"a prompt cannot start from {wrong}: this decoder knows 0 to {vocabulary - 1}")
+    if not ids or not all(0 <= token < vocabulary for token in ids):
+        raise InputError(f"init must be one or more token ids in [0, {vocabulary - 1}], got {list(ids)}")
     repeated = [ids[place % len(ids)] for place in range(length)]
     return torch.tensor([repeated], device=decoder.embed.weight.device)
 
 
 @torch.no_grad()
 def keys_values_of(decoder: Decoder, ids: Int[Tensor, "B P"]) -> KeyValues:
-    """The keys and values of tokens in every layer, without dropout, in float32 at least."""
+    """The keys and values of tokens in every layer, without dropout, in float32 or float64."""
     body = frozen(decoder).eval()
     matrix = next(parameter for name, parameter in body.named_parameters() if name.endswith("attention.key.weight"))
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):

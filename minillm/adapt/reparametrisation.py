@@ -1,15 +1,15 @@
-"""A tuned prefix written by an MLP, which makes it easier to train (Li & Liang 2021, section 4.3).
+"""A tuned prefix computed by an MLP, which makes it easier to train (Li & Liang 2021, section 4.3).
 
     keys and values = tanh(E W₁ᵀ + b₁) W₂ᵀ + b₂
 
-E has a row of width D for each of P positions; W₂ writes all layers' keys and values of a position side by side, in the
-order layer, key or value, head. Nothing in it depends on the text, so it runs on one row; after training its output is
+E has a row of width D for each of P positions; W₂ outputs the keys and values of a position in all layers, in the order
+layer, key or value, head. The MLP does not depend on the text, so it runs on one row; after training its output is
 saved and the MLP is dropped. The same in numpy, with its gradients: `reference/prefix.py`.
 
-Each output is a sum over all hidden units, each of which Adam moves by the rate: a step is about hidden / 2 times as
-long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, correspond to 1e-2. On SmolLM2
-and 500 reviews an MLP of 512 units learns at 5e-5 (82 % of validation rows after one epoch, as keys and values
-themselves at 1e-2) and does not at 3e-4 (51 %).
+Each output is a sum over all hidden units, and Adam moves each by the learning rate: a step is about hidden / 2 times
+as long as one of the same rate on keys and values themselves. Rates near 5e-5, the paper's, correspond to 1e-2. On
+SmolLM2 and 500 reviews an MLP of 512 units learns at 5e-5 (validation accuracy of 82 % after one epoch, as keys and
+values themselves at 1e-2) and does not at 3e-4 (51 %).
 """
 
 from contextlib import nullcontext
@@ -23,16 +23,16 @@ from minillm.shapes import Float
 
 
 class Reparametrisation(nn.Module):
-    """The MLP of `hidden` units from E to the keys and values; it starts by writing those that it is given.
+    """The MLP of `hidden` units from E to the keys and values; at the start it outputs the given ones.
 
-    Raises InputError for fewer units than positions: it could not write them all.
+    Raises InputError for fewer units than positions, which cannot represent them all.
     """
 
     def __init__(self, width: int, keys: Float[Tensor, "L G P K"], values: Float[Tensor, "L G P K"], hidden: int):
         super().__init__()
         length = keys.shape[2]
         if hidden < length:
-            raise InputError(f"an MLP of {hidden} units cannot write {length} positions: it needs {length} at least")
+            raise InputError(f"hidden must be at least the length, {length}, got {hidden}")
         self.layers, self.head_width = len(keys), keys.shape[-1]
         written = 2 * keys[:, :, 0].numel()
         place = {"device": keys.device, "dtype": keys.dtype}
@@ -42,7 +42,7 @@ class Reparametrisation(nn.Module):
         self._fit(rearrange(torch.stack((keys, values)), "side L G P K -> P (L side G K)"))
 
     def forward(self) -> tuple[Float[Tensor, "L G P K"], Float[Tensor, "L G P K"]]:
-        # In full precision, under autocast too: what is trained is then what is saved.
+        # In full precision, also under autocast, so that the keys used in training are those that are saved.
         kind = self.embeddings.device.type
         with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
             written = self.outer(self.inner(self.embeddings).tanh())
@@ -51,7 +51,7 @@ class Reparametrisation(nn.Module):
 
     @torch.no_grad()
     def _fit(self, target: Float[Tensor, "P O"]) -> None:
-        """The smallest W₂ that writes `target`: where tanh(E W₁ᵀ + b₁) = Rᵀ Qᵀ, W₂ᵀ = Q R⁻ᵀ target, and b₂ = 0."""
+        """The smallest W₂ that outputs `target`: with tanh(E W₁ᵀ + b₁) = Rᵀ Qᵀ, W₂ᵀ = Q R⁻ᵀ target, and b₂ = 0."""
         q, r = torch.linalg.qr(self.inner(self.embeddings).tanh().T)
         self.outer.weight.copy_((q @ torch.linalg.solve_triangular(r.T, target, upper=False)).T)
         self.outer.bias.zero_()

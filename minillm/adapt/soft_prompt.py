@@ -2,9 +2,9 @@
 
     logits = decoder([p; embed(ids)]), of which the text's T positions are kept
 
-These are the lecture's trainable prefix p0 and prompt tuning (Lester et al. 2021). The vectors stand first and
+These are the lecture's trainable prefix p0 and prompt tuning (Lester et al. 2021). The vectors come first and
 attention is causal, so their keys and values in every layer do not depend on the text: they run through the decoder
-once per batch, as one row, and all rows share the result. That is exact, gradients included.
+once per batch, as one row shared by all rows. This is exact, gradients included.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,11 +23,11 @@ from minillm.shapes import Float
 
 
 class SoftPrompt(Method):
-    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not the base at the start: a prompt is attended to.
+    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not equal to the base at the start.
 
-    `init` is `"random"` (normal, with the spread of the embedding table), `"vocabulary"` (rows of it, drawn evenly), or
-    token ids: those of a text, or of the classes' labels, repeated and cut to `length`. Raises InputError for another
-    start and for a prompt that leaves no room for a text.
+    `init` is `"random"` (normal, with the standard deviation of the embedding table), `"vocabulary"` (its rows, drawn
+    uniformly), or token ids, of a text or of the labels, repeated and cut to `length`. Raises InputError for another
+    `init` and for a length that leaves no room for a text.
     """
 
     def __init__(self, decoder: Decoder, length: int, init: str | Sequence[int] = "vocabulary"):
@@ -44,7 +44,7 @@ class SoftPrompt(Method):
         if self.init == "vocabulary":
             return table[sampled_tokens(self.decoder, 1, length)[0]]
         if isinstance(self.init, str):
-            raise InputError(f"init {self.init!r} is unknown; it can be random, vocabulary or a list of token ids")
+            raise InputError(f"init must be random, vocabulary or a list of token ids, got {self.init!r}")
         return table[given_tokens(self.decoder, self.init, length)[0]]
 
     def prefix(self) -> KeyValues:
@@ -55,7 +55,7 @@ class SoftPrompt(Method):
 
     @classmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "SoftPrompt":
-        """The method that had these options and this state."""
+        """As of every method, without drawing random numbers."""
         method = cls(decoder, **{**options, "init": [0]})
         method.init = options["init"]
         restore(method.trainable(), state)

@@ -1,11 +1,11 @@
-"""Methods at different seams, composed: a LoRA under a tuned prefix, a soft prompt before fine-tuned weights.
+"""Two methods at different seams, composed: LoRA with a tuned prefix, or fine-tuned weights with a soft prompt.
 
-The stack's body is that of the one method that changes weights; the other one makes the prefix, over that body. Both
-keep their parameters: to train the stack is to train them.
+The stack's body is that of the method that changes weights; the other method makes the prefix, over that body. The
+parameters are shared with the two methods: training the stack trains them.
 """
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -26,10 +26,10 @@ BEFORE = (SoftPrompt, PrefixTuning)
 
 
 class Stack(Method):
-    """A method that changes the body, and one that makes a prefix. Seams: those of both.
+    """A method that changes the weights, and one that makes a prefix. Seams: those of both.
 
-    Raises InputError for two at the same place, and for methods that were built on different decoders. A hard prompt is
-    no part of a stack: its words can stand before the text themselves.
+    Raises InputError for two methods of the same kind, and for methods that were built on different decoders. A hard
+    prompt is not accepted: prepend its tokens to the text.
     """
 
     def __init__(self, *methods: Method):
@@ -37,10 +37,7 @@ class Stack(Method):
         changing = [method for method in methods if isinstance(method, CHANGING)]
         if len(methods) != 2 or len(before) != 1 or len(changing) != 1:
             named = " and ".join(type(method).__name__ for method in methods) or "nothing"
-            raise InputError(
-                f"a stack is one method that changes weights ({', '.join(kind.__name__ for kind in CHANGING)}) and one "
-                f"that stands before the text ({', '.join(kind.__name__ for kind in BEFORE)}), not {named}"
-            )
+            raise InputError(f"a stack needs one of {_names(CHANGING)} and one of {_names(BEFORE)}, got {named}")
         if any(here.data_ptr() != changing[0].base[name].data_ptr() for name, here in before[0].base.items()):
             raise InputError("the methods of a stack must be built on the same decoder")
         super().__init__(changing[0].decoder)
@@ -55,7 +52,7 @@ class Stack(Method):
         return {part: {"method": type(of).__name__, "options": of.options()} for part, of in parts.items()}
 
     def state(self) -> dict[str, Tensor]:
-        # The body is the other method's, which saves what is trained in it.
+        # Parameters of the shared body are saved by the method that changes it.
         changing, before = self.changing.state(), self.before.state()
         return changing | {f"before.{name}": before[name] for name in before if name not in self.changing.trainable()}
 
@@ -74,14 +71,16 @@ def _rebuilt(
 ) -> Method:
     known = {kind.__name__: kind for kind in kinds}
     if part["method"] not in known:
-        raise InputError(f"a stack has no {part['method']!r} at this place; it can have: {', '.join(known)}")
-    method = known[part["method"]].from_state(decoder, part["options"], state)
-    assert isinstance(method, Method)
-    return method
+        raise InputError(f"this method of a stack must be one of {_names(kinds)}, got {part['method']!r}")
+    return known[part["method"]].from_state(decoder, part["options"], state)
+
+
+def _names(kinds: Iterable[type[Method]]) -> str:
+    return ", ".join(kind.__name__ for kind in kinds)
 
 
 def _over(method: Method, body: Decoder) -> Method:
-    """The same method, parameters and all, over another body."""
+    """The same method, with the same parameters, over another body."""
     other = copy.copy(method)
     other._modules = {**method._modules, "decoder": body}
     return other

@@ -1,6 +1,4 @@
-"""What one does with a trained adapter, on the base that it was trained on.
+"""Working with trained adapters: load, measure the effect, merge, combine, extract, and serve many on one base.
 
-`load` reads it, and `effect` measures it; `merge` puts its dW into the weights; `algebra` adds, scales and subtracts
-LoRAs; `extract` makes one out of a full fine-tune, or a smaller one out of a larger; `family` holds many on one base,
-for batches whose rows use different ones. `minillm.adapt` offers all of these, and a method saves itself.
+`minillm.adapt` offers the functions of these files too; `Adaptation.save` writes an adapter.
 """

@@ -1,10 +1,10 @@
-"""A calculus of LoRAs on one base: dW is a sum of outer products, and so a sum of dWs is one too.
+"""Adding and scaling LoRAs of one base: dW is a sum of outer products, and so is a sum of dWs.
 
     s₁ B₁ A₁ + s₂ B₂ A₂ = [s₁ B₁, s₂ B₂] [A₁; A₂]
 
-Concatenating the factors adds the updates exactly, where adding A to A and B to B would make cross terms (B₁ A₂). The
-scales are folded into B, so that ranks and alphas may differ; trained biases add as their changes do. Ranks add too:
-`extract.resize` makes them small again, and returns the error. The result is a new LoRA, without dropout.
+Concatenating the factors adds the updates exactly; adding A to A and B to B would add cross terms (B₁ A₂). The scales
+are folded into B, so ranks and alphas may differ; the changes of trained biases are added. Ranks add too;
+`extract.resize` reduces them, and returns the error. The result is a new LoRA, without dropout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 def add(*loras: LoRA) -> LoRA:
-    """dW = dW₁ + dW₂ + ..., of rank r₁ + r₂ + .... Raises InputError for LoRAs of different bases, and for none."""
+    """dW = dW₁ + dW₂ + ..., of rank r₁ + r₂ + ... Raises InputError for LoRAs of different bases, and for no LoRA."""
     return combine([(lora, 1.0) for lora in loras])
 
 
@@ -32,7 +32,7 @@ def scale(lora: LoRA, factor: int | float) -> LoRA:
 
 
 def negate(lora: LoRA) -> LoRA:
-    """-dW: added to what it was, it leaves the base."""
+    """-dW: the sum with the original is the base."""
     return combine([(lora, -1.0)])
 
 
@@ -42,15 +42,15 @@ def subtract(lora: LoRA, other: LoRA) -> LoRA:
 
 
 def average(*loras: LoRA) -> LoRA:
-    """The mean of the updates; a matrix that one of them leaves alone counts as 0 there."""
+    """The mean of the updates; a matrix that a LoRA does not adapt counts as 0."""
     return combine([(lora, 1 / len(loras)) for lora in loras])
 
 
 @torch.no_grad()
 def combine(terms: Sequence[tuple[LoRA, int | float]]) -> LoRA:
-    """Σ factor dW, by concatenation: all of the above are cases of it."""
+    """Σ factor dW, by concatenation."""
     if not terms:
-        raise InputError("a sum of LoRAs needs one of them at least")
+        raise InputError("a sum of LoRAs needs at least one LoRA")
     base = _common_base([lora for lora, _ in terms])
     factors: dict[str, list[Factors]] = {}
     biases: dict[str, Tensor] = {}
@@ -68,7 +68,7 @@ def combine(terms: Sequence[tuple[LoRA, int | float]]) -> LoRA:
 
 
 def from_factors(base: Decoder, factors: Mapping[str, Factors], biases: Mapping[str, Tensor] | None = None) -> LoRA:
-    """The LoRA of dW = B A with (A, B) by the path of their matrix. `biases` are new values of some biases."""
+    """The LoRA of dW = B A with (A, B) by the path of their matrix, and new values of some biases."""
     state: dict[str, Tensor] = {}
     for path, (a, b) in factors.items():
         state |= {f"{path}.a": a, f"{path}.b": b}
@@ -82,13 +82,13 @@ def from_factors(base: Decoder, factors: Mapping[str, Factors], biases: Mapping[
 
 
 def _common_base(loras: Sequence[LoRA]) -> Decoder:
-    """The base that all of them adapt. Raises InputError where it is not one, naming the first matrix that differs."""
+    """The base of all LoRAs. Raises InputError for different bases, naming the first weight that differs."""
     first = unadapted(loras[0].decoder)
     for lora in loras[1:]:
         other = dict(unadapted(lora.decoder).named_parameters())
         for name, weight in first.named_parameters():
             if name not in other or not _same(weight, other[name]):
-                raise InputError(f"these LoRAs adapt different bases: their {name} differ")
+                raise InputError(f"the LoRAs adapt different bases: {name} differs")
     return first
 
 

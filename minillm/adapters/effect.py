@@ -1,7 +1,7 @@
-"""The effect of an adapter on its base, measured: how large each dW is, and how far the logits of a probe move.
+"""The effect of an adapter on its base, measured: the norm of each dW, and the change of the logits of a probe.
 
-The probe is a row of token ids that is the same for every adapter of a base. An adapter that leaves all its logits as
-they were, to the bit, does nothing.
+The probe is a row of token ids, the same for every adapter of a base. An adapter that changes none of its logits, bit
+for bit, has no effect.
 """
 
 from typing import NamedTuple
@@ -21,15 +21,15 @@ PROBE_TOKENS, LISTED = 16, 16
 
 
 def probe(decoder: Decoder, room: int) -> Int[Tensor, "1 T"]:
-    """Ids from all over the vocabulary. Raises InputError where there is room for none."""
+    """Ids spread over the vocabulary. Raises InputError where there is no room for a token."""
     if room < 1:
-        raise InputError("the adapter leaves no room in the context for a text")
+        raise InputError("the adapter's prefix leaves no room in the context for a text")
     places = torch.arange(min(PROBE_TOKENS, room), device=decoder.embed.weight.device)
     return (places * 7919 + 1)[None] % decoder.config.vocabulary
 
 
 class Effect(NamedTuple):
-    """The largest change of a logit of the probe or, of a classifier, the largest difference of two classes' scores."""
+    """The largest change of a logit of the probe; for a classifier, the largest difference of two classes' logits."""
 
     size: float
     classifies: bool
@@ -37,7 +37,7 @@ class Effect(NamedTuple):
 
 @torch.no_grad()
 def effect(method: Adaptation, decoder: Decoder) -> Effect:
-    """The adapter's effect on the probe. Raises InputError for one that leaves it no room in the context."""
+    """The adapter's effect on the probe. Raises InputError for an adapter that leaves it no room in the context."""
     matrix = next(iter(linears(decoder).values())).weight
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
         prompt = method.prefix() if isinstance(method, Method) else None
@@ -50,7 +50,7 @@ def effect(method: Adaptation, decoder: Decoder) -> Effect:
 
 @torch.no_grad()
 def update_norms(method: Adaptation) -> dict[str, float]:
-    """The Frobenius norm of each dW: of a low-rank update by the path of its matrix, of a trained copy by its name."""
+    """The Frobenius norm of each dW: low-rank updates by the path of their matrix, trained copies by parameter name."""
     norms = {path: matrix.change().norm().item() for path, matrix in adapted_matrices(method.decoder).items()}
     for name, tensor in method.state().items():
         base = method.base.get(name)
@@ -64,15 +64,15 @@ def report(method: Adaptation, found: Effect) -> str:
     """One line: the method and its options, its size, the size of dW and the effect on the probe."""
     options = {name: value for name, value in method.options().items() if value not in (None, False, 0, {}, [])}
     parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in options.items())})"]
-    parts.append(f"{sum(tensor.numel() for tensor in method.state().values())} numbers")
+    parts.append(f"{sum(tensor.numel() for tensor in method.state().values()):,} parameters")
     if norms := update_norms(method):
         parts.append(f"|dW| {_listed(norms)}")
-    what = "scores of the probe differ by" if found.classifies else "logits of the probe move by"
-    return "; ".join([*parts, f"{what} up to {found.size:.3g}"])
+    what = "largest difference of the classes' logits" if found.classifies else "largest change of a logit"
+    return "; ".join([*parts, f"{what} on the probe {found.size:.3g}"])
 
 
 def _listed(norms: dict[str, float]) -> str:
-    """Each norm or, of very many matrices, the smallest and the largest of every role."""
+    """Each norm or, for more than `LISTED` matrices, the smallest and the largest of each role."""
     if len(norms) <= LISTED:
         return ", ".join(f"{path} {norm:.3g}" for path, norm in norms.items())
     roles: dict[str, list[float]] = {}

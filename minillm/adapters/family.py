@@ -1,9 +1,9 @@
-"""A family of adapters on one base: many tasks, one set of weights, and a batch whose rows use different adapters.
+"""A family of adapters on one base: many tasks, one set of weights, and batches whose rows use different adapters.
 
-Switching to another member is a look-up; no weight moves. In a mixed batch the rows of the base and of plain LoRAs go
-through the frozen matrices together, W x once for all, and each row adds its own s B A x (Chen et al. 2023; Sheng et
-al. 2023; `ops/lora_by_row.py`). Other members (with a prefix, or weights of their own) run on their rows separately.
-Everything is differentiable, so several members can be trained in one batch.
+Switching to another member is a dictionary look-up. In a mixed batch the rows of the base and of plain LoRAs share the
+products with the frozen matrices, and each row adds its own s B A x (Chen et al. 2023; Sheng et al. 2023;
+`ops/lora_by_row.py`). Other members (with a prefix, or weights of their own) run on their rows separately. Everything
+is differentiable, so several members can be trained in one batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ BASE = "base"
 
 
 class RowwiseLinear(nn.Module):
-    """A frozen Linear to which every row of a batch adds an update of its own, or none."""
+    """A frozen Linear with an update, or none, for each row of a batch."""
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
@@ -33,7 +33,7 @@ class RowwiseLinear(nn.Module):
         self.factors: tuple[Tensor, Tensor, Tensor] | None = None
 
     def use(self, updates: Sequence[LoRALinear | None]) -> None:
-        """Stack A and scale · B of the updates, once each, with the index of each row's own."""
+        """Stack A and scale · B of the distinct updates, with the index of each row's update."""
         there = list({id(update): update for update in updates if update is not None}.values())
         if not there:
             self.factors = None
@@ -51,7 +51,7 @@ class RowwiseLinear(nn.Module):
 
 
 def _padded(update: LoRALinear, rank: int) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """A and scale · B, with zeros for the ranks that another update has and this one has not."""
+    """A and scale · B, padded with zeros to `rank`."""
     more = rank - len(update.a)
     return F.pad(update.a, (0, 0, 0, more)), F.pad(update.scale * update.b, (0, more))
 
@@ -59,17 +59,18 @@ def _padded(update: LoRALinear, rank: int) -> tuple[Float[Tensor, "R I"], Float[
 class Family(nn.Module):
     """Members by name over one decoder; `base` is the decoder itself, always a member.
 
-    Raises InputError for a name that it does not have, and for a member that does not return next-token logits.
+    Raises InputError for an unknown name, and for a member that does not return next-token logits.
     """
 
     def __init__(self, decoder: Decoder, members: Mapping[str, Adaptation]):
         super().__init__()
         if BASE in members:
-            raise InputError(f"{BASE!r} is the decoder itself; call the adapter otherwise")
+            raise InputError(f"the name {BASE!r} is reserved for the decoder itself; choose another")
+        self.decoder, self.members, self.methods = decoder, nn.ModuleDict(members), dict[str, Method]()
         for name, member in members.items():
             if not isinstance(member, Method):
-                raise InputError(f"{name!r} is a {type(member).__name__}, which is not called like a decoder")
-        self.decoder, self.members = decoder, nn.ModuleDict(members)
+                raise InputError(f"{name!r} is a {type(member).__name__}: a classifier, not a language model")
+            self.methods[name] = member
         self.shared = frozen(decoder)
         for path, matrix in linears(self.shared).items():
             replace(self.shared, path, RowwiseLinear(matrix))
@@ -78,26 +79,24 @@ class Family(nn.Module):
         """The member of that name: switching is this look-up."""
         if name == BASE:
             return self.decoder
-        if name not in self.members:
-            raise InputError(f"this family has no adapter {name!r}; it has: {', '.join([BASE, *self.members])}")
-        return self.members[name]  # pyright: ignore[reportReturnType]
+        if name not in self.methods:
+            raise InputError(f"this family has no adapter {name!r}; it has {', '.join([BASE, *self.methods])}")
+        return self.methods[name]
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """What the optimizer gets: every member's, each name after its member's."""
-        members = {name: self[name] for name in self.members}
+        """The parameters for the optimizer, each name prefixed by its member's name."""
         return {
             f"{name}.{path}": parameter
-            for name, member in members.items()
-            if isinstance(member, Method)
+            for name, member in self.methods.items()
             for path, parameter in member.trainable().items()
         }
 
     def forward(
         self, ids: Int[Tensor, "B T"], names: Sequence[str], *, mask: Bool[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
-        """Next-token logits of each row by the member that `names` has for it."""
+        """Next-token logits of each row, by the member that `names` gives for it."""
         if len(names) != len(ids):
-            raise InputError(f"{len(names)} names are given for {len(ids)} rows")
+            raise InputError(f"names must have one name per row: {len(ids)}, got {len(names)}")
         rows_of = {name: [row for row, other in enumerate(names) if other == name] for name in names}
         together = sorted(row for name, rows in rows_of.items() if _goes_with_others(self[name]) for row in rows)
         groups: list[tuple[list[int], Decoder | Method]] = []
@@ -110,15 +109,15 @@ class Family(nn.Module):
         return torch.cat(logits)[order.argsort()]
 
     def _use(self, members: Sequence[Decoder | Method]) -> None:
-        """Set the update that each row of the next pass adds, in every shared matrix."""
-        updates = {id(member): adapted_matrices(member.decoder) for member in members if isinstance(member, Method)}
+        """Set the update of each row for the next forward pass, in every shared matrix."""
+        updates = [adapted_matrices(member.decoder) for member in members]
         for path, matrix in self.shared.named_modules():
             if isinstance(matrix, RowwiseLinear):
-                matrix.use([updates.get(id(member), {}).get(path) for member in members])  # pyright: ignore[reportArgumentType]
+                matrix.use([each.get(path) for each in updates])  # pyright: ignore[reportArgumentType]
 
 
 def _goes_with_others(member: Decoder | Method) -> bool:
-    """Whether all that a member changes is s B A in the blocks' Linears."""
+    """Whether the member is the base, or only adds s B A to Linears of the blocks."""
     if isinstance(member, Decoder):
         return True
     if type(member) is not LoRA or member.low_rank.train_bias or (member.training and member.low_rank.dropout > 0):

@@ -1,7 +1,7 @@
-"""Reading an adapter (the format: `adapt/description.py`) onto its base, with every doubt resolved before it is used.
+"""Loading an adapter (the format: `adapt/description.py`) onto its base, strictly.
 
-It is loaded onto its own base alone, whose weights' sha256 it names; the sha256 of each of its own tensors is compared,
-so that no damage passes for an adapter; and its effect on a probe is measured and printed.
+The base must be the adapter's own: the sha256 of each weight is compared. So is that of each tensor of the adapter, to
+detect damage. The adapter's effect on a probe is measured and printed.
 """
 
 import math
@@ -25,10 +25,10 @@ from minillm.runtime.delta import decode
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.tokenizer import Tokenizer
 
-# Bytes beyond those of the base that an adapter may have, and a whole number that an option may have in any case.
+# An adapter may have this many bytes more than its base in float64; an integer option may always be up to MOST.
 SLACK, MOST = 64 * 2**20, 4096
 Failures = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
-"""The errors of Python and torch for options or tensors that a method does not expect."""
+"""The errors of Python and torch for unexpected options or tensors."""
 
 
 def load(
@@ -42,7 +42,7 @@ def load(
     directory = Path(directory)
     description = describe(directory)
     if tokenizer is not None and description.tokenizer not in (None, tokenizer.fingerprint):
-        raise InputError(f"{directory} was trained with another tokenizer than this one")
+        raise InputError(f"{directory} was trained with another tokenizer; use the base's own")
     _check_base(directory, description, decoder)
     state = _state(directory, description, decoder)
     try:
@@ -51,11 +51,11 @@ def load(
     except InputError as problem:
         raise InputError(f"{directory}: {problem}") from None
     except Failures as problem:
-        raise InputError(f"{directory}: {description.method} cannot be made of this: {problem}"[:500]) from None
+        raise InputError(f"{directory}: cannot build {description.method} from this file: {problem}"[:500]) from None
     if not math.isfinite(found.size):
-        raise InputError(f"{directory} gives logits that are no finite numbers")
+        raise InputError(f"{directory} gives NaN or infinite logits")
     if found.size == 0 and not allow_noop:
-        raise InputError(f"{directory} does nothing: no logit of the probe changes; allow_noop=True loads it as it is")
+        raise InputError(f"{directory} has no effect: no logit of the probe changes; pass allow_noop=True to load it")
     print(f"{directory}: {report(method, found)}", file=sys.stderr)
     return method
 
@@ -63,32 +63,33 @@ def load(
 def _rebuilt(description: Description, decoder: Decoder, state: Mapping[str, Tensor]) -> Adaptation:
     known = {method.__name__: method for method in METHODS}
     if description.method not in known:
-        raise InputError(f"there is no method {description.method!r}; there are: {', '.join(known)}"[:500])
+        raise InputError(f"method must be one of {', '.join(known)}, got {description.method!r}"[:500])
     axes = [axis for tensor in (*decoder.parameters(), *state.values()) for axis in tensor.shape]
     for name, value in description.options.items():
         if (largest := _largest(value)) > (most := max(MOST, *axes)):
-            raise InputError(f"the option {name} has the number {largest}, and nothing here has more than {most}"[:500])
+            raise InputError(f"the option {name} must be at most {most} for this base, got {largest}"[:500])
     return known[description.method].from_state(decoder, description.options, state)
 
 
 def _largest(option: Any) -> int:
-    """The largest whole number in an option, however deep: memory is allocated by it."""
+    """The largest integer in an option, at any depth: it may be a size that is allocated."""
     inner = option.values() if isinstance(option, dict) else option if isinstance(option, list) else ()
     return max((_largest(part) for part in inner), default=option if isinstance(option, int) else 0)
 
 
 def _check_base(directory: Path, description: Description, decoder: Decoder) -> None:
-    """Raises InputError that names the first thing in which this decoder is not the adapter's base."""
+    """Raises InputError for another base, naming the first difference."""
     for name, here in computes(decoder.config).items():
         if (there := description.computes.get(name)) != here:
-            raise InputError(f"{directory} belongs to another base: its {name} is {there!r}, and here it is {here!r}")
+            raise InputError(f"{directory} belongs to another base: its {name} is {there!r}, this decoder's {here!r}")
     here, there = base_fingerprint(dict(decoder.named_parameters()), decoder.source), description.base
     different = [name for name in {**here, **there} if here.get(name) != there.get(name)]
     if different:
         first = different[0]
-        how = "differs" if first in here and first in there else f"is only {'here' if first in here else 'there'}"
+        where = "this decoder" if first in here else "the adapter's base"
+        how = "differs" if first in here and first in there else f"is only in {where}"
         raise InputError(
-            f"{directory} belongs to another base: {first} {how} ({len(different)} of {len(here)} weights do not agree)"
+            f"{directory} belongs to another base: {first} {how} ({len(different)} of {len(here)} weights differ)"
         )
 
 
@@ -98,10 +99,10 @@ def _state(directory: Path, description: Description, decoder: Decoder) -> dict[
     try:
         size, most = path.stat().st_size, SLACK + 8 * sum(weight.numel() for weight in decoder.parameters())
         if size > most:
-            raise InputError(f"{path} has {size} bytes, and no adapter of this base needs more than {most}")
+            raise InputError(f"{path} must have at most {most} bytes for this base, got {size}")
         with safe_open(str(path), framework="pt") as file:
             if odd := sorted(set(file.keys()) ^ description.tensors.keys()):
-                raise InputError(f"{path} and {DESCRIPTION} disagree: the tensor {odd[0]} is only in one of them"[:500])
+                raise InputError(f"the tensor {odd[0]} is only in one of {path} and {DESCRIPTION}"[:500])
             state = {
                 name: _proved(path, name, file.get_tensor(name), description, base) for name in description.tensors
             }
@@ -112,7 +113,7 @@ def _state(directory: Path, description: Description, decoder: Decoder) -> dict[
 
 
 class _Base:
-    """A base's weights: their present values and, since those may be a cast, those in their file, if there is one."""
+    """A base's weights: the present values and, since these may be a cast, the values in the base's file, if any."""
 
     def __init__(self, decoder: Decoder):
         self.present, self.source = dict(decoder.named_parameters(remove_duplicate=False)), decoder.source
@@ -131,22 +132,22 @@ class _Base:
 
 
 def _proved(path: Path, name: str, stored: Tensor, description: Description, base: _Base) -> Tensor:
-    """The tensor itself, restored from its difference to the base where that was stored."""
+    """The tensor, checked by its sha256; restored from its difference to the base where that was stored."""
     expected = description.tensors[name]
     if name not in description.differences:
         if stored.dtype not in DTYPES.values():
-            raise InputError(f"{path} has {name} as {stored.dtype}; an adapter's tensors are {', '.join(DTYPES)}"[:500])
+            raise InputError(f"{path}: {name} must be one of {', '.join(DTYPES)}, got {stored.dtype}"[:500])
         if tensor_fingerprint(stored) != expected:
-            raise InputError(f"{path} is damaged: {name} is not what its sha256 says"[:500])
+            raise InputError(f"{path} is damaged: the sha256 of {name} differs"[:500])
         return stored
     if stored.dtype != torch.uint8 or stored.dim() != 1:
-        raise InputError(f"{path} has the difference {name} as {stored.dtype}; it is bytes in one axis"[:500])
+        raise InputError(f"{path}: the difference {name} must be uint8 with one axis, got {stored.dtype}"[:500])
     base_dtype, dtype = (DTYPES[cast] for cast in description.differences[name])
     for weight in base.values(name):
         restored = decode(stored, weight.to(base_dtype).to(dtype))
         if tensor_fingerprint(restored) == expected:
             return restored
     raise InputError(
-        f"{path} is damaged, or this base is a cast that has forgotten too much to restore {name} from its difference: "
-        f"adapt the base in {base_dtype}, as it was loaded, and cast the method"
+        f"{path} is damaged, or this base was cast to a dtype too narrow to restore {name} from its difference: "
+        f"load the adapter onto the base in {base_dtype}, then cast the method"
     )

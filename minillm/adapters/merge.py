@@ -1,7 +1,7 @@
-"""Merging: a method's weights as a decoder of its own. W' = W + dW is formed in a new matrix.
+"""Merging: a new decoder with the weights W' = W + dW of a method.
 
-The base and the method stay as they are, so dropping a merge is exact. Merging costs rounding: W' is held in W's dtype,
-and a small dW added to a large W loses its last digits. `merge_rounding` measures the effect on the logits.
+The base and the method are not changed, so discarding a merge is exact. Merging rounds: W' has W's dtype, and a small
+dW added to a large W loses its last digits. `merge_rounding` measures the effect on the logits.
 """
 
 import copy
@@ -24,16 +24,16 @@ ROUNDINGS = (torch.float32, torch.bfloat16)
 
 @torch.no_grad()
 def merge(method: Adaptation) -> Decoder:
-    """A new decoder that computes what the method does, and shares nothing with its base.
+    """A new decoder with the method's logits, which shares no memory with its base.
 
-    A tied head of which one side was adapted comes out untied. Raises InputError for a method that is not in the
+    A tied head of which one side was adapted becomes untied. Raises InputError for a method that is not a change of
     weights: one with a prefix, or with a classifier instead of the LM head.
     """
     name = type(method).__name__
     if not isinstance(method, Method):
-        raise InputError(f"{name} puts a classifier in the LM head's place; it cannot be merged into weights")
+        raise InputError(f"{name} cannot be merged: it is a classifier, not a language model; save it instead")
     if method.prefix() is not None:
-        raise InputError(f"{name} stands before the text in every layer; it cannot be merged into weights, only saved")
+        raise InputError(f"{name} cannot be merged: it has a prefix, which is not a change of weights; save it instead")
     decoder = copy.deepcopy(method.decoder)
     for path, matrix in adapted_matrices(decoder).items():
         replace(decoder, path, matrix.merged())
@@ -45,7 +45,7 @@ def merge(method: Adaptation) -> Decoder:
 
 @torch.no_grad()
 def updates(method: Adaptation) -> dict[str, Float[Tensor, "O I"]]:
-    """dW of every adapted matrix by its path: what a merge adds to the frozen one, before it is rounded."""
+    """dW of every adapted matrix by its path, as a merge adds it before rounding."""
     return {path: matrix.change() for path, matrix in adapted_matrices(method.decoder).items()}
 
 
@@ -53,10 +53,10 @@ def updates(method: Adaptation) -> dict[str, Float[Tensor, "O I"]]:
 def merge_rounding(
     method: Adaptation, ids: Int[Tensor, "B T"], dtypes: Sequence[torch.dtype] = ROUNDINGS
 ) -> dict[torch.dtype, float]:
-    """The largest change of a logit on some probe ids that merging makes, for weights held in each dtype.
+    """The largest change of a logit by merging, on some probe ids, for weights in each dtype.
 
-    Both sides start from the base's weights rounded to the dtype, and compute in float32 (float64 for such a method):
-    the difference is that W' is rounded to the dtype again, where the method has dW separately.
+    Both sides start from the base's weights rounded to the dtype, and compute in float32 (float64 for such a method).
+    They differ in W', which is rounded to the dtype again, while the method adds dW separately.
     """
     changes = {}
     for dtype in dtypes:
@@ -72,6 +72,6 @@ def merge_rounding(
 
 
 def _round(parameter: Tensor, dtype: torch.dtype) -> None:
-    """To the values of a dtype, in one in which the CPU computes exactly enough."""
+    """Round to a dtype's values, stored in float32 or float64 to compute with."""
     wide = torch.promote_types(parameter.dtype, torch.float32)
     parameter.data = parameter.data.to(dtype).to(wide)

@@ -11,6 +11,9 @@ from typing import Any
 
 from minillm.errors import InputError
 
+LARGEST = 32 * 2**20
+"""Bytes of a JSON file that is read."""
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -43,30 +46,44 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, "utf-8")
 
 
-def write_sealed(path: Path, described: Mapping[str, Any]) -> None:
+def sealed(described: Mapping[str, Any]) -> str:
     """JSON with a sha256 over its content, which has a `format`."""
-    write_text(path, json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n")
+    return json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n"
 
 
 def read_sealed(path: Path, expected: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError where it is missing, damaged, edited or of another format."""
+    """The content of such a file. Raises InputError if it is missing, damaged, edited, of another format or too large.
+
+    JSON is read strictly: without NaN, infinite numbers and duplicate names.
+    """
     try:
-        found = json.loads(path.read_text("utf-8"))
-        whole = found.pop("sha256") == _seal(found)
+        if path.stat().st_size > LARGEST:
+            raise InputError(f"{path} must have at most {LARGEST} bytes, got {path.stat().st_size}")
+        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+        intact = found.pop("sha256") == _seal(found)
         written = found["format"]
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as problem:
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         raise InputError(f"{path} is not JSON with a sha256 over its content: {problem!r}"[:500]) from None
-    if not whole:
+    if not intact:
         raise InputError(f"{path} was damaged or edited after it was written: its sha256 differs")
-    if written != expected:
-        raise InputError(f"{path} has the format {written}; this minillm reads {expected}")
+    if type(written) is not int or written != expected:
+        raise InputError(f"{path} has the format {written!r}; this minillm reads {expected}"[:500])
     return found
 
 
 def _seal(described: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(described, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has a duplicate name")
+    return found
 
 
 def file_fingerprint(path: Path) -> str:

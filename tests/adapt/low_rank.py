@@ -1,10 +1,10 @@
-"""Low-rank methods as if they had been trained."""
+"""Methods as if they had been trained."""
 
 import torch
 
 
 def moved(method, seed=0):
-    """With something added to all that is trained: B is no longer 0, and a bias not the base's."""
+    """The method with noise added to its trainable parameters: B is not 0, and a bias is not the base's."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in method.trainable().values():

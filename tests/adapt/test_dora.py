@@ -1,9 +1,9 @@
-"""DoRA: directions and lengths of a matrix's rows, trained apart."""
+"""DoRA: directions and norms of a matrix's rows, trained separately."""
 
 import pytest
 import torch
 
-from minillm import Decoder, DecoderConfig, InputError
+from minillm import InputError
 from minillm.adapt.dora import DoRA, DoRALinear
 from minillm.adapt.low_rank import Update
 from minillm.adapt.surgery import frozen
@@ -21,16 +21,8 @@ def formed(layer):
     return layer.magnitude[:, None] * turned / turned.norm(dim=1, keepdim=True)
 
 
-@pytest.mark.parametrize("style", STYLES)
-def test_it_starts_as_the_base_and_then_leaves_it(style):
-    decoder = random_decoder(STYLES[style])
-    method = DoRA(decoder, r=2, alpha=4, targets=("all-linear", "head"))
-    assert_close(method(IDS), decoder(IDS), "law")
-    assert (moved(method)(IDS) - decoder(IDS)).abs().max() > 1e-3
-
-
 def test_output_and_gradients_are_those_of_the_formed_matrix():
-    """The length's part of the gradient among them, which its paper leaves out."""
+    """Gradients include that of the norm, which the paper treats as a constant."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(7, 5).double().requires_grad_(False)
     layer = DoRALinear(linear, Update(2, 1.5, 0.0, False))
@@ -45,28 +37,22 @@ def test_output_and_gradients_are_those_of_the_formed_matrix():
     assert_close(linear.weight + layer.change(), formed(layer), "law")
 
 
-def test_its_rows_have_the_lengths_that_were_trained():
+def test_its_rows_have_the_trained_norms():
     method = moved(DoRA(random_decoder(STYLES["GPT-2"]), r=2, targets=("all-linear",)))
     for path, dw in updates(method).items():
         magnitude = method.state()[f"{path}.magnitude"]
         assert_close((method.decoder.get_submodule(path).weight + dw).norm(dim=1), magnitude.abs(), "law")
 
 
-def test_it_trains_one_number_an_output_beside_loras():
-    with torch.device("meta"):
-        small = DoRA(Decoder(DecoderConfig.gpt2("small")), r=4)
-    assert sum(parameter.numel() for parameter in small.trainable().values()) == 147_456 + 12 * 2 * 768
-
-
-def test_lengths_are_measured_in_float32_where_matrices_are_in_half_precision():
+def test_norms_are_float32_where_matrices_are_in_half_precision():
     body = frozen(random_decoder(STYLES["Llama"]).float(), torch.bfloat16)
     method = DoRA(body, r=2, targets=("all-linear",))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(method(IDS), body(IDS)), "each stretch is 1, and not 1 within bfloat16"
+        assert torch.equal(method(IDS), body(IDS)), "each quotient of norms is exactly 1"
         method(IDS).float().square().sum().backward()
     assert {parameter.grad.dtype for parameter in method.trainable().values()} == {torch.float32}
 
 
-def test_a_table_of_embeddings_is_no_linear():
+def test_an_embedding_table_is_not_a_target():
     with pytest.raises(InputError, match="DoRA target 'embed' matches nothing"):
         DoRA(random_decoder(STYLES["Llama"]), targets=("embed",))

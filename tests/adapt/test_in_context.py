@@ -1,4 +1,4 @@
-"""A prompt that is read once is the prompt that is read every time."""
+"""A prompt that is encoded once gives the logits of prompt and text encoded together."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ ROWS = torch.tensor([[3, 1, 4], [2, 7, 1]])
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_the_logits_are_those_of_prompt_and_text_read_together(style):
+def test_the_logits_are_those_of_prompt_and_text_together(style):
     decoder = random_decoder(STYLES[style])
     together = decoder(torch.cat((PROMPT.expand(2, -1), ROWS), 1))[:, 4:]
     assert_close(InContext(decoder, PROMPT)(ROWS), together, "law")

@@ -1,28 +1,20 @@
-"""Methods composed: each does in the stack what it does, and what cannot be composed says so."""
+"""A stack of two methods equals the merged body with the prefix; other combinations are refused."""
 
 import pytest
 import torch
 
 from minillm import InputError, adapt
 from minillm.adapt import FineTune, InContext, LoRA, PrefixTuning, SoftPrompt
+from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
 
 
-def moved(method):
-    with torch.no_grad():
-        for parameter in method.trainable().values():
-            parameter += 0.2 * torch.randn(
-                parameter.shape, dtype=parameter.dtype, generator=torch.Generator().manual_seed(1)
-            )
-    return method
-
-
 @pytest.mark.parametrize("before", [lambda base: SoftPrompt(base, 3), lambda base: PrefixTuning(base, 3)])
 @pytest.mark.parametrize("changing", [lambda base: LoRA(base, r=2), lambda base: FineTune(base, layers=1)])
-def test_a_stack_is_the_merged_body_with_the_prompt_before_it(changing, before):
+def test_a_stack_equals_the_merged_body_with_the_prompt(changing, before):
     base = random_decoder(STYLES["Llama"])
     body, prompt = moved(changing(base)), moved(before(base))
     stacked = adapt.stack(body, prompt)
@@ -30,11 +22,8 @@ def test_a_stack_is_the_merged_body_with_the_prompt_before_it(changing, before):
     other = type(prompt).from_state(merged, prompt.options(), prompt.state())
     assert_close(stacked(IDS), other(IDS), "law")
     assert set(stacked.trainable()) == set(body.trainable()) | {f"before.{name}" for name in prompt.trainable()}
-    assert_close(prompt(IDS), before_alone(base, prompt), "law", "the prompt's own method, outside the stack")
-
-
-def before_alone(base, prompt):
-    return type(prompt).from_state(base, prompt.options(), prompt.state())(IDS)
+    alone = type(prompt).from_state(base, prompt.options(), prompt.state())
+    assert_close(prompt(IDS), alone(IDS), "law", "the prompt's own method, outside the stack")
 
 
 def test_training_the_stack_trains_its_methods():
@@ -49,7 +38,7 @@ def test_training_the_stack_trains_its_methods():
     assert body.decoder.blocks[0].attention.query.b.abs().max() > 0
 
 
-def test_two_at_the_same_place_or_on_different_decoders_are_refused():
+def test_two_of_one_kind_or_on_different_decoders_are_refused():
     base, other = random_decoder(STYLES["Llama"]), random_decoder(STYLES["Llama"], 1)
     for methods in (
         (LoRA(base), LoRA(base)),
@@ -57,7 +46,7 @@ def test_two_at_the_same_place_or_on_different_decoders_are_refused():
         (LoRA(base),),
         (LoRA(base), InContext(base, IDS[:1])),
     ):
-        with pytest.raises(InputError, match="a stack is one method that changes weights"):
+        with pytest.raises(InputError, match="one of LoRA, DoRA, PiSSA, FineTune and one of SoftPrompt, PrefixTuning"):
             adapt.stack(*methods)
     with pytest.raises(InputError, match="the same decoder"):
         adapt.stack(LoRA(base), SoftPrompt(other, 2))

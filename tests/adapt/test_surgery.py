@@ -1,11 +1,10 @@
-"""Operating on a decoder leaves it as it was."""
+"""Surgery on a body leaves the decoder unchanged."""
 
 import pytest
 import torch
 
-from minillm import Decoder, DecoderConfig, InputError
-from minillm.adapt import LoRA
-from minillm.adapt.surgery import frozen, linears, matching, train_copies
+from minillm import InputError
+from minillm.adapt.surgery import frozen, linears, matching, matrices, train_copies
 from tests.decoders import STYLES, random_decoder
 
 
@@ -35,12 +34,22 @@ def test_patterns_name_matrices_by_role_by_path_or_all_of_them():
     assert matching(paths, ["all-linear"], "target") == paths
 
 
+def test_pefts_module_names_are_roles():
+    paths = matrices(random_decoder(STYLES["Llama"]))
+    roles = {
+        "q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out", "gate_proj": "gate", "up_proj": "up",
+        "down_proj": "down", "lm_head": "head", "embed_tokens": "embed", "blocks.0.*.q_proj": "blocks.0.*.query",
+    }  # fmt: skip
+    for name, role in roles.items():
+        assert matching(paths, [name], "target") == matching(paths, [role], "target")
+
+
 def test_a_pattern_that_matches_nothing_is_refused_with_the_roles_and_the_nearest():
     paths = linears(random_decoder(STYLES["Llama"]))
-    with pytest.raises(InputError) as refusal:
-        matching(paths, ["query", "q_proj"], "LoRA target")
-    assert str(refusal.value).startswith("LoRA target 'q_proj' matches nothing in this decoder; it has: query, key,")
-    with pytest.raises(InputError, match="nearest: query"):
+    sentence = "LoRA target 'c_attn' matches nothing in this decoder, which has query, key, value"
+    with pytest.raises(InputError, match=sentence):
+        matching(paths, ["query", "c_attn"], "LoRA target")
+    with pytest.raises(InputError, match=r"did you mean 'query'\?"):
         matching(paths, ["qeury"], "LoRA target")
 
 
@@ -53,12 +62,3 @@ def test_training_one_side_of_a_tied_head_unties_it_and_training_both_does_not()
     assert [name for name, parameter in head_only.named_parameters() if parameter.requires_grad] == ["head.weight"]
     assert both.head.weight is both.embed.weight
     assert both.head.weight.data_ptr() != decoder.head.weight.data_ptr()
-
-
-def test_a_summary_counts_every_parameter_once_and_names_the_trained_share():
-    method = LoRA(Decoder(DecoderConfig.tiny()), r=2)
-    lines = method.summary().splitlines()
-    assert lines[0].split() == ["layer", "shape", "dtype", "layers", "parameters", "trainable", "bytes"]
-    assert "blocks.*.attention.query.a 2 x 24 float32 2 96 100.00% 384" in [" ".join(line.split()) for line in lines]
-    count, trained = (sum(p.numel() for p in some) for some in (method.parameters(), method.trainable().values()))
-    assert lines[-1].split() == ["total", f"{count:,}", f"{trained / count:.2%}", f"{4 * count:,}"]

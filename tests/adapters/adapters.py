@@ -1,4 +1,4 @@
-"""One trained adapter of every method: what tests of saving, of loading and of damage start from."""
+"""One trained adapter of every method, for the tests of saving, loading and damage."""
 
 import torch
 
@@ -13,8 +13,7 @@ CASES = {
     "prefix": lambda base: PrefixTuning(base, 3),
     "prefix by an MLP": lambda base: PrefixTuning(base, 3, hidden=11),
     "prefix, gated": lambda base: PrefixTuning(base, 3, gated=True),
-    "logistic head": lambda base: FrozenHead(base, 3),
-    "neighbours": lambda base: FrozenHead(base, 3, head="neighbours", settings={"k": 1}),
+    "frozen head": lambda base: FrozenHead(base, 3),
     "LoRA": lambda base: LoRA(base, r=2, alpha=4),
     "LoRA, all but plain": lambda base: LoRA(
         base, 2, 3.5, ("all-linear", "embed", "head"), ranks={"blocks.0.*": 1}, rank_stabilised=True, dropout=0.1
@@ -31,7 +30,7 @@ CASES = {
 
 
 def trained(name, base=None, seed=0):
-    """The method after a step, on a Llama in float64 if on nothing else. No two seeds give the same."""
+    """The method with noise added to its parameters, by default on a Llama in float64."""
     base = base if base is not None else random_decoder(STYLES["Llama"])
     torch.manual_seed(seed)
     method = CASES[name](base)

@@ -1,4 +1,4 @@
-"""Adapter files as only an enemy writes them: whatever is changed, every sha256 in them agrees again."""
+"""Forged adapter files: after a change every sha256 is updated to agree."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from minillm.runtime.fingerprint import tensor_fingerprint
 
 
 def described(directory, **changes):
-    """adapter.json with some fields exchanged, and sealed again."""
+    """adapter.json with some fields replaced, and a new sha256."""
     found = json.loads((directory / DESCRIPTION).read_text()) | changes
     del found["sha256"]
     found["sha256"] = hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
@@ -19,13 +19,13 @@ def described(directory, **changes):
 
 
 def stored(directory, change):
-    """adapter.safetensors changed by a function of its dictionary, and the tensors' sha256 to match."""
+    """adapter.safetensors changed by a function of its dictionary, and the new sha256 of each tensor."""
     tensors = load_file(directory / TENSORS)
     change(tensors)
     save_file(tensors, directory / TENSORS)
-    kept = json.loads((directory / DESCRIPTION).read_text())
+    saved = json.loads((directory / DESCRIPTION).read_text())
     prints = {
-        name: kept["tensors"].get(name) if name in kept["differences"] else tensor_fingerprint(tensor)
+        name: saved["tensors"].get(name) if name in saved["differences"] else tensor_fingerprint(tensor)
         for name, tensor in tensors.items()
     }
     return described(directory, tensors=prints)

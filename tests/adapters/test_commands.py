@@ -105,10 +105,10 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
             "unknown value for --method: 'lorra'; did you mean lora?",
         ),
         (
-            ("adapt", *TASK, "--targets", "q_proj", "--out", "no"),
-            "'q_proj' matches nothing in this decoder; it has: query",
+            ("adapt", *TASK, "--targets", "c_attn", "--out", "no"),
+            "'c_attn' matches nothing in this decoder, which has query",
         ),
-        (("adapt", *TASK, "--r", "99", "--out", "no"), "a rank of 99 does not fit"),
+        (("adapt", *TASK, "--r", "99", "--out", "no"), "must be at most"),
         (("adapt", *TASK, "--epochs", "0", "--out", "no"), "epochs must be at least 1, got 0"),
         (("adapt", *TASK, "--learning-rate", "0", "--out", "no"), "learning_rate"),
         (("adapt", *TASK, "--out", "mine.csv/no"), "mine.csv is a file"),
@@ -116,8 +116,8 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
             ("adapter", "import-peft", "nowhere", "--out", "no", "--base", "base"),
             "adapter_config.json, which such a directory",
         ),
-        (("adapter", "inspect", "base"), "is no adapter"),
-        (("adapter", "verify", "nowhere", "--base", "base"), "is no adapter"),
+        (("adapter", "inspect", "base"), "is not an adapter"),
+        (("adapter", "verify", "nowhere", "--base", "base"), "is not an adapter"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(words, sentence, place, monkeypatch, capsys):  # noqa: F811

@@ -1,4 +1,4 @@
-"""A family: rows of one batch by different adapters, as they would be one by one, and trained together."""
+"""A family computes the rows of one batch by different adapters as each adapter alone, and trains them together."""
 
 import pytest
 import torch
@@ -7,20 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillm import InputError
 from minillm.adapt import Family, FineTune, FrozenHead, LoRA, PrefixTuning, SoftPrompt
+from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
 IDS = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [9, 2, 6, 5], [5, 8, 9, 7], [1, 2, 3, 4], [6, 6, 2, 1], [4, 3, 2, 1]])
 NAMES = ["a", "base", "soft", "b", "prefix", "a", "wide"]
-
-
-def moved(method, seed):
-    """As if it had been trained."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in method.trainable().values():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
-    return method
 
 
 def family_on(decoder):
@@ -36,7 +28,7 @@ def family_on(decoder):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("padded", [False, True])
-def test_a_mixed_batch_says_what_its_rows_say_one_by_one(style, padded):
+def test_a_mixed_batch_equals_its_rows_one_by_one(style, padded):
     family = family_on(random_decoder(STYLES[style]))
     mask = torch.ones_like(IDS, dtype=torch.bool)
     if padded:
@@ -47,7 +39,7 @@ def test_a_mixed_batch_says_what_its_rows_say_one_by_one(style, padded):
         assert_close(together[row][mask[row]], alone, "law", name)
 
 
-def test_training_several_at_once_gives_each_the_gradient_of_its_own_rows():
+def test_each_member_gets_the_gradient_of_its_own_rows():
     decoder = random_decoder(STYLES["Llama"])
     family = family_on(decoder)
 
@@ -78,7 +70,7 @@ def test_lora_rows_share_the_frozen_products():
     assert products(lambda: family(IDS, list(members))) == products(lambda: decoder(IDS))
 
 
-def test_dropout_and_biases_that_only_one_member_has_stay_that_members():
+def test_biases_of_one_member_do_not_affect_another():
     decoder = random_decoder(STYLES["GPT-2"])
     family = Family(decoder, {"bias": moved(LoRA(decoder, r=2, train_bias=True), 0), "plain": moved(LoRA(decoder), 1)})
     together = family(IDS[:2], ["bias", "plain"])
@@ -86,7 +78,7 @@ def test_dropout_and_biases_that_only_one_member_has_stay_that_members():
     assert_close(together[1], family["plain"](IDS[1:2])[0], "law")
 
 
-def test_switching_is_a_look_up_and_leaves_the_base_bit_for_bit():
+def test_switching_leaves_the_base_bit_for_bit():
     decoder = random_decoder(STYLES["Llama"])
     before = decoder(IDS)
     family = family_on(decoder)
@@ -96,14 +88,14 @@ def test_switching_is_a_look_up_and_leaves_the_base_bit_for_bit():
     assert torch.equal(family["base"](IDS), before)
 
 
-def test_what_a_family_does_not_have_is_refused_in_a_sentence():
+def test_unknown_names_and_impossible_members_are_refused():
     decoder = random_decoder(STYLES["Llama"])
     family = Family(decoder, {"a": LoRA(decoder, r=2)})
-    with pytest.raises(InputError, match="no adapter 'c'; it has: base, a"):
+    with pytest.raises(InputError, match="no adapter 'c'; it has base, a"):
         family(IDS[:1], ["c"])
-    with pytest.raises(InputError, match="2 names are given for 1 rows"):
+    with pytest.raises(InputError, match="one name per row: 1, got 2"):
         family(IDS[:1], ["a", "a"])
-    with pytest.raises(InputError, match="not called like a decoder"):
+    with pytest.raises(InputError, match="a classifier, not a language model"):
         Family(decoder, {"head": FrozenHead(decoder, 2)})
-    with pytest.raises(InputError, match="is the decoder itself"):
+    with pytest.raises(InputError, match="is reserved for the decoder itself"):
         Family(decoder, {"base": FineTune(decoder)})

@@ -1,4 +1,4 @@
-"""What is saved is loaded: the same bits onto the same base, and a sentence onto any other."""
+"""A saved adapter loads onto its own base bit for bit, and onto no other."""
 
 import copy
 import json
@@ -34,45 +34,34 @@ def base():
 
 @pytest.mark.parametrize("style", ["Llama", "Llama, untied", "GPT-2"])
 @pytest.mark.parametrize("name", CASES)
-def test_what_is_loaded_onto_a_fresh_base_is_what_was_saved_bit_for_bit(tmp_path, name, style):
+def test_a_fresh_base_gives_the_saved_method_bit_for_bit_and_the_same_file(tmp_path, name, style):
     method = trained(name, random_decoder(STYLES[style]))
-    method.save(tmp_path)
+    method.save(tmp_path / "first")
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert load_file(tmp_path / "first" / "adapter.safetensors").keys() == method.state().keys()
     fresh = random_decoder(STYLES[style])
     before = {name: parameter.clone() for name, parameter in fresh.named_parameters()}
-    loaded = load(fresh, tmp_path)
+    loaded = load(fresh, tmp_path / "first")
     assert torch.equal(loaded(IDS), method(IDS))
     assert not loaded.training
     assert type(loaded) is type(method)
     assert loaded.state().keys() == method.state().keys()
     assert all(torch.equal(loaded.state()[tensor], value) for tensor, value in method.state().items())
     assert all(torch.equal(parameter, before[name]) for name, parameter in fresh.named_parameters())
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_the_file_holds_the_state_and_nothing_else(tmp_path, name):
-    method = trained(name)
-    method.save(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter.json", "adapter.safetensors"]
-    assert load_file(tmp_path / "adapter.safetensors").keys() == method.state().keys()
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_loaded_can_be_saved_again_to_the_same_bytes(tmp_path, name):
-    trained(name).save(tmp_path / "first")
-    load(random_decoder(STYLES["Llama"]), tmp_path / "first").save(tmp_path / "second")
+    loaded.save(tmp_path / "second")
     first, second = (tmp_path / where / "adapter.safetensors" for where in ("first", "second"))
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_options_and_base_and_versions_stand_in_adapter_json(adapter, base):
-    said = json.loads((adapter / "adapter.json").read_text())
-    assert said["method"] == "LoRA"
-    assert said["options"] == trained("LoRA").options()
-    assert said["format"] == 1
-    assert said["minillm"] == minillm.__version__
-    assert said["tokenizer"] is None
-    assert said["base"].keys() == dict(base.named_parameters()).keys()
-    assert "license" in said["license"]
+def test_adapter_json_has_options_base_and_versions(adapter, base):
+    found = json.loads((adapter / "adapter.json").read_text())
+    assert found["method"] == "LoRA"
+    assert found["options"] == trained("LoRA").options()
+    assert found["format"] == 1
+    assert found["minillm"] == minillm.__version__
+    assert found["tokenizer"] is None
+    assert found["base"].keys() == dict(base.named_parameters()).keys()
+    assert "license" in found["license"]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -97,11 +86,11 @@ def test_a_base_that_was_changed_after_saving_is_another_base(tmp_path, base):
 
 
 def test_a_base_with_other_weights_or_other_arithmetic_is_another_base(adapter, base):
-    with pytest.raises(InputError, match=r"another base: head\.weight is only here"):
+    with pytest.raises(InputError, match=r"another base: head\.weight is only in this decoder"):
         load(random_decoder(STYLES["Llama, untied"]), adapter)
     turned = Decoder(replace(base.config, rope_theta=50.0)).double()
     turned.load_state_dict(base.state_dict())
-    with pytest.raises(InputError, match=r"another base: its rope_theta is 100\.0, and here it is 50\.0"):
+    with pytest.raises(InputError, match=r"another base: its rope_theta is 100\.0, this decoder's 50\.0"):
         load(turned, adapter)
 
 
@@ -138,7 +127,7 @@ def test_an_adapter_trained_on_a_cast_base_goes_onto_the_base_itself(tmp_path, n
         assert torch.equal(loaded.state()[tensor].to(value.dtype), value), tensor
 
 
-def test_a_body_with_matrices_in_half_precision_saves_what_its_base_loads(tmp_path):
+def test_an_adapter_of_a_body_in_half_precision_loads_onto_its_base(tmp_path):
     """As it is trained on a CPU: see lab/rungs.py."""
     minillm.save(random_decoder(STYLES["Llama"]).float(), None, tmp_path / "base")
     trained("LoRA", frozen(minillm.load(tmp_path / "base")[0], torch.bfloat16)).save(tmp_path / "adapter")
@@ -146,56 +135,56 @@ def test_a_body_with_matrices_in_half_precision_saves_what_its_base_loads(tmp_pa
     load(frozen(minillm.load(tmp_path / "base")[0], torch.bfloat16), tmp_path / "adapter")
 
 
-def test_a_wide_bias_trained_beside_a_narrow_base_is_restored_on_the_base_itself(tmp_path):
-    """Its difference is to the bias as it was cast, in the dtype in which it was trained."""
+def test_a_float32_bias_trained_on_a_bfloat16_base_is_restored_on_the_base_itself(tmp_path):
+    """Its difference is to the cast bias, in the dtype of the trained one."""
     minillm.save(random_decoder(STYLES["GPT-2"]).float(), None, tmp_path / "base")
     method = LoRA(frozen(minillm.load(tmp_path / "base")[0], torch.bfloat16), r=2, train_bias=True)
     with torch.no_grad():
         for parameter in method.trainable().values():
             parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     method.save(tmp_path / "adapter")
-    said = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
-    assert ["bfloat16", "float32"] in said["differences"].values()
+    found = json.loads((tmp_path / "adapter" / "adapter.json").read_text())
+    assert ["bfloat16", "float32"] in found["differences"].values()
     loaded = load(minillm.load(tmp_path / "base")[0], tmp_path / "adapter")
     assert all(torch.equal(loaded.state()[name], value) for name, value in method.state().items())
 
 
-def test_a_cast_that_forgot_the_digits_of_a_fine_tune_says_so(tmp_path):
+def test_a_cast_base_that_cannot_restore_a_fine_tune_is_refused(tmp_path):
     single = random_decoder(STYLES["Llama"]).float()
     trained("all weights", single).save(tmp_path)
-    with pytest.raises(InputError, match=r"cast that has forgotten .* adapt the base in torch\.float32"):
+    with pytest.raises(InputError, match=r"cast to a dtype too narrow .* onto the base in torch\.float32"):
         load(single.bfloat16(), tmp_path)
 
 
-def test_an_adapter_that_does_nothing_is_refused_unless_that_is_wanted(tmp_path, base):
+def test_an_adapter_without_effect_is_refused_unless_allowed(tmp_path, base):
     LoRA(base, r=2).save(tmp_path)
-    with pytest.raises(InputError, match=r"does nothing: .* allow_noop=True"):
+    with pytest.raises(InputError, match=r"has no effect: .* allow_noop=True"):
         load(base, tmp_path)
     assert torch.equal(load(base, tmp_path, allow_noop=True)(IDS), base(IDS))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_loading_says_in_one_line_what_was_applied(tmp_path, base, capsys, name):
+def test_loading_reports_the_method_in_one_line(tmp_path, base, capsys, name):
     method = trained(name, base)
     method.save(tmp_path)
     load(base, tmp_path)
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert said.err.count("\n") == 1
-    assert f"{tmp_path}: {type(method).__name__} (" in said.err
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert f"{tmp_path}: {type(method).__name__} (" in printed.err
 
 
 def test_the_line_has_the_norm_of_each_update_and_the_change_of_the_logits(adapter, base, capsys):
     method = load(base, adapter)
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for path, matrix in method.decoder.named_modules():
         if hasattr(matrix, "change"):
             norm = (matrix.scale * matrix.b @ matrix.a).norm().item()
-            assert f"{path} {norm:.3g}" in said
+            assert f"{path} {norm:.3g}" in printed
             assert update_norms(method)[path] == pytest.approx(norm, rel=1e-12)
     assert len(update_norms(method)) == 4
     probe = (torch.arange(16)[None] * 7919 + 1) % 13
-    assert f"logits of the probe move by up to {(method(probe) - base(probe)).abs().max():.3g}\n" in said
+    assert f"largest change of a logit on the probe {(method(probe) - base(probe)).abs().max():.3g}\n" in printed
 
 
 def test_the_norm_of_a_trained_copys_update_is_that_of_its_difference(base):
@@ -219,14 +208,14 @@ def test_another_tokenizer_is_refused(tmp_path, base):
         load(base, tmp_path, tokenizer=words("a", "c"))
 
 
-def test_a_directory_without_its_description_is_no_adapter(adapter, base):
+def test_a_directory_without_a_description_is_not_an_adapter(adapter, base):
     (adapter / "adapter.json").unlink()
     for place in (adapter, adapter / "nowhere", adapter / "adapter.safetensors"):
-        with pytest.raises(InputError, match="is no adapter"):
+        with pytest.raises(InputError, match="is not an adapter"):
             load(base, place)
 
 
-def test_saving_that_is_interrupted_leaves_what_was_there(adapter, base, monkeypatch):
+def test_an_interrupted_save_leaves_the_old_files(adapter, base, monkeypatch):
     expected = load(base, adapter)(IDS)
 
     def interrupted(source, target):
@@ -239,7 +228,7 @@ def test_saving_that_is_interrupted_leaves_what_was_there(adapter, base, monkeyp
     assert torch.equal(load(base, adapter)(IDS), expected)
 
 
-def test_the_description_comes_last_and_old_with_new_is_no_adapter(adapter, base, tmp_path, monkeypatch):
+def test_the_description_is_renamed_last_and_old_with_new_is_refused(adapter, base, tmp_path, monkeypatch):
     replace_file = os.replace
 
     def up_to_the_tensors(source, target):
@@ -251,13 +240,13 @@ def test_the_description_comes_last_and_old_with_new_is_no_adapter(adapter, base
     for place in (adapter, tmp_path / "new"):
         with pytest.raises(KeyboardInterrupt):
             trained("LoRA", base, seed=1).save(place)
-    with pytest.raises(InputError, match="is not what its sha256 says"):
+    with pytest.raises(InputError, match="is damaged: the sha256 of"):
         load(base, adapter)
-    with pytest.raises(InputError, match="is no adapter"):
+    with pytest.raises(InputError, match="is not an adapter"):
         load(base, tmp_path / "new")
 
 
-def test_what_is_not_finite_is_not_saved(tmp_path, base):
+def test_nan_is_not_saved(tmp_path, base):
     method = trained("LoRA", base)
     with torch.no_grad():
         next(iter(method.trainable().values()))[0, 0] = torch.nan
@@ -266,7 +255,7 @@ def test_what_is_not_finite_is_not_saved(tmp_path, base):
     assert not (tmp_path / "adapter").exists()
 
 
-def test_a_method_that_was_cast_or_copied_still_saves_what_its_base_loads(tmp_path, base):
+def test_a_cast_copy_of_a_method_saves_an_adapter_of_the_same_base(tmp_path, base):
     method = trained("LoRA", base)
     method.save(tmp_path / "first")
     copy.deepcopy(method).float().save(tmp_path / "second")

@@ -1,4 +1,4 @@
-"""Merging makes a decoder that computes what the method does, and leaves everything else as it was."""
+"""A merged decoder has the method's logits; the base and the method are unchanged."""
 
 import pytest
 import torch
@@ -36,13 +36,13 @@ def unchanged(module, before):
 
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("name", METHODS)
-def test_the_merged_decoder_says_what_the_method_says_and_nothing_else_has_changed(name, style):
+def test_the_merged_decoder_has_the_methods_logits_and_nothing_else_has_changed(name, style):
     base = random_decoder(STYLES[style])
     method = moved(METHODS[name](base)).eval()
     of_base, of_method, logits = snapshot(base), snapshot(method), method(IDS)
     merged = merge(method)
     assert type(merged) is type(base)
-    assert set(merged.state_dict()) == set(base.state_dict()), "there is no trace of the method in it"
+    assert set(merged.state_dict()) == set(base.state_dict()), "it has the parameters of a plain decoder"
     assert_close(merged(IDS), logits, "law")
     assert (logits - base(IDS)).abs().max() > 1e-3
     assert unchanged(base, of_base)
@@ -52,7 +52,7 @@ def test_the_merged_decoder_says_what_the_method_says_and_nothing_else_has_chang
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_training_the_merged_decoder_touches_neither_the_base_nor_the_method(name):
+def test_training_the_merged_decoder_changes_neither_the_base_nor_the_method(name):
     base = random_decoder(STYLES["GPT-2"])
     method = moved(METHODS[name](base))
     of_base, of_method = snapshot(base), snapshot(method)
@@ -74,7 +74,7 @@ def test_training_the_merged_decoder_touches_neither_the_base_nor_the_method(nam
         (lambda base: FineTune(base), True),
     ],
 )
-def test_a_tied_head_of_which_one_side_was_adapted_comes_out_untied(adapt, tied):
+def test_a_tied_head_of_which_one_side_was_adapted_becomes_untied(adapt, tied):
     base = random_decoder(STYLES["Llama"])
     merged = merge(moved(adapt(base)))
     assert (merged.head.weight is merged.embed.weight) == tied == merged.config.tie_embeddings
@@ -88,15 +88,15 @@ def weight_of(decoder, side):
     return decoder.get_submodule(side).weight
 
 
-def test_what_is_not_in_the_weights_cannot_be_merged():
+def test_a_prefix_and_a_classifier_cannot_be_merged():
     base = random_decoder(STYLES["Llama"])
-    with pytest.raises(InputError, match="InContext stands before the text"):
+    with pytest.raises(InputError, match="InContext cannot be merged: it has a prefix"):
         merge(InContext(base, torch.tensor([[1, 2]])))
-    with pytest.raises(InputError, match="FrozenHead puts a classifier in the LM head's place"):
+    with pytest.raises(InputError, match="FrozenHead cannot be merged: it is a classifier, not a language model"):
         merge(FrozenHead(base, 2))
 
 
-def test_updates_are_what_a_merge_adds():
+def test_a_merge_adds_the_updates():
     base = random_decoder(STYLES["Llama"])
     method = moved(LoRA(base, r=2, targets=("all-linear", "embed")))
     merged = merge(method)
@@ -106,7 +106,7 @@ def test_updates_are_what_a_merge_adds():
         assert torch.linalg.matrix_rank(dw) == 2
 
 
-def test_a_merge_of_half_precision_stays_in_it():
+def test_a_merge_keeps_half_precision():
     body = frozen(random_decoder(STYLES["Llama"]).float(), torch.bfloat16)
     merged = merge(moved(LoRA(body, r=2, targets=("all-linear",))))
     assert merged.blocks[0].attention.query.weight.dtype == torch.bfloat16
@@ -119,14 +119,14 @@ def test_the_rounding_of_a_merge_is_measured_by_dtype():
     before = snapshot(method)
     rounding = merge_rounding(method, IDS, (torch.float64, torch.float32, torch.bfloat16))
     size = method(IDS).abs().max()
-    # 24 digits against 8: each dtype leaves an error of its own size.
+    # float32 has 24 binary digits, bfloat16 8.
     assert rounding[torch.float32] < 1e-5 * size
     assert 1e-3 * size < rounding[torch.bfloat16] < size
     assert unchanged(method, before)
 
 
-def test_a_base_that_bfloat16_holds_exactly_shows_what_the_update_alone_loses():
-    """The base and its rounding are one here, so that the difference is that of W + dW to its own rounding."""
+def test_on_a_base_of_bfloat16_values_the_rounding_is_that_of_the_update():
+    """Rounding does not change this base, so the difference is that of W + dW to its rounding."""
     base = random_decoder(STYLES["Llama"]).float()
     with torch.no_grad():
         for parameter in base.parameters():

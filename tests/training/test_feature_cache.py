@@ -144,9 +144,9 @@ def test_a_damaged_description_is_noticed(tmp_path):
 
 
 def test_what_is_not_there_is_refused():
-    with pytest.raises(InputError, match="no block 2: this decoder has 0 to 1"):
+    with pytest.raises(InputError, match=r"layer must be in \[0, 1\] for this decoder, got 2"):
         compute_features(decoder(), TEXTS, FeatureRecipe(layer=2))
-    with pytest.raises(InputError, match="no pooling 'max'; there is: last, mean, first"):
+    with pytest.raises(InputError, match="pooling must be one of last, mean, first, got 'max'"):
         FeatureRecipe(pooling="max")
     with pytest.raises(InputError, match="no texts"):
         cached_features(decoder(), [], Path("nowhere"), PLAIN)
