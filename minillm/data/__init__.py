@@ -1,14 +1,14 @@
-"""Text in: what is read from files or generated, and how it becomes prompts and batches.
+"""Data: from files and generators to prompts and batches.
 
-tasks          labelled text in two or more classes: Task, and how its rows are divided
-tables         the user's own CSV or JSON lines
+tasks          labelled text in two or more classes, divided into train, validation and test
+tables         a user's CSV or JSON lines
 reviews        the task `reviews`: film reviews, negative or positive
-word_problems  generated problems with worked solutions, and the task made of them
+word_problems  generated problems with worked solutions, and the task `word_problems`
 exchanges      prompts with free answers
 text           text to pretrain on
-labels         texts and labels as a caller gives them
-templates      from a text to a prompt: zero-shot, few-shot, chain of thought, chat
-boundary       where a prompt's tokens end and an answer's begin
-extraction     the answer in a generated text, strictly or flexibly
-batches        rows of unequal length in one tensor
+labels         validation of texts and labels
+templates      prompts: zero-shot, few-shot, chain of thought, chat
+boundary       the token boundary between prompt and answer
+extraction     the answer in generated text, strict or flexible
+batches        padding and length buckets
 """

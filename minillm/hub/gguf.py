@@ -1,7 +1,7 @@
-"""GGUF, the meaning: what llama.cpp calls the sizes and tensors of a Llama or a GPT-2 (its gguf-py/constants.py).
+"""Loading Llama and GPT-2 models from GGUF, by llama.cpp's names of tensors and metadata (gguf-py/constants.py).
 
-Its converter reorders the rows of `attn_q` and `attn_k` so that a rotation turns neighbours; ours turns the halves
-of a head, so that order is undone. Metadata that would change the computation and is not known here is refused.
+llama.cpp's converter reorders the rows of `attn_q` and `attn_k` so that rotary positions pair neighbouring rows.
+minillm pairs the two halves of a head, so the order is undone. Metadata that would change the computation is refused.
 """
 
 from collections.abc import Mapping
@@ -20,25 +20,19 @@ from minillm.tokenizer import Tokenizer
 
 OUTER = {"token_embd": "embed", "output_norm": "norm"}
 INNER = {
-    "attn_norm": "attention_norm",
-    "attn_output": "attention.out",
-    "ffn_norm": "feed_forward_norm",
-    "ffn_up": "feed_forward.up",
-    "ffn_down": "feed_forward.down",
-}
+    "attn_norm": "attention_norm", "attn_output": "attention.out",
+    "ffn_norm": "feed_forward_norm", "ffn_up": "feed_forward.up", "ffn_down": "feed_forward.down",
+}  # fmt: skip
 LLAMA = Layout(
     head="output",
     block="blk.{}.",
     outer=OUTER,
-    inner={
-        **INNER,
-        "attn_q": "attention.query",
-        "attn_k": "attention.key",
-        "attn_v": "attention.value",
+    inner=INNER | {
+        "attn_q": "attention.query", "attn_k": "attention.key", "attn_v": "attention.value",
         "ffn_gate": "feed_forward.gate",
     },
     interleaved={"attn_q": "heads", "attn_k": "kv_heads"},
-)
+)  # fmt: skip
 GPT2 = Layout(
     head="output",
     block="blk.{}.",
@@ -48,11 +42,10 @@ GPT2 = Layout(
 
 
 def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
-    """The decoder, in evaluation mode, and its tokenizer, if the file has one.
+    """The decoder, in evaluation mode and dequantised, and its tokenizer, if the file has one.
 
-    Without a dtype the weights are float32, as they are dequantised. Raises InputError for a damaged file, another
-    architecture, a tensor that is missing, unknown or misshapen, and metadata that asks for a computation that minillm
-    does not have.
+    `dtype` None means float32. Raises InputError for a damaged file, another architecture, a tensor that is missing,
+    unexpected or misshapen, and metadata that minillm does not compute with.
     """
     file = GGUFFile(path)
     architecture = file.metadata.get("general.architecture")
@@ -61,29 +54,29 @@ def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[D
     elif architecture == "gpt2":
         config, layout = _gpt2(_Sizes(file, "gpt2")), GPT2
     else:
-        raise InputError(f"{path} holds the architecture {architecture!r}; minillm reads llama and gpt2 from GGUF")
+        raise InputError(f"{path} has the architecture {architecture!r}; minillm loads llama and gpt2 from GGUF")
     decoder = assemble(config, layout, file, dtype)
     has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
     return decoder, read_tokenizer(file.metadata) if has_tokenizer else None
 
 
 class _Sizes:
-    """The architecture's metadata, each taken once: what nobody took must be known to change nothing."""
+    """The metadata of the architecture. `take` removes an entry; `finish` refuses the rest unless it has no effect."""
 
     def __init__(self, file: GGUFFile, architecture: str):
         self.file, self.architecture = file, architecture
-        start = architecture + "."
-        self.left = {key[len(start) :]: value for key, value in file.metadata.items() if key.startswith(start)}
+        start = f"{architecture}."
+        self.left = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
 
     def take(self, key: str, kind: type, default: Any = None) -> Any:
         value = self.left.pop(key, default)
         if isinstance(value, bool) or not isinstance(value, kind):
             what = "lacks" if value is None else f"has {value!r} as"
-            raise InputError(f"{self.file.path} {what} the metadata {self.architecture}.{key}: one number is needed")
+            raise InputError(f"{self.file.path} {what} the metadata {self.architecture}.{key}, which must be a number")
         return value
 
     def vocabulary(self) -> int:
-        """The rows of the embeddings; the metadata only repeats them."""
+        """The number of embeddings."""
         if "token_embd.weight" not in self.file.shapes:
             raise InputError(f"{self.file.path} lacks the tensor token_embd.weight")
         return self.file.shapes["token_embd.weight"][0]
@@ -91,10 +84,9 @@ class _Sizes:
     def finish(self, neutral: Mapping[str, Any]) -> None:
         for key, value in self.left.items():
             if key not in neutral or value != neutral[key]:
-                only = (
-                    f"; minillm computes with {neutral[key]!r}" if key in neutral else ", which minillm does not know"
-                )
-                raise InputError(f"{self.file.path} has the metadata {self.architecture}.{key} = {value!r}{only}")
+                allowed = f"only {neutral[key]!r}" if key in neutral else "no such key"
+                name = f"{self.architecture}.{key}"
+                raise InputError(f"{self.file.path} has the metadata {name} = {value!r}; minillm supports {allowed}")
 
 
 def _shared(sizes: _Sizes) -> dict[str, Any]:
@@ -124,24 +116,14 @@ def _llama(sizes: _Sizes) -> DecoderConfig:
     )
     if "rope_freqs.weight" in sizes.file.shapes:
         raise InputError(
-            f"{sizes.file.path} scales its rotary positions (rope_freqs.weight), as Llama 3.1 does; "
-            "minillm computes with plain ones, as Llama 2, Llama 3 and SmolLM2 do"
+            f"{sizes.file.path} scales its rotary positions (rope_freqs.weight), like Llama 3.1; "
+            "minillm supports unscaled ones, as in Llama 2, Llama 3 and SmolLM2"
         )
-    sizes.finish(
-        {
-            "vocab_size": config.vocabulary,
-            "rope.dimension_count": config.head_width,
-            "attention.key_length": config.head_width,
-            "attention.value_length": config.head_width,
-            "rope.scaling.type": "none",
-            "rope.scaling.factor": 1.0,
-            "rope.scale_linear": 1.0,
-            "expert_count": 0,
-            "expert_used_count": 0,
-            "attention.causal": True,
-            "tensor_data_layout": "Meta AI original pth",
-        }
-    )
+    of_head = ("rope.dimension_count", "attention.key_length", "attention.value_length")
+    neutral = {"vocab_size": config.vocabulary, **dict.fromkeys(of_head, config.head_width)}
+    neutral |= {"rope.scaling.type": "none", "rope.scaling.factor": 1.0, "rope.scale_linear": 1.0, "expert_count": 0}
+    neutral |= {"expert_used_count": 0, "attention.causal": True, "tensor_data_layout": "Meta AI original pth"}
+    sizes.finish(neutral)
     return config
 
 
@@ -159,5 +141,5 @@ def _gpt2(sizes: _Sizes) -> DecoderConfig:
 
 
 def _short(number: float) -> float:
-    """A float32 as people wrote it: 1e-05 and not 9.999999747378752e-06."""
+    """The shortest decimal of a float32: 1e-05 instead of 9.999999747378752e-06."""
     return float(f"{number:.7g}")

@@ -112,7 +112,7 @@ def test_an_interrupt_keeps_the_adapter_as_far_as_it_is_trained(more, command, p
         (("adapt", *TASK, "--epochs", "0", "--out", "no"), "epochs must be at least 1, got 0"),
         (("adapt", *TASK, "--learning-rate", "0", "--out", "no"), "learning_rate"),
         (("adapt", *TASK, "--out", "mine.csv/no"), "mine.csv is a file"),
-        (("adapter", "import-peft", "nowhere", "no", "--base", "base"), "adapter_config.json, which such a directory"),
+        (("adapter", "import-peft", "nowhere", "no", "--base", "base"), "adapter_config.json cannot be read"),
         (("adapter", "inspect", "base"), "is no adapter"),
         (("adapter", "verify", "nowhere", "--base", "base"), "is no adapter"),
     ],

@@ -1,4 +1,4 @@
-"""The real model: SmolLM2-135M-Instruct, from the same GGUF file in minillm and in transformers."""
+"""SmolLM2-135M-Instruct, loaded from the same GGUF file by minillm and by transformers."""
 
 import functools
 import subprocess
@@ -22,8 +22,8 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def oracle(smollm2_path):
-    """transformers' own conversion. It reads the header twice and makes the same table of names for every module,
-    which takes a third of a minute: here each is done once."""
+    """transformers' conversion. Without the caches it parses the header twice and rebuilds the same table of names for
+    every module, which takes 20 seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf, "GGUFReader", functools.cache(gguf.GGUFReader))
         patch.setattr(gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map))
@@ -32,7 +32,7 @@ def oracle(smollm2_path):
 
 
 def test_it_loads_in_five_seconds(smollm2_path):
-    """Of a process's own time, for others may be at work on the same cores; and without the tests' shape checks."""
+    """CPU time of a new process, which does not depend on other processes and has no shape checks."""
     program = (
         "import sys, time, minillm; minillm.load; start = time.process_time(); minillm.load(sys.argv[1]); "
         "print(time.process_time() - start)"
@@ -40,14 +40,14 @@ def test_it_loads_in_five_seconds(smollm2_path):
     assert float(subprocess.check_output([sys.executable, "-c", program, smollm2_path])) < 5
 
 
-def test_its_sizes_are_those_of_the_preset(smollm2):
+def test_its_config_equals_the_preset(smollm2):
     decoder, tokenizer = smollm2
     assert decoder.config == DecoderConfig.llama("smollm2-135m")
     assert tokenizer.vocabulary == decoder.config.vocabulary
 
 
 def test_logits_and_fifty_greedy_tokens_equal_those_of_transformers(smollm2, oracle):
-    """Where every token written is the likeliest after those before it, a greedy loop writes just these tokens."""
+    """If every generated token has the largest logit after those before it, greedy decoding generates these tokens."""
     decoder, tokenizer = smollm2
     prompts = [tokenizer.encode(prompt) for prompt in PROMPTS]
     for prompt, answer in zip(prompts, greedy(oracle, prompts, 50), strict=True):
@@ -60,7 +60,7 @@ def test_logits_and_fifty_greedy_tokens_equal_those_of_transformers(smollm2, ora
 
 
 def greedy(oracle, prompts, tokens):
-    """What the oracle writes after each prompt, all in one batch, padded on the left."""
+    """The tokens that the oracle generates after each prompt, in one batch padded on the left."""
     longest = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -68,14 +68,14 @@ def greedy(oracle, prompts, tokens):
     return oracle.generate(ids, attention_mask=mask, **settings)[:, longest:].tolist()
 
 
-def test_digits_stand_alone_and_spaces_and_line_ends_together(smollm2):
-    """transformers' conversion of this file forgets the digits, and gets both wrong."""
+def test_digits_are_split_and_spaces_and_newlines_are_joined(smollm2):
+    """transformers' conversion of this file does not split the digits, and gets both wrong."""
     _, tokenizer = smollm2
     tokens = [[tokenizer.pipeline.id_to_token(i) for i in tokenizer.encode(text)] for text in ("a  12", "x\n\n3")]
     assert tokens == [["a", "ĠĠ", "1", "2"], ["x", "ĊĊ", "3"]]
 
 
-def test_its_turns_end_where_it_says(smollm2):
+def test_its_special_tokens_and_chat_template(smollm2):
     _, tokenizer = smollm2
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad) == (1, 2, 2)
     assert tokenizer.stop == (0, 2)
