@@ -1,6 +1,6 @@
 """The sizes and the four architectural choices by which one decoder is figure 1, GPT-2 or a Llama."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from minillm.errors import InputError
@@ -8,6 +8,15 @@ from minillm.errors import InputError
 Norm = Literal["layer", "rms"]
 Positions = Literal["sinusoidal", "learned", "rotary"]
 FeedForward = Literal["relu", "gelu", "swiglu"]
+
+# The choices of the decoder in figure 1, of GPT-2 and of the Llama family.
+FIGURE_1_CHOICES: dict[str, Any] = {
+    "norm": "layer", "norm_first": False, "positions": "sinusoidal", "feed_forward": "relu", "bias": True,
+}  # fmt: skip
+GPT2_CHOICES: dict[str, Any] = {
+    "norm": "layer", "norm_first": True, "positions": "learned", "feed_forward": "gelu", "bias": True,
+}  # fmt: skip
+LLAMA_CHOICES: dict[str, Any] = {"norm": "rms", "norm_first": True, "positions": "rotary", "feed_forward": "swiglu"}
 
 # layers, width, heads: table 2 of Radford et al. 2019.
 GPT2_SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
@@ -79,9 +88,8 @@ class DecoderConfig:
     def vaswani(cls) -> "DecoderConfig":
         """The decoder of figure 1 in the base size of the paper (Vaswani et al. 2017, section 3 and table 3)."""
         return cls(
-            norm="layer", norm_first=False, positions="sinusoidal", feed_forward="relu", vocabulary=37000,
-            layers=6, width=512, heads=8, kv_heads=8, feed_forward_width=2048, context_length=1024,
-            bias=True, dropout=0.1,
+            **FIGURE_1_CHOICES, vocabulary=37000, layers=6, width=512, heads=8, kv_heads=8, feed_forward_width=2048,
+            context_length=1024, dropout=0.1,
         )  # fmt: skip
 
     @classmethod
@@ -89,9 +97,8 @@ class DecoderConfig:
         """GPT-2 (Radford et al. 2019): small, medium, large or xl."""
         layers, width, heads = _size(GPT2_SIZES, size, "GPT-2")
         return cls(
-            norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=50257,
-            layers=layers, width=width, heads=heads, kv_heads=heads, feed_forward_width=4 * width,
-            context_length=1024, bias=True, dropout=0.1,
+            **GPT2_CHOICES, vocabulary=50257, layers=layers, width=width, heads=heads, kv_heads=heads,
+            feed_forward_width=4 * width, context_length=1024, dropout=0.1,
         )  # fmt: skip
 
     @classmethod
@@ -99,9 +106,8 @@ class DecoderConfig:
         """The Llama family (Touvron et al. 2023), which includes SmolLM2 (Ben Allal et al. 2025)."""
         vocabulary, layers, width, heads, kv_heads, inner, context, theta, tied = _size(LLAMA_SIZES, size, "Llama")
         return cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
-            layers=layers, width=width, heads=heads, kv_heads=kv_heads, feed_forward_width=inner,
-            context_length=context, rope_theta=theta, tie_embeddings=tied,
+            **LLAMA_CHOICES, vocabulary=vocabulary, layers=layers, width=width, heads=heads, kv_heads=kv_heads,
+            feed_forward_width=inner, context_length=context, rope_theta=theta, tie_embeddings=tied,
         )  # fmt: skip
 
     @classmethod
@@ -109,19 +115,15 @@ class DecoderConfig:
         """A Llama-style decoder to train from scratch: per layer a width of 32 and one head."""
         width = WIDTH_PER_LAYER * depth
         return cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
-            layers=depth, width=width, heads=depth, kv_heads=depth, feed_forward_width=-(-8 * width // 24) * 8,
-            context_length=context_length,
+            **LLAMA_CHOICES, vocabulary=vocabulary, layers=depth, width=width, heads=depth, kv_heads=depth,
+            feed_forward_width=-(-8 * width // 24) * 8, context_length=context_length,
         )  # fmt: skip
 
     @classmethod
     def tiny(cls, **changes: Any) -> "DecoderConfig":
         """A small Llama-style decoder for tests; `changes` replace fields."""
-        tiny = cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=61, layers=2,
-            width=24, heads=4, kv_heads=2, feed_forward_width=40, context_length=64,
-        )  # fmt: skip
-        return replace(tiny, **changes)
+        sizes = {"vocabulary": 61, "layers": 2, "width": 24, "heads": 4, "kv_heads": 2, "feed_forward_width": 40}
+        return cls(**{**LLAMA_CHOICES, **sizes, "context_length": 64, **changes})
 
 
 def _size(sizes: dict, size: str, family: str):

@@ -39,8 +39,8 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
         raise InputError(
-            f"{path}: the decoder has {decoder.config.vocabulary} embeddings, fewer than the {tokenizer.vocabulary} ids "
-            "of the tokenizer; use the tokenizer of this model"
+            f"{path}: the decoder has {decoder.config.vocabulary} embeddings, fewer than its tokenizer's "
+            f"{tokenizer.vocabulary} ids; use the tokenizer of this model"
         )
     return decoder, tokenizer
 

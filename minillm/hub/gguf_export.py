@@ -1,22 +1,19 @@
 """Export of a decoder as a GGUF file in float32, for llama.cpp. `gguf.py` loads it back with equal logits."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub.gguf import GPT2, LLAMA
+from minillm.hub.gguf import FAMILIES, LAYOUTS
 from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS
 from minillm.runtime.files import replacing
 from minillm.tokenizer import Tokenizer
 
 NORMAL = 1
-FAMILIES = {
-    ("rms", True, "rotary", "swiglu"): ("llama", LLAMA),
-    ("layer", True, "learned", "gelu"): ("gpt2", GPT2),
-}
 
 
 def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
@@ -24,11 +21,11 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     import gguf
 
     config, path = decoder.config, Path(path)
-    choices = (config.norm, config.norm_first, config.positions, config.feed_forward)
-    if choices not in FAMILIES:
-        raise InputError(f"GGUF export supports a Llama or a GPT-2, got a decoder with {', '.join(map(str, choices))}")
-    architecture, layout = FAMILIES[choices]
-    writer = gguf.GGUFWriter(None, architecture)
+    fields = asdict(config).items()
+    architecture = next((name for name, family in FAMILIES.items() if family.choices.items() <= fields), None)
+    if architecture is None:
+        raise InputError(f"GGUF export supports a Llama or a GPT-2, got {config}")
+    layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
     _describe(writer, config, architecture)
     if tokenizer is not None:
         _describe_tokenizer(writer, tokenizer)

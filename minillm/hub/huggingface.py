@@ -25,36 +25,28 @@ GPT2 = Layout(
     block="transformer.h.{}.",
     outer={"transformer.wte": "embed", "transformer.wpe": "positions", "transformer.ln_f": "norm"},
     inner={
-        "ln_1": "attention_norm",
-        "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
+        "ln_1": "attention_norm", "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
         "attn.c_proj": "attention.out",
-        "ln_2": "feed_forward_norm",
-        "mlp.c_fc": "feed_forward.up",
-        "mlp.c_proj": "feed_forward.down",
+        "ln_2": "feed_forward_norm", "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down",
     },
     transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
     # Older versions of transformers stored the causal mask.
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
-)
+)  # fmt: skip
 LLAMA = Layout(
     prefix="model.",
     head="lm_head",
     block="model.layers.{}.",
     outer={"model.embed_tokens": "embed", "model.norm": "norm"},
     inner={
-        "input_layernorm": "attention_norm",
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.o_proj": "attention.out",
-        "post_attention_layernorm": "feed_forward_norm",
-        "mlp.gate_proj": "feed_forward.gate",
-        "mlp.up_proj": "feed_forward.up",
-        "mlp.down_proj": "feed_forward.down",
+        "input_layernorm": "attention_norm", "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key", "self_attn.v_proj": "attention.value",
+        "self_attn.o_proj": "attention.out", "post_attention_layernorm": "feed_forward_norm",
+        "mlp.gate_proj": "feed_forward.gate", "mlp.up_proj": "feed_forward.up", "mlp.down_proj": "feed_forward.down",
     },
     # The frequencies of the rotation follow from rope_theta.
     ignored=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
-)
+)  # fmt: skip
 OWN = Layout(
     head="head",
     block="blocks.{}.",

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, get_origin
 
-from minillm.config import DecoderConfig
+from minillm.config import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from minillm.errors import InputError
 
 Settings = dict[str, Any]
@@ -26,7 +26,7 @@ class Family:
     """
 
     model_type: str
-    architecture: str
+    architecture: str | None
     choices: Mapping[str, Any]
     names: Mapping[str, str]
     defaults: Mapping[str, Any]
@@ -36,7 +36,7 @@ class Family:
 GPT2 = Family(
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
-    choices={"norm": "layer", "norm_first": True, "positions": "learned", "feed_forward": "gelu", "bias": True},
+    choices=GPT2_CHOICES,
     names={
         "vocab_size": "vocabulary", "n_layer": "layers", "n_embd": "width", "n_head": "heads",
         "n_inner": "feed_forward_width", "n_positions": "context_length", "layer_norm_epsilon": "norm_eps",
@@ -55,7 +55,7 @@ GPT2 = Family(
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    choices={"norm": "rms", "norm_first": True, "positions": "rotary", "feed_forward": "swiglu"},
+    choices=LLAMA_CHOICES,
     names={
         "vocab_size": "vocabulary", "num_hidden_layers": "layers", "hidden_size": "width",
         "num_attention_heads": "heads", "num_key_value_heads": "kv_heads",
@@ -71,7 +71,9 @@ LLAMA = Family(
     },
     fixed={"hidden_act": ("silu",), "attention_dropout": (0.0,), "quantization_config": (None,)},
 )  # fmt: skip
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA)}
+# Any other decoder, described by the fields of DecoderConfig.
+OWN = Family("minillm", None, {}, {field.name: field.name for field in fields(DecoderConfig)}, {}, {})
+FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, OWN)}
 KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
 
 
@@ -79,16 +81,14 @@ def read(path: Path) -> tuple[str, DecoderConfig]:
     """The model_type and the config of a config.json."""
     settings = read_json(path)
     kind = settings.get("model_type")
-    if kind == "minillm":
-        return kind, _own(path, settings)
-    if kind not in FAMILIES:
-        raise InputError(f"{path}: the model_type must be {', '.join(FAMILIES)} or minillm, got {kind!r}")
+    if kind not in tuple(FAMILIES):
+        raise InputError(f"{path}: the model_type must be {', '.join(FAMILIES)}, got {kind!r}")
     family = FAMILIES[kind]
     settings |= _rope(path, settings)
     for name, allowed in family.fixed.items():
         if name in settings and settings[name] not in allowed:
             raise InputError(f"{path}: minillm supports {name} = {allowed[0]!r}, got {settings[name]!r}")
-    config = DecoderConfig(**family.choices, **_sizes(path, settings, family))
+    config = DecoderConfig(**family.choices, **sizes(path, settings, family))
     if settings.get("head_dim") not in (None, config.head_width):
         raise InputError(
             f"{path}: minillm supports head_dim = width / heads = {config.head_width}, got {settings['head_dim']!r}"
@@ -103,10 +103,11 @@ def written(config: DecoderConfig) -> Settings:
         alike = all(ours[name] == value for name, value in family.choices.items())
         # GPT-2 has no setting for fewer key/value heads.
         if alike and ("kv_heads" in family.names.values() or config.kv_heads == config.heads):
-            fixed = {name: values[0] for name, values in family.fixed.items() if values[0] is not None}
-            sizes = {theirs: ours[mine] for theirs, mine in family.names.items()}
-            return {"model_type": family.model_type, "architectures": [family.architecture], **fixed, **sizes}
-    return {"model_type": "minillm", **ours}
+            break
+    fixed = {name: values[0] for name, values in family.fixed.items() if values[0] is not None}
+    named = {theirs: ours[mine] for theirs, mine in family.names.items()}
+    architectures = {"architectures": [family.architecture]} if family.architecture else {}
+    return {"model_type": family.model_type, **architectures, **fixed, **named}
 
 
 def read_json(path: Path) -> Settings:
@@ -122,20 +123,20 @@ def read_json(path: Path) -> Settings:
     return settings
 
 
-def _sizes(path: Path, settings: Settings, family: Family) -> dict[str, Any]:
-    """The fields in config.json, checked for their types."""
-    sizes: dict[str, Any] = {}
+def sizes(path: Path, settings: Settings, family: Family) -> dict[str, Any]:
+    """The fields of DecoderConfig in the settings, checked for their types."""
+    found: dict[str, Any] = {}
     for theirs, mine in family.names.items():
         value = settings.get(theirs)
         if value is None:
             if mine not in family.defaults:
                 raise InputError(f"{path} lacks {theirs}")
             default = family.defaults[mine]
-            value = default(sizes) if callable(default) else default
+            value = default(found) if callable(default) else default
         value = _typed(path, theirs, value, mine)
-        if sizes.setdefault(mine, value) != value:
-            raise InputError(f"{path} has {theirs} = {value!r}; minillm has one {mine}, already {sizes[mine]!r}")
-    return {"kv_heads": sizes["heads"], **sizes}
+        if found.setdefault(mine, value) != value:
+            raise InputError(f"{path} has {theirs} = {value!r}; minillm has one {mine}, already {found[mine]!r}")
+    return {"kv_heads": found["heads"], **found}
 
 
 def _typed(path: Path, name: str, value: Any, field: str) -> Any:
@@ -161,11 +162,3 @@ def _rope(path: Path, settings: Settings) -> Settings:
     if settings.get("partial_rotary_factor", 1) != 1:
         raise InputError(f"{path}: minillm supports partial_rotary_factor = 1, got {settings['partial_rotary_factor']}")
     return found
-
-
-def _own(path: Path, settings: Settings) -> DecoderConfig:
-    """The config of a directory with `model_type` minillm."""
-    names = [entry.name for entry in fields(DecoderConfig)]
-    if missing := [name for name in names if name not in settings]:
-        raise InputError(f"{path} lacks {missing[0]}")
-    return DecoderConfig(**{name: _typed(path, name, settings[name], name) for name in names})

