@@ -121,7 +121,10 @@ def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch
     _check(entries, ours, layout, source, config)
     state: dict[str, Tensor] = {}
     for entry in entries.values():
-        state |= entry.split(_floating(source, entry.name).to(dtype=dtype), ours)
+        stored = source.read(entry.name)
+        if not stored.is_floating_point():
+            raise InputError(f"{source.path}: {entry.name} must have a floating-point dtype, got {stored.dtype}")
+        state |= entry.split(stored.to(dtype=dtype), ours)
     if config.tie_embeddings:
         embeddings = next(name for name, entry in entries.items() if entry.parts == ("embed.weight",))
         _check_tied(f"{layout.head}.weight", embeddings, source)
@@ -138,11 +141,11 @@ def _check(
     shapes = source.shapes
     missing = [name for name in entries if name not in shapes]
     if missing:
-        raise InputError(f"{source.path} lacks the tensor {_listed(missing)}")
+        raise InputError(f"{source.path} lacks the tensor {', '.join(missing)}"[:500])
     allowed = {*entries, f"{layout.head}.weight"} if config.tie_embeddings else set(entries)
     extra = [name for name in shapes if name not in allowed and not layout.ignored.fullmatch(name)]
     if extra:
-        raise InputError(f"{source.path} has a tensor that its configuration does not use: {_listed(extra)}")
+        raise InputError(f"{source.path} has a tensor that its configuration does not use: {', '.join(extra)}"[:500])
     for name, entry in entries.items():
         if shapes[name] != entry.shape(ours):
             raise InputError(f"{source.path}: {name} must have the shape {entry.shape(ours)}, got {shapes[name]}")
@@ -154,14 +157,3 @@ def _check_tied(head: str, embeddings: str, source: Source) -> None:
         source.shapes[head] != source.shapes[embeddings] or not source.read(head).equal(source.read(embeddings))
     ):
         raise InputError(f"{source.path} declares a tied head, but {head} differs from {embeddings}")
-
-
-def _floating(source: Source, name: str) -> Tensor:
-    tensor = source.read(name)
-    if not tensor.is_floating_point():
-        raise InputError(f"{source.path}: {name} must have a floating-point dtype, got {tensor.dtype}")
-    return tensor
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")

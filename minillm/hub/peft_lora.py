@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,14 +52,6 @@ class Place:
     transposed: bool
 
 
-class Piece(NamedTuple):
-    """The update of one module."""
-
-    tensors: dict[str, Tensor]
-    rank: int
-    scale: float
-
-
 def places(config: DecoderConfig) -> list[Place]:
     """The modules that peft can adapt. Raises InputError for a decoder that is neither a GPT-2 nor a Llama."""
     kind = huggingface_config.written(config)["model_type"]
@@ -83,28 +75,29 @@ def written_low_rank(method: LowRank) -> tuple[dict[str, Any], dict[str, Tensor]
     """Settings and tensors. Raises InputError if peft's format cannot express the method."""
     if method.low_rank.train_bias:
         raise InputError("peft would store trained biases as those of the base: train with train_bias=False")
-    adapted, tensors, pieces = adapted_matrices(method.decoder), {}, {}
+    adapted, stabilised = adapted_matrices(method.decoder), method.low_rank.rank_stabilised
+    tensors, ranks, alphas, transposed = {}, {}, {}, False
     for place in places(method.config):
         parts = {path: adapted[path] for path in place.ours if path in adapted}
         if parts:
-            pieces[place] = piece = _piece(place, parts, method)
-            tensors |= {f"{PREFIX}{place.name}.{name}": tensor for name, tensor in piece.tensors.items()}
-    stabilised = method.low_rank.rank_stabilised
-    ranks = {place.name: piece.rank for place, piece in pieces.items()}
-    alphas = {place.name: _alpha(piece.scale, piece.rank, stabilised) for place, piece in pieces.items()}
+            factors, rank, scale = _update(place, parts, method)
+            tensors |= {f"{PREFIX}{place.name}.{name}": tensor for name, tensor in factors.items()}
+            ranks[place.name], alphas[place.name] = rank, _alpha(scale, rank, stabilised)
+            transposed |= place.transposed
     (rank, rank_pattern), (alpha, alpha_pattern) = _default_and_others(ranks), _default_and_others(alphas)
     settings = {
         "peft_type": "LORA", "r": rank, "lora_alpha": alpha, "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
         "target_modules": _shortest({place.name: place.short for place in places(method.config)}, list(ranks)),
         "lora_dropout": method.low_rank.dropout, "use_rslora": stabilised, "use_dora": isinstance(method, DoRA),
-        "fan_in_fan_out": any(place.transposed for place in pieces), "bias": "none", "init_lora_weights": True,
+        "fan_in_fan_out": transposed, "bias": "none", "init_lora_weights": True,
         "modules_to_save": None,
     }  # fmt: skip
     return settings, tensors
 
 
-def _piece(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) -> Piece:
+def _update(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) -> tuple[dict[str, Tensor], int, float]:
+    """(tensors, rank, scale) of the update of one module."""
     states = {path: matrix.state() for path, matrix in parts.items()}
     first, scales = next(iter(parts.values())), {matrix.scale for matrix in parts.values()}
     if "magnitude" in next(iter(states.values())) and place.transposed:
@@ -115,7 +108,7 @@ def _piece(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) ->
             tensors = {TABLE[name]: factors[name].T.contiguous() for name in TABLE}
         else:
             tensors = {PLAIN[name]: tensor for name, tensor in factors.items()}
-        return Piece(tensors, len(factors["a"]), first.scale)
+        return tensors, len(factors["a"]), first.scale
     if len(scales) > 1:
         raise InputError(
             f"peft has one scale for {place.name}, but alpha / r differs between {', '.join(parts)}: use equal ones"
@@ -124,9 +117,9 @@ def _piece(place: Place, parts: Mapping[str, AdaptedMatrix], method: LowRank) ->
     heights = {path: len(method.decoder.get_parameter(f"{path}.weight")) for path in place.ours}
     rows = [states[path]["b"] if path in states else down[0].new_empty(heights[path], 0) for path in place.ours]
     if len(parts) == len(place.ours) and all(torch.equal(a, down[0]) for a in down):
-        return Piece({PLAIN["a"]: down[0], PLAIN["b"]: torch.cat(rows)}, len(down[0]), first.scale)
+        return {PLAIN["a"]: down[0], PLAIN["b"]: torch.cat(rows)}, len(down[0]), first.scale
     # A part without an update has rows without columns, which block_diag fills with zeros.
-    return Piece({PLAIN["a"]: torch.cat(down), PLAIN["b"]: torch.block_diag(*rows)}, sum(map(len, down)), first.scale)
+    return {PLAIN["a"]: torch.cat(down), PLAIN["b"]: torch.block_diag(*rows)}, sum(map(len, down)), first.scale
 
 
 def read_low_rank(decoder: Decoder, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LowRank:
