@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minillm.config import DecoderConfig
+from minillm.config import GPT2_CHOICES, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.gguf import FAMILIES, LAYOUTS
@@ -21,10 +21,11 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     import gguf
 
     config, path = decoder.config, Path(path)
-    fields = asdict(config).items()
-    architecture = next((name for name, family in FAMILIES.items() if family.choices.items() <= fields), None)
+    fields = asdict(config)
+    architecture = next((name for name, family in FAMILIES.items() if family.choices.items() <= fields.items()), None)
     if architecture is None:
-        raise InputError(f"GGUF export supports a Llama or a GPT-2, got {config}")
+        choices = ", ".join(f"{name}={fields[name]}" for name in GPT2_CHOICES)
+        raise InputError(f"GGUF export supports a Llama or a GPT-2, got a decoder with {choices}")
     layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
     _describe(writer, config, architecture)
     if tokenizer is not None:

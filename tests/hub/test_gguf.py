@@ -124,7 +124,7 @@ WIDE = np.zeros((64, 64), np.float32)
             ("expert_count", 8, "only 0"), ("vocab_size", 60, "only 61"),
             ("attention.sliding_window", 4096, "no such key"), ("a_key_of_next_year", 1, "no such key"),
         )),
-        (({"llama.block_count": None}, {}), "lacks the metadata llama.block_count"),
+        (({"llama.block_count": None}, {}), "lacks block_count"),
         (({"llama.block_count": 2_000_000_000}, {}), "2000000000 layers"),
         (({"llama.embedding_length": "wide"}, {}), "'wide'"),
         (({"llama.attention.head_count": [4, 4]}, {}), r"\[4, 4\]"),

@@ -38,7 +38,7 @@ def test_an_exported_tokenizer_loads_with_equal_ids(tmp_path, smollm2):
 
 
 def test_what_gguf_has_no_type_for_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(InputError, match="supports a Llama or a GPT-2, got a decoder with rms, False"):
+    with pytest.raises(InputError, match="supports a Llama or a GPT-2, got a decoder with norm=rms, norm_first=False"):
         export(random_decoder(DecoderConfig.tiny(norm_first=False)), None, tmp_path / "mine.gguf")
     closed = words(["so so well"], 5)
     decoder = random_decoder(llama_config(vocabulary=closed.vocabulary))

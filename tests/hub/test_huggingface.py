@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPT2Model
+from transformers import AutoModelForCausalLM
 
 import minillm
 from minillm import DecoderConfig, InputError
@@ -15,52 +15,41 @@ from .gguf_writing import random_decoder
 from .huggingface_writing import difference, edited, gpt2, llama, restored
 
 
-@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False}, {"layer_norm_epsilon": 0.1}], ids=str)
-def test_gpt2_has_the_logits_of_transformers(tmp_path, changes):
-    oracle = gpt2(**changes)
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (gpt2, {}),
+        (gpt2, {"tie_word_embeddings": False}),
+        (gpt2, {"layer_norm_epsilon": 0.1}),
+        (llama, {}),
+        (llama, {"tie_word_embeddings": True}),
+        (llama, {"num_key_value_heads": 4}),
+        (llama, {"num_key_value_heads": 1}),
+        (llama, {"attention_bias": True, "mlp_bias": True}),
+        (llama, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "rms_norm_eps": 0.1}),
+    ],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
+def test_a_model_of_transformers_is_loaded_with_equal_logits(tmp_path, exact_llama, make, changes):
+    oracle = make(**changes)
     oracle.save_pretrained(tmp_path)
     ours, tokenizer = minillm.load(tmp_path, dtype=torch.float64)
     assert tokenizer is None
     assert not ours.training
-    assert ours.config.dropout == 0.1
+    assert ours.config.dropout == (0.1 if make is gpt2 else 0.0)
     assert (ours.head.weight is ours.embed.weight) == oracle.config.tie_word_embeddings
     assert difference(ours, oracle) < 1e-9
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        {"tie_word_embeddings": True},
-        {"num_key_value_heads": 4},
-        {"num_key_value_heads": 1},
-        {"attention_bias": True, "mlp_bias": True},
-        {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}, "rms_norm_eps": 0.1},
-    ],
-    ids=str,
-)
-def test_llama_has_the_logits_of_transformers(tmp_path, exact_llama, changes):
-    oracle = llama(**changes)
-    oracle.save_pretrained(tmp_path)
-    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
-    assert difference(ours, oracle) < 1e-9
-
-
-def test_a_gpt2_saved_without_head_and_prefix_loads(tmp_path):
+def test_a_gpt2_without_head_and_prefix_and_one_with_causal_masks_load(tmp_path):
     oracle = gpt2()
-    oracle.transformer.save_pretrained(tmp_path)
-    assert isinstance(oracle.transformer, GPT2Model)
-    assert "wte.weight" in load_file(tmp_path / "model.safetensors")
-    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
-    assert difference(ours, oracle) < 1e-9
-
-
-def test_the_causal_masks_in_old_gpt2_files_are_ignored(tmp_path):
-    oracle = gpt2()
-    oracle.save_pretrained(tmp_path)
+    headless, old = tmp_path / "headless", tmp_path / "old"
+    oracle.transformer.save_pretrained(headless)
+    assert "wte.weight" in load_file(headless / "model.safetensors")
+    oracle.save_pretrained(old)
     masks = {f"transformer.h.{i}.attn.{name}": torch.ones(1) for i in range(2) for name in ("bias", "masked_bias")}
-    ours, _ = minillm.load(restored(tmp_path, lambda tensors: tensors.update(masks)), dtype=torch.float64)
-    assert difference(ours, oracle) < 1e-9
+    for directory in (headless, restored(old, lambda tensors: tensors.update(masks))):
+        assert difference(minillm.load(directory, dtype=torch.float64)[0], oracle) < 1e-9
 
 
 BIAS, MATRIX = "transformer.h.1.attn.c_attn.bias", "transformer.h.0.mlp.c_fc.weight"

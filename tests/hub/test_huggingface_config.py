@@ -86,7 +86,7 @@ def test_a_size_that_follows_from_others_may_be_missing(tmp_path, make, name, si
     [
         ({"n_embd": None}, "lacks n_embd"),
         ({"vocab_size": None}, "lacks vocab_size"),
-        ({"model_type": "mamba"}, "must be gpt2, llama or minillm, got 'mamba'"),
+        ({"model_type": "mamba"}, "must be gpt2, llama, minillm, got 'mamba'"),
     ],
 )
 def test_a_missing_size_and_an_unknown_model_type_are_named(tmp_path, changes, message):
