@@ -10,14 +10,6 @@ from .gguf_writing import random_decoder
 from .huggingface_writing import difference, edited, gpt2, llama
 
 
-def test_rope_theta_is_read_from_where_older_versions_of_transformers_wrote_it(tmp_path, exact_llama):
-    oracle = llama(rope_parameters={"rope_type": "default", "rope_theta": 100.0})
-    oracle.save_pretrained(tmp_path)
-    edited(tmp_path, rope_parameters=None, rope_theta=100)
-    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
-    assert difference(ours, oracle) < 1e-9
-
-
 @pytest.mark.parametrize(
     ("make", "changes"),
     [
@@ -58,27 +50,23 @@ def test_a_setting_that_minillm_does_not_compute_with_is_refused(tmp_path, make,
 
 
 @pytest.mark.parametrize(
-    ("make", "settings"),
+    ("make", "sizes", "changes"),
     [
-        (gpt2, ["layer_norm_epsilon", "tie_word_embeddings", "activation_function", "scale_attn_weights"]),
-        (llama, ["rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "head_dim"]),
+        (gpt2, {"n_inner": 96}, dict.fromkeys(
+            ["layer_norm_epsilon", "tie_word_embeddings", "activation_function", "scale_attn_weights", "n_inner"])),
+        (llama, {"num_key_value_heads": 4}, dict.fromkeys(
+            ["rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "head_dim",
+             "num_key_value_heads"])),
+        (llama, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+            {"rope_parameters": None, "rope_theta": 100}),
     ],
-)
-def test_a_missing_setting_has_the_default_of_transformers(tmp_path, exact_llama, make, settings):
-    oracle = make()
+    ids=["GPT-2", "Llama", "rope_theta of older versions"],
+)  # fmt: skip
+def test_missing_settings_have_the_defaults_of_transformers(tmp_path, exact_llama, make, sizes, changes):
+    oracle = make(**sizes)
     oracle.save_pretrained(tmp_path)
-    ours, _ = minillm.load(edited(tmp_path, **dict.fromkeys(settings)), dtype=torch.float64)
+    ours, _ = minillm.load(edited(tmp_path, **changes), dtype=torch.float64)
     assert difference(ours, oracle) < 1e-9
-
-
-@pytest.mark.parametrize(
-    ("make", "name", "sizes"),
-    [(gpt2, "n_inner", {"n_inner": 96}), (llama, "num_key_value_heads", {"num_key_value_heads": 4})],
-)
-def test_a_size_that_follows_from_others_may_be_missing(tmp_path, make, name, sizes):
-    make(**sizes).save_pretrained(tmp_path)
-    config = minillm.load(tmp_path)[0].config
-    assert minillm.load(edited(tmp_path, **{name: None}))[0].config == config
 
 
 @pytest.mark.parametrize(

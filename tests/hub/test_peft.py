@@ -97,19 +97,6 @@ def test_peft_puts_padding_between_prompt_and_text_and_minillm_before_both(tmp_p
     assert (theirs - alone).abs().max() > 1e-3
 
 
-def test_a_prefix_on_padded_rows_equals_that_of_peft(tmp_path):
-    model, base = base_pair("Llama", tmp_path)
-    method = ours("prefix", base)
-    export_peft(method, tmp_path / "adapter")
-    oracle = by_peft(model, tmp_path / "adapter")
-    ids, mask = pad_left([IDS[1].tolist(), IDS[0, :4].tolist()])
-    # transformers counts padding in the positions, but rotary positions only depend on distances.
-    with torch.no_grad():
-        alone, theirs = method(IDS[:1, :4])[0, -1], oracle(ids[1:, -4:]).logits[0, -1]
-        assert (method(ids, mask=mask)[1, -1] - theirs).abs().max() < 1e-5 * theirs.abs().max()
-        assert (alone - theirs).abs().max() < 1e-5 * theirs.abs().max()
-
-
 def test_a_merge_by_peft_equals_our_merge(tmp_path):
     model, base = base_pair("GPT-2", tmp_path)
     method = ours("LoRA, of the fused", base)
