@@ -1,6 +1,6 @@
-"""The sizes and the four architectural choices that make figure 1, GPT-2 and the Llama family one decoder."""
+"""The sizes and the four architectural choices by which one decoder is figure 1, GPT-2 or a Llama."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from minillm.errors import InputError
@@ -8,6 +8,15 @@ from minillm.errors import InputError
 Norm = Literal["layer", "rms"]
 Positions = Literal["sinusoidal", "learned", "rotary"]
 FeedForward = Literal["relu", "gelu", "swiglu"]
+
+# The choices of the decoder in figure 1, of GPT-2 and of the Llama family.
+FIGURE_1_CHOICES: dict[str, Any] = {
+    "norm": "layer", "norm_first": False, "positions": "sinusoidal", "feed_forward": "relu", "bias": True,
+}  # fmt: skip
+GPT2_CHOICES: dict[str, Any] = {
+    "norm": "layer", "norm_first": True, "positions": "learned", "feed_forward": "gelu", "bias": True,
+}  # fmt: skip
+LLAMA_CHOICES: dict[str, Any] = {"norm": "rms", "norm_first": True, "positions": "rotary", "feed_forward": "swiglu"}
 
 # layers, width, heads: table 2 of Radford et al. 2019.
 GPT2_SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
@@ -20,18 +29,18 @@ LLAMA_SIZES = {
     "llama-2-7b": (32000, 32, 4096, 32, 32, 11008, 4096, 10_000.0, False),
 }
 
-# Depths of decoders that are trained from scratch; all other sizes follow from the depth, as in Karpathy's nanochat.
+# Depths of decoders that are trained from scratch. The other sizes follow from the depth, as in Karpathy's nanochat.
 WIDTH_PER_LAYER = 32
 DEPTHS = {"nano": 2, "tiny": 4, "small": 8}
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The architecture of a decoder: everything that determines it but its weights.
+    """The architecture of a decoder: everything but its weights.
 
-    The four choices come first. `norm_first` is the order in a block: `hidden + layer(norm(hidden))` if true, the
-    figure's add & norm, `norm(hidden + layer(hidden))`, if false. `context_length` is in tokens; `dropout` is a
-    probability. Raises InputError for sizes that do not fit together.
+    The four choices come first. `norm_first` selects `hidden + layer(norm(hidden))`; without it a block computes
+    `norm(hidden + layer(hidden))`, the add & norm of figure 1. `context_length` is in tokens, `dropout` a probability.
+    Raises InputError for sizes that do not fit together.
     """
 
     norm: Norm
@@ -55,15 +64,7 @@ class DecoderConfig:
         for name, allowed in (("norm", Norm), ("positions", Positions), ("feed_forward", FeedForward)):
             if getattr(self, name) not in get_args(allowed):
                 raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
-        for name in (
-            "vocabulary",
-            "layers",
-            "width",
-            "heads",
-            "kv_heads",
-            "feed_forward_width",
-            "context_length",
-        ):
+        for name in ("vocabulary", "layers", "width", "heads", "kv_heads", "feed_forward_width", "context_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.width % self.heads:
@@ -85,11 +86,10 @@ class DecoderConfig:
 
     @classmethod
     def vaswani(cls) -> "DecoderConfig":
-        """The decoder of figure 1 at its paper's base size (Vaswani et al. 2017, section 3 and table 3)."""
+        """The decoder of figure 1 in the base size of the paper (Vaswani et al. 2017, section 3 and table 3)."""
         return cls(
-            norm="layer", norm_first=False, positions="sinusoidal", feed_forward="relu", vocabulary=37000,
-            layers=6, width=512, heads=8, kv_heads=8, feed_forward_width=2048, context_length=1024,
-            bias=True, dropout=0.1,
+            **FIGURE_1_CHOICES, vocabulary=37000, layers=6, width=512, heads=8, kv_heads=8, feed_forward_width=2048,
+            context_length=1024, dropout=0.1,
         )  # fmt: skip
 
     @classmethod
@@ -97,9 +97,8 @@ class DecoderConfig:
         """GPT-2 (Radford et al. 2019): small, medium, large or xl."""
         layers, width, heads = _size(GPT2_SIZES, size, "GPT-2")
         return cls(
-            norm="layer", norm_first=True, positions="learned", feed_forward="gelu", vocabulary=50257,
-            layers=layers, width=width, heads=heads, kv_heads=heads, feed_forward_width=4 * width,
-            context_length=1024, bias=True, dropout=0.1,
+            **GPT2_CHOICES, vocabulary=50257, layers=layers, width=width, heads=heads, kv_heads=heads,
+            feed_forward_width=4 * width, context_length=1024, dropout=0.1,
         )  # fmt: skip
 
     @classmethod
@@ -107,30 +106,24 @@ class DecoderConfig:
         """The Llama family (Touvron et al. 2023), which includes SmolLM2 (Ben Allal et al. 2025)."""
         vocabulary, layers, width, heads, kv_heads, inner, context, theta, tied = _size(LLAMA_SIZES, size, "Llama")
         return cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
-            layers=layers, width=width, heads=heads, kv_heads=kv_heads, feed_forward_width=inner,
-            context_length=context, rope_theta=theta, tie_embeddings=tied,
+            **LLAMA_CHOICES, vocabulary=vocabulary, layers=layers, width=width, heads=heads, kv_heads=kv_heads,
+            feed_forward_width=inner, context_length=context, rope_theta=theta, tie_embeddings=tied,
         )  # fmt: skip
 
     @classmethod
     def from_depth(cls, depth: int, vocabulary: int, context_length: int = 384) -> "DecoderConfig":
-        """A Llama-style decoder to train from scratch, whose sizes follow from its depth: width 32 and one head per
-        layer."""
+        """A Llama-style decoder to train from scratch: per layer a width of 32 and one head."""
         width = WIDTH_PER_LAYER * depth
         return cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=vocabulary,
-            layers=depth, width=width, heads=depth, kv_heads=depth, feed_forward_width=-(-8 * width // 24) * 8,
-            context_length=context_length,
+            **LLAMA_CHOICES, vocabulary=vocabulary, layers=depth, width=width, heads=depth, kv_heads=depth,
+            feed_forward_width=-(-8 * width // 24) * 8, context_length=context_length,
         )  # fmt: skip
 
     @classmethod
     def tiny(cls, **changes: Any) -> "DecoderConfig":
-        """A Llama-style decoder, small enough for tests; `changes` are fields to replace."""
-        tiny = cls(
-            norm="rms", norm_first=True, positions="rotary", feed_forward="swiglu", vocabulary=61, layers=2,
-            width=24, heads=4, kv_heads=2, feed_forward_width=40, context_length=64,
-        )  # fmt: skip
-        return replace(tiny, **changes)
+        """A small Llama-style decoder for tests; `changes` replace fields."""
+        sizes = {"vocabulary": 61, "layers": 2, "width": 24, "heads": 4, "kv_heads": 2, "feed_forward_width": 40}
+        return cls(**{**LLAMA_CHOICES, **sizes, "context_length": 64, **changes})
 
 
 def _size(sizes: dict, size: str, family: str):

@@ -5,9 +5,8 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Wrong input. The message says what was wrong, what is allowed and what to do; the command line prints it and
-    exits with code 2.
-    """
+    """Wrong input. The message names the wrong value, what is allowed and what to do; a command prints it and exits
+    with code 2."""
 
 
 def check_seed(seed: int) -> None:

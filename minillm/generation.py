@@ -1,7 +1,7 @@
-"""From the decoder's logits to text: decoding with a cache, greedily or by sampling.
+"""Generating text: decoding with a cache, greedily or by sampling.
 
-The cache holds the keys and values of all tokens so far in each layer, so that a new token costs one position and not
-the whole text again. Only this file uses it: the `KeyValues` of a prompt, which a method owns, is not a cache.
+The cache holds the keys and values of all tokens so far in each layer, so that a new token costs the forward pass of
+one position. It is internal to this file. The `KeyValues` of a prompt belong to a method.
 """
 
 from collections.abc import Iterable, Iterator
@@ -30,7 +30,7 @@ class LanguageModel(Protocol):
 
 
 class GrowingLayer:
-    """One layer's keys and values, in memory allocated once for `capacity` positions."""
+    """The keys and values of one layer, in memory that is allocated once for `capacity` positions."""
 
     def __init__(self, capacity: int):
         self.capacity, self.length = capacity, 0
@@ -50,8 +50,8 @@ class GrowingLayer:
 def next_token_distribution(
     logits: Float[Tensor, "B V"], temperature: float, top_k: int | None, top_p: float | None
 ) -> Float[Tensor, "B V"]:
-    """softmax(logits / temperature), restricted to the `top_k` most likely tokens and to the smallest set that holds
-    a probability of `top_p`."""
+    """softmax(logits / temperature), restricted to the `top_k` most likely tokens and to the smallest set of tokens
+    with a total probability of at least `top_p`."""
     logits = logits / temperature
     if top_k is not None:
         most_likely = logits.topk(min(top_k, logits.shape[-1]))
@@ -60,46 +60,32 @@ def next_token_distribution(
     if top_p is None:
         return probabilities
     ordered, indices = probabilities.sort(descending=True, stable=True)
-    # A token remains if the more likely ones hold less than top_p; so the token that reaches top_p remains too.
+    # A token remains if the more likely ones sum to less than top_p; the token that reaches top_p remains too.
     ordered = ordered.masked_fill(ordered.cumsum(-1) - ordered >= top_p, 0.0)
     remaining = torch.zeros_like(probabilities).scatter(-1, indices, ordered)
     return remaining / remaining.sum(-1, keepdim=True)
 
 
 def stream(
-    model: LanguageModel,
-    ids: Int[Tensor, "B T"],
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    seed: int | None = None,
-    stop: Iterable[int] = (),
+    model: LanguageModel, ids: Int[Tensor, "B T"], *, max_new_tokens: int, temperature: float = 0.0,
+    top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: Iterable[int] = (),
     mask: Bool[Tensor, "B T"] | None = None,
-) -> Iterator[Int[Tensor, "B"]]:
+) -> Iterator[Int[Tensor, "B"]]:  # fmt: skip
     """The next token of each row, one step at a time, until all rows have ended or `max_new_tokens` are generated.
 
     A temperature of 0 is greedy decoding. Rows of unequal length are padded on the left (`pad_left`) and need a mask.
     A row that has ended repeats its stop token. Raises InputError on the call, before the first token.
     """
     _check(model.decoder.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
-    return _stream(model, ids, max_new_tokens, temperature, top_k, top_p, seed, stop, mask)
 
-
-def _stream(
-    model: LanguageModel, ids: Int[Tensor, "B T"], max_new_tokens: int, temperature: float, top_k: int | None,
-    top_p: float | None, seed: int | None, stop: Iterable[int], mask: Bool[Tensor, "B S"] | None,
-) -> Iterator[Int[Tensor, "B"]]:  # fmt: skip
-    generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
-    decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
-    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(decoder.config.layers)]
-    with torch.no_grad():
-        prefix = model.prefix()
-    token = ids[:, :0]
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
+    @torch.no_grad()
+    def steps(ids: Tensor, mask: Tensor | None) -> Iterator[Int[Tensor, "B"]]:
+        generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
+        decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(decoder.config.layers)]
+        prefix, token = model.prefix(), ids[:, :0]
+        for _ in range(max_new_tokens):
             logits = decoder.head(decoder.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)
@@ -110,9 +96,11 @@ def _stream(
             ended = ended | torch.isin(token, stops)
             mask = None if mask is None else F.pad(mask, (0, 1), value=True)
             ids = token[:, None]
-        yield token
-        if ended.all():
-            return
+            yield token
+            if ended.all():
+                return
+
+    return steps(ids, mask)
 
 
 def generate(
@@ -120,7 +108,7 @@ def generate(
     top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: Iterable[int] = (),
     mask: Bool[Tensor, "B T"] | None = None,
 ) -> Int[Tensor, "B S"]:  # fmt: skip
-    """The prompt followed by the tokens of `stream`. The model runs in eval mode and is put back into its own."""
+    """The prompt followed by the tokens of `stream`. The model runs in eval mode; its mode is then restored."""
     training = isinstance(model, nn.Module) and model.training
     if isinstance(model, nn.Module):
         model.eval()

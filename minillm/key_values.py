@@ -1,6 +1,6 @@
-"""The inputs of a block besides the hidden states: rotation, mask, prefix, and the cache of decoded tokens.
+"""The inputs of a block besides the hidden states: rotation, mask, prefix and decoding cache.
 
-A hard prompt, a soft prompt and a tuned prefix are one thing here: `KeyValues`.
+`KeyValues` represents a hard prompt, a soft prompt and a tuned prefix alike.
 """
 
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class KeyValues:
-    """The keys and values of P prompt positions in every layer: of a hard prompt, a soft prompt or a tuned prefix.
+    """The keys and values of P prompt positions in every layer.
 
-    The batch axis is 1 (all rows share the prompt) or B. Keys are as attention uses them: after the rotation. The
-    text's positions count on from P, or from 0 where the prompt takes up none.
+    The batch axis is 1 (all rows share the prompt) or B. Keys are stored after the rotation. The positions of the text
+    start at P, or at 0 if `takes_positions` is false.
     """
 
     keys: Float[Tensor, "L B G P K"]
@@ -36,7 +36,7 @@ class KeyValues:
 
 @runtime_checkable
 class LayerCache(Protocol):
-    """One layer of a decoding cache (which `generation` owns): it takes the new keys and values and returns all."""
+    """One layer of a decoding cache: `extend` appends keys and values and returns all of them."""
 
     length: int
 
@@ -46,7 +46,7 @@ class LayerCache(Protocol):
 
 
 class BlockInputs(NamedTuple):
-    """What a block's attention needs besides the hidden states."""
+    """The inputs of attention besides the hidden states."""
 
     rotation: Rotation | None = None
     mask: Bool[Tensor, "B S"] | None = None
@@ -55,7 +55,7 @@ class BlockInputs(NamedTuple):
 
 
 class Recorder:
-    """A cache layer that saves the keys and values passing through it, and adds none."""
+    """A cache layer that records the new keys and values and has none of its own."""
 
     length = 0
 

@@ -3,14 +3,14 @@
 The same letters are used in the jaxtyping signatures, the einops patterns, the suffixes of numpy names
 (`scores_BHTS`) and the kernels. A test checks that no signature uses another letter.
 
-In a signature, `Float[Tensor, "B T D"]` is a tensor of floats with three axes, and the same letter is the same size
-throughout one call. Further notation of jaxtyping:
+In a signature, `Float[Tensor, "B T D"]` is a floating-point tensor with three axes. A letter has one size throughout a
+call. Further notation of jaxtyping:
 
-    *N              any number of axes, also none: "*N D" is a vector, a matrix of rows, a batch of sequences, ...
-    #B              size B, or 1 where the one row is shared by the batch (broadcast)
+    *N              any number of axes, also none: "*N D" is a vector, a matrix, a batch of sequences, ...
+    #B              an axis of size B or 1; size 1 is broadcast
     _               an axis of any size, which is not checked
     1               an axis of size 1
-    K//2, {width}   a size computed from other sizes or from an argument of the function
+    K//2, {width}   a size computed from other sizes, or from an argument of the function
     ""              a scalar
 """
 
@@ -22,7 +22,7 @@ DIMENSIONS = {
     "B": "batch",
     "T": "query positions",
     "P": "prefix (prompt) positions",
-    "S": "key positions; S = P + T, or the cached ones and T",
+    "S": "key positions: S = P + T, plus the positions in the decoding cache",
     "D": "model width",
     "H": "query heads",
     "G": "key/value heads",
@@ -33,7 +33,7 @@ DIMENSIONS = {
     "M": "LoRA adapters, stacked",
     "C": "classes",
     "L": "layers",
-    "I": "a Linear's input width",
-    "O": "a Linear's output width",
+    "I": "input width of a Linear",
+    "O": "output width of a Linear",
     "N": "leading axes, flattened",
 }

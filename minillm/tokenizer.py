@@ -264,13 +264,10 @@ def _sandbox() -> Any:
             return left * right
 
     environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-    environment.globals |= {"range": bounded_range, "raise_exception": raise_exception, "strftime_now": _now}
+    environment.globals |= {"range": bounded_range, "raise_exception": raise_exception}
+    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     environment.filters["tojson"] = _tojson
     return environment
-
-
-def _now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
 
 
 def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:

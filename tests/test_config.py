@@ -1,4 +1,4 @@
-"""A config either works or says in a sentence why it cannot."""
+"""DecoderConfig: validation and presets."""
 
 import re
 from dataclasses import FrozenInstanceError, replace
@@ -12,16 +12,13 @@ tiny = DecoderConfig.tiny()
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
         ({"width": 25}, "width must be a multiple of heads, got 25 and 4"),
         ({"kv_heads": 3}, "heads must be a multiple of kv_heads, got 4 and 3"),
         ({"kv_heads": 8}, "heads must be a multiple of kv_heads, got 4 and 8"),
         ({"width": 20}, "rotary positions need an even head width, got width / heads = 5"),
-        (
-            {"positions": "sinusoidal", "width": 21, "heads": 3, "kv_heads": 3},
-            "sinusoidal positions need an even width, got 21",
-        ),
+        ({"positions": "sinusoidal", "width": 21, "heads": 3, "kv_heads": 3}, "positions need an even width, got 21"),
         ({"norm": "batch"}, "norm must be one of layer, rms, got 'batch'"),
         ({"positions": "alibi"}, "positions must be one of sinusoidal, learned, rotary, got 'alibi'"),
         ({"feed_forward": "silu"}, "feed_forward must be one of relu, gelu, swiglu, got 'silu'"),
@@ -36,41 +33,35 @@ tiny = DecoderConfig.tiny()
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
-def test_what_cannot_work_is_refused_with_a_sentence(changes, sentence):
-    with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
+def test_an_invalid_config_is_refused(changes, message):
+    with pytest.raises(InputError, match=f"{re.escape(message)}$"):
         replace(tiny, **changes)
 
 
 @pytest.mark.parametrize("family", [DecoderConfig.gpt2, DecoderConfig.llama])
-def test_an_unknown_size_is_refused_and_the_known_ones_are_named(family):
+def test_the_error_for_an_unknown_size_lists_the_sizes(family):
     with pytest.raises(InputError, match=r"size must be one of (small|smollm2-135m), .*, got 'huge'"):
         family("huge")
 
 
-def test_the_presets_make_the_choices_of_the_table():
+def test_the_presets_have_the_four_choices_of_their_families():
     choices = {
-        name: (config.norm, config.norm_first, config.positions, config.feed_forward)
-        for name, config in (
-            ("figure 1", DecoderConfig.vaswani()),
-            ("GPT-2", DecoderConfig.gpt2()),
-            ("Llama", DecoderConfig.llama()),
-        )
+        ("layer", False, "sinusoidal", "relu"): DecoderConfig.vaswani(),
+        ("layer", True, "learned", "gelu"): DecoderConfig.gpt2(),
+        ("rms", True, "rotary", "swiglu"): DecoderConfig.llama(),
     }
-    assert choices == {
-        "figure 1": ("layer", False, "sinusoidal", "relu"),
-        "GPT-2": ("layer", True, "learned", "gelu"),
-        "Llama": ("rms", True, "rotary", "swiglu"),
-    }
+    for expected, config in choices.items():
+        assert (config.norm, config.norm_first, config.positions, config.feed_forward) == expected
 
 
-def test_smollm2_has_the_sizes_of_its_file():
+def test_the_preset_of_smollm2_has_its_sizes():
     config = DecoderConfig.llama("smollm2-135m")
     assert (config.layers, config.width, config.heads, config.kv_heads) == (30, 576, 9, 3)
     assert (config.feed_forward_width, config.vocabulary, config.rope_theta) == (1536, 49152, 100_000.0)
     assert config.tie_embeddings
 
 
-def test_a_config_is_a_value():
+def test_a_config_is_immutable():
     assert DecoderConfig.tiny(layers=3) == replace(tiny, layers=3) != tiny
     with pytest.raises(FrozenInstanceError):
         tiny.layers = 3

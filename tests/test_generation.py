@@ -1,4 +1,6 @@
-"""Generation says what the full forward pass says, one token at a time."""
+"""Generation with a cache equals the full forward pass; sampling; stop tokens; validation."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,50 +24,27 @@ def without_a_cache(model, row, count):
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_greedy_decoding_with_a_cache_takes_the_tokens_of_the_full_forward(style):
-    decoder = random_decoder(STYLES[style])
-    ids = generate(decoder, torch.tensor([PROMPTS[0]]), max_new_tokens=9)
-    assert ids[0].tolist() == without_a_cache(decoder, PROMPTS[0], 9)
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_prompts_of_unequal_length_go_on_together_as_they_would_alone(style):
-    decoder = random_decoder(STYLES[style])
-    ids, mask = pad_left(PROMPTS)
-    together = generate(decoder, ids, max_new_tokens=7, mask=mask)
-    for row, kept, prompt in zip(together, mask, PROMPTS, strict=True):
-        assert [*row[:5][kept].tolist(), *row[5:].tolist()] == without_a_cache(decoder, prompt, 7)
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_a_prompt_kept_as_keys_and_values_is_continued_like_one_that_is_read(style):
+def test_greedy_decoding_of_a_padded_batch_equals_the_full_forward_of_each_row(style):
     decoder = random_decoder(STYLES[style])
     method = adapt.InContext(decoder, torch.tensor([[7, 8, 9]]))
     ids, mask = pad_left(PROMPTS)
-    behind_prompt = generate(method, ids, max_new_tokens=5, mask=mask)[:, -5:]
-    for row, prompt in zip(behind_prompt, PROMPTS, strict=True):
-        assert row.tolist() == without_a_cache(decoder, [7, 8, 9, *prompt], 5)[-5:]
+    batch, after_prefix = (generate(model, ids, max_new_tokens=7, mask=mask)[:, 5:] for model in (decoder, method))
+    for row, prefixed, prompt in zip(batch, after_prefix, PROMPTS, strict=True):
+        assert row.tolist() == without_a_cache(decoder, prompt, 7)[-7:]
+        assert prefixed.tolist() == without_a_cache(decoder, [7, 8, 9, *prompt], 7)[-7:]
+    alone = generate(decoder, torch.tensor([PROMPTS[0]]), max_new_tokens=9)
+    assert alone[0].tolist() == without_a_cache(decoder, PROMPTS[0], 9)
 
 
-def test_streaming_yields_what_generating_returns():
-    decoder = random_decoder(STYLES["Llama"])
-    ids = torch.tensor([[3, 1, 4]])
-    options = {"max_new_tokens": 8, "temperature": 1.3, "top_k": 5, "seed": 4}
-    assert [token.item() for token in stream(decoder, ids, **options)] == generate(decoder, ids, **options)[
-        0, 3:
-    ].tolist()
+def test_sampling_is_seeded_and_streaming_yields_the_same_tokens():
+    decoder, ids = random_decoder(STYLES["Llama"]), torch.tensor([[3, 1, 4]])
+    options = {"max_new_tokens": 12, "temperature": 2.0, "top_k": 9}
+    first, again, other = (generate(decoder, ids, seed=seed, **options)[0, 3:].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    assert [token.item() for token in stream(decoder, ids, seed=0, **options)] == first
 
 
-def test_the_same_seed_draws_the_same_text_and_another_seed_another():
-    decoder = random_decoder(STYLES["Llama"])
-    drawn = [
-        generate(decoder, torch.tensor([[3, 1]]), max_new_tokens=12, temperature=2.0, seed=seed).tolist()
-        for seed in (0, 0, 1)
-    ]
-    assert drawn[0] == drawn[1] != drawn[2]
-
-
-def test_a_row_that_has_met_a_stop_token_repeats_it_while_the_others_go_on():
+def test_a_finished_row_repeats_its_stop_token_until_all_rows_have_ended():
     decoder = random_decoder(STYLES["Llama"])
     ids, mask = pad_left(PROMPTS)
     free = generate(decoder, ids, max_new_tokens=8, mask=mask)[:, 5:]
@@ -75,12 +54,11 @@ def test_a_row_that_has_met_a_stop_token_repeats_it_while_the_others_go_on():
         end = without.index(stop) + 1 if stop in without else len(without)
         expected = without[:end] + [stop] * (8 - end)
         assert with_stop == expected[: len(with_stop)]
-    assert generate(decoder, ids[:1], max_new_tokens=8, stop=[stop]).shape[1] < 13, "it ends when every row has ended"
+    assert generate(decoder, ids[:1], max_new_tokens=8, stop=[stop]).shape[1] < 13
 
 
-def test_generating_switches_dropout_off_and_leaves_the_mode_as_it_was():
-    config = STYLES["Llama"].__class__(**{**STYLES["Llama"].__dict__, "dropout": 0.5})
-    decoder = Decoder(config).train()
+def test_generation_disables_dropout_and_restores_the_mode():
+    decoder = Decoder(replace(STYLES["Llama"], dropout=0.5)).train()
     first, second = (generate(decoder, torch.tensor([[1, 2]]), max_new_tokens=9) for _ in range(2))
     assert torch.equal(first, second)
     assert decoder.training
@@ -111,7 +89,7 @@ def test_top_k_keeps_the_most_likely_and_temperature_divides_the_logits(logits, 
 
 
 @pytest.mark.parametrize(
-    ("options", "sentence"),
+    ("options", "message"),
     [
         ({"max_new_tokens": 0}, "at least 1"),
         ({"max_new_tokens": 99}, "exceed the context length 17"),
@@ -120,11 +98,9 @@ def test_top_k_keeps_the_most_likely_and_temperature_divides_the_logits(logits, 
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p"),
     ],
 )
-def test_options_that_cannot_work_are_refused_in_a_sentence(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        generate(random_decoder(STYLES["Llama"]), torch.tensor([[1, 2]]), **options)
-
-
-def test_an_empty_prompt_is_refused_in_a_sentence():
+def test_invalid_options_and_an_empty_prompt_are_refused(options, message):
+    decoder = random_decoder(STYLES["Llama"])
+    with pytest.raises(InputError, match=message):
+        generate(decoder, torch.tensor([[1, 2]]), **options)
     with pytest.raises(InputError, match="the prompt has no tokens"):
-        generate(random_decoder(STYLES["Llama"]), torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)
+        generate(decoder, torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)

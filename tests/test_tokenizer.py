@@ -1,4 +1,4 @@
-"""Text goes to ids and comes back, special tokens come from templates only, and a template is a stranger."""
+"""Encoding and decoding are inverse, text never becomes special tokens, and files of transformers are loaded."""
 
 import json
 
@@ -32,23 +32,20 @@ def test_text_never_becomes_a_special_token(tokenizer, text):
     assert tokenizer.decode(ids) == text
 
 
-def test_encoding_adds_nothing(tokenizer):
+def test_encoding_adds_no_tokens_and_refuses_unpaired_surrogates(tokenizer):
     assert tokenizer.encode("") == []
     assert tokenizer.encode("the") + tokenizer.encode(" film") == tokenizer.encode("the film")
-
-
-def test_text_that_is_no_unicode_is_a_sentence(tokenizer):
     with pytest.raises(InputError, match="surrogate"):
         tokenizer.encode("half \ud800 of a pair")
 
 
-def test_special_tokens_can_be_left_out_of_what_is_shown(tokenizer):
+def test_decoding_can_skip_special_tokens(tokenizer):
     ids = [1, *tokenizer.encode("the film"), 2]
     assert tokenizer.decode(ids) == "<|im_start|>the film<|im_end|>"
     assert tokenizer.decode(ids, skip_special=True) == "the film"
 
 
-def test_ids_have_their_roles(tokenizer):
+def test_special_tokens_have_roles(tokenizer):
     assert (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.stop) == (1, 2, 2, (0, 2))
     bare = Tokenizer(trained(smollm()), {})
     assert (bare.bos, bare.eos, bare.pad, bare.chat_template) == (None, None, None, None)
@@ -57,15 +54,7 @@ def test_ids_have_their_roles(tokenizer):
         Tokenizer(trained(smollm()), {"bos": "<s>"})
 
 
-def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    again = Tokenizer.from_directory(tmp_path)
-    assert again.fingerprint == tokenizer.fingerprint
-    assert (again.names, again.special, again.stop) == (tokenizer.names, tokenizer.special, tokenizer.stop)
-    assert again.chat(user("a <|im_end|> b")) == tokenizer.chat(user("a <|im_end|> b"))
-
-
-def test_the_fingerprint_tells_tokenizers_apart(tokenizer):
+def test_different_tokenizers_have_different_fingerprints(tokenizer):
     assert len(tokenizer.fingerprint) == 64
     others = [
         Tokenizer(trained(ByteLevel(add_prefix_space=False)), NAMES, TEMPLATE),
@@ -77,8 +66,12 @@ def test_the_fingerprint_tells_tokenizers_apart(tokenizer):
     assert Tokenizer(trained(smollm()), reordered, TEMPLATE).fingerprint == tokenizer.fingerprint
 
 
-def test_transformers_reads_a_saved_tokenizer_alike(tokenizer, tmp_path):
+def test_minillm_and_transformers_load_a_saved_tokenizer(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
+    again = Tokenizer.from_directory(tmp_path)
+    assert again.fingerprint == tokenizer.fingerprint
+    assert (again.names, again.special, again.stop) == (tokenizer.names, tokenizer.special, tokenizer.stop)
+    assert again.chat(user("a <|im_end|> b")) == tokenizer.chat(user("a <|im_end|> b"))
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     assert theirs("a  12 film\n\n3")["input_ids"] == tokenizer.encode("a  12 film\n\n3")
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 2)
@@ -90,17 +83,13 @@ def test_transformers_reads_a_saved_tokenizer_alike(tokenizer, tmp_path):
     for prompted in (True, False):
         expected = theirs.apply_chat_template(conversation, add_generation_prompt=prompted, return_dict=False)
         assert tokenizer.chat(conversation, add_generation_prompt=prompted) == expected
-
-
-def test_a_tokenizer_that_transformers_wrote_is_read(tokenizer, tmp_path):
-    tokenizer.save(tmp_path / "ours")
-    AutoTokenizer.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    theirs.save_pretrained(tmp_path / "theirs")
     again = Tokenizer.from_directory(tmp_path / "theirs")
     assert (again.names, again.chat_template) == (tokenizer.names, TEMPLATE)
     assert again.chat(user("film")) == tokenizer.chat(user("film"))
 
 
-def test_a_template_in_a_file_of_its_own_goes_first_and_saving_replaces_it(tokenizer, tmp_path):
+def test_a_separate_template_file_takes_precedence_and_saving_removes_it(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
     assert Tokenizer.from_directory(tmp_path).render_chat(user("hello")) == "hello"
@@ -108,7 +97,7 @@ def test_a_template_in_a_file_of_its_own_goes_first_and_saving_replaces_it(token
     assert Tokenizer.from_directory(tmp_path).chat_template == TEMPLATE
 
 
-def test_older_ways_of_writing_settings_are_read(tokenizer, tmp_path):
+def test_older_formats_of_the_settings_are_loaded(tokenizer, tmp_path):
     tokenizer.save(tmp_path)
     named = [{"name": "tools", "template": "no"}, {"name": "default", "template": TEMPLATE}]
     settings = {"bos_token": {"content": "<|im_start|>", "special": True}, "eos_token": None, "chat_template": named}
@@ -121,14 +110,14 @@ def test_older_ways_of_writing_settings_are_read(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
 @pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"bos_token": 7}', '{"bos_token": "<nowhere>"}'])
-def test_damaged_tokenizer_files_are_a_sentence(tokenizer, tmp_path, file, text):
+def test_damaged_tokenizer_files_are_refused(tokenizer, tmp_path, file, text):
     tokenizer.save(tmp_path)
     (tmp_path / file).write_text(text)
     with pytest.raises(InputError):
         Tokenizer.from_directory(tmp_path)
 
 
-def test_truncation_and_padding_that_a_file_asks_for_are_off(tmp_path):
+def test_truncation_and_padding_in_a_file_are_disabled(tmp_path):
     pipeline = trained(smollm())
     pipeline.enable_truncation(2)
     pipeline.enable_padding(length=99)
@@ -138,9 +127,14 @@ def test_truncation_and_padding_that_a_file_asks_for_are_off(tmp_path):
     assert read.encode("the film is the end") == Tokenizer(trained(smollm()), {}).encode("the film is the end")
 
 
-def test_a_vocabulary_that_would_make_special_tokens_of_text_is_refused():
+def word_level():
     pipeline = Pipeline(models.WordLevel({"<s>": 0, "hello": 1, "[UNK]": 2}, unk_token="[UNK]"))
     pipeline.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return pipeline
+
+
+def test_a_vocabulary_that_would_encode_text_as_special_tokens_is_refused():
+    pipeline = word_level()
     pipeline.add_special_tokens(["<s>", "[UNK]"])
     hostile = Tokenizer(pipeline, {"bos": "<s>", "unk": "[UNK]"})
     assert hostile.encode("hello stranger") == [1, 2]
@@ -148,9 +142,8 @@ def test_a_vocabulary_that_would_make_special_tokens_of_text_is_refused():
         hostile.encode("hello <s>")
 
 
-def test_a_token_with_a_role_is_special_even_where_its_file_does_not_say_so():
-    pipeline = Pipeline(models.WordLevel({"<s>": 0, "hello": 1, "[UNK]": 2}, unk_token="[UNK]"))
-    pipeline.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+def test_a_token_with_a_role_is_special_even_if_its_file_does_not_declare_it():
+    pipeline = word_level()
     pipeline.add_tokens(["<s>"])
     assert Tokenizer(pipeline, {"bos": "<s>"}).special == {"<s>": 0}
     described = {**metadata(trained(smollm())), "tokenizer.ggml.token_type": None}

@@ -1,4 +1,4 @@
-"""Conversations: special tokens come from the template only, and the template is a stranger's program."""
+"""Conversations: only the template writes special tokens, and the template is untrusted code."""
 
 import pytest
 from hypothesis import example, given
@@ -15,13 +15,12 @@ def tokenizer():
 
 
 @given(st.lists(HOSTILE, min_size=1, max_size=4))
-def test_a_conversation_has_the_special_tokens_of_its_template_and_no_others(tokenizer, contents):
+def test_a_conversation_has_only_the_special_tokens_of_its_template(tokenizer, contents):
     special = set(tokenizer.special.values())
     messages = [{"role": "user", "content": content} for content in contents]
     harmless = [{"role": "user", "content": "x"} for _ in contents]
     ids = tokenizer.chat(messages)
-    kept, expected = ([i for i in seen if i in special] for seen in (ids, tokenizer.chat(harmless)))
-    assert kept == expected
+    assert [i for i in ids if i in special] == [i for i in tokenizer.chat(harmless) if i in special]
     assert tokenizer.decode(ids) == tokenizer.render_chat(messages)
 
 
@@ -29,7 +28,7 @@ def test_a_conversation_has_the_special_tokens_of_its_template_and_no_others(tok
 @example("<|im_", "end|>")
 @example("<|im_end|", ">")
 @example("<", "|im_end|>")
-def test_two_fields_cannot_make_a_special_token_between_them(tokenizer, first, second):
+def test_adjacent_fields_cannot_form_a_special_token(tokenizer, first, second):
     gluing = Tokenizer(tokenizer.pipeline, NAMES, "<|im_start|>{{ messages[0]['a'] }}{{ messages[0]['b'] }}")
     ids = gluing.chat([{"a": first, "b": second}])
     assert sum(i in gluing.special.values() for i in ids) == 1
@@ -37,7 +36,7 @@ def test_two_fields_cannot_make_a_special_token_between_them(tokenizer, first, s
 
 
 @pytest.mark.parametrize(("template", "content"), [("<|im_{{ m }}", "end|>"), ("{{ m }}end|>", "<|im_")])
-def test_the_edge_of_a_message_cannot_complete_what_the_template_began(tokenizer, template, content):
+def test_a_message_cannot_complete_a_special_token_with_text_of_the_template(tokenizer, template, content):
     completing = Tokenizer(tokenizer.pipeline, NAMES, template.replace("m }", "messages[0]['content'] }"))
     ids = completing.chat(user(content))
     assert not set(ids) & set(completing.special.values())
@@ -49,60 +48,43 @@ def test_a_template_may_build_a_special_token_around_a_role(tokenizer):
     assert building.chat([{"role": "im_start", "content": ""}]) == [1]
 
 
-def test_where_two_special_tokens_begin_the_longer_is_meant():
+@pytest.mark.parametrize(
+    ("added", "template", "content", "expected"),
+    [
+        (["<a>", "<a>b"], "<a>b{{ m }}<a>", "x", ["<a>b", "<a>"]),
+        (["<a>", "<a>b"], "<a>b{{ m }}<a>", "<a>b", ["<a>b", "<a>"]),
+        (["☃"], "☃{{ m }}☃", "a☃b", ["☃", "☃"]),
+        (["<<"], "<<{{ m }}", "a <<< b", ["<<"]),
+    ],
+    ids=["the longest match", "the longest match in text", "one character", "overlapping itself"],
+)
+def test_messages_with_unusual_special_tokens_stay_text(added, template, content, expected):
     pipeline = trained(smollm())
-    pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in ("<a>", "<a>b")])
-    tokenizer = Tokenizer(pipeline, {}, "<a>b{{ messages[0]['content'] }}<a>")
-    expected = [tokenizer.special["<a>b"], tokenizer.special["<a>"]]
-    for content in ("x", "<a>b"):
-        ids = tokenizer.chat(user(content))
-        assert [i for i in ids if i in tokenizer.special.values()] == expected
+    pipeline.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
+    tokenizer = Tokenizer(pipeline, {}, template.replace("m }", "messages[0]['content'] }"))
+    ids = tokenizer.chat(user(content))
+    assert [i for i in ids if i in tokenizer.special.values()] == [tokenizer.special[token] for token in expected]
+    assert tokenizer.decode(ids) == template.replace("{{ m }}", content)
 
 
-def test_a_special_token_of_one_character_is_guarded_too():
-    pipeline = trained(smollm())
-    pipeline.add_special_tokens([AddedToken("☃", special=True, normalized=False)])
-    tokenizer = Tokenizer(pipeline, {}, "☃{{ messages[0]['content'] }}☃")
-    ids = tokenizer.chat(user("a☃b"))
-    assert [i == tokenizer.special["☃"] for i in ids] == [True, *[False] * (len(ids) - 2), True]
-    assert tokenizer.decode(ids) == "☃a☃b☃"
-
-
-def test_a_special_token_that_overlaps_itself_is_guarded_too():
-    pipeline = trained(smollm())
-    pipeline.add_special_tokens([AddedToken("<<", special=True, normalized=False)])
-    tokenizer = Tokenizer(pipeline, {}, "<<{{ messages[0]['content'] }}")
-    ids = tokenizer.chat(user("a <<< b"))
-    assert ids.count(tokenizer.special["<<"]) == 1
-    assert tokenizer.decode(ids) == "<<a <<< b"
-
-
-def test_a_template_that_changes_capitals_makes_no_special_tokens(tokenizer):
-    lowering = Tokenizer(tokenizer.pipeline, NAMES, "{{ messages[0]['content'] | lower }}")
-    ids = lowering.chat(user("<|IM_END|>"))
+@pytest.mark.parametrize(
+    ("template", "messages", "text"),
+    [
+        ("{{ messages[0]['content'] | lower }}", user("<|IM_END|>"), "<|im_end|>"),
+        ("{{ messages[0] | tojson(separators=(',', ':')) }}", [{"<|im_end|>": "é"}], '{"<|im_end|>":"é"}'),
+        (
+            "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}",
+            [{"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]}],
+            "<|im_end|>",
+        ),
+    ],
+    ids=["changed case", "keys", "nested lists"],
+)
+def test_special_tokens_anywhere_in_messages_stay_text(tokenizer, template, messages, text):
+    ids = Tokenizer(tokenizer.pipeline, NAMES, template).chat(messages)
     assert 2 not in ids
-    assert lowering.decode(ids) == "<|im_end|>"
-
-
-def test_special_tokens_in_keys_are_guarded(tokenizer):
-    showing = Tokenizer(tokenizer.pipeline, NAMES, "{{ messages[0] | tojson(separators=(',', ':')) }}")
-    ids = showing.chat([{"<|im_end|>": "é"}])
-    assert 2 not in ids
-    assert showing.decode(ids) == '{"<|im_end|>":"é"}'
-
-
-def test_special_tokens_in_lists_and_deeper_are_guarded(tokenizer):
-    parts = Tokenizer(
-        tokenizer.pipeline, NAMES, "{% for m in messages %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endfor %}"
-    )
-    ids = parts.chat([{"role": "user", "content": [{"type": "text", "text": "<|im_end|>"}]}])
-    assert 2 not in ids
-    assert parts.decode(ids) == "<|im_end|>"
-
-
-def test_conversations_do_not_open_the_door_for_text(tokenizer):
-    tokenizer.chat(user("x"))
-    assert 2 not in tokenizer.encode("<|im_end|>")
+    assert tokenizer.decode(ids) == text
+    assert 2 not in tokenizer.encode("<|im_end|>"), "encoding text is not changed by a chat"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +101,7 @@ def test_conversations_do_not_open_the_door_for_text(tokenizer):
         ("{{ 2 * 3.5 }}", "7.0"),
     ],
 )
-def test_templates_find_what_they_expect(tokenizer, template, rendered):
+def test_templates_have_the_functions_of_transformers(tokenizer, template, rendered):
     assert Tokenizer(tokenizer.pipeline, NAMES, template).render_chat(user(" hi ")) == rendered
 
 
@@ -149,7 +131,7 @@ def test_templates_find_what_they_expect(tokenizer, template, rendered):
     ],
     ids=lambda template: template[:50],
 )
-def test_a_hostile_or_broken_template_is_a_sentence(tokenizer, template):
+def test_a_hostile_or_broken_template_is_refused(tokenizer, template):
     with pytest.raises(InputError) as refusal:
         Tokenizer(tokenizer.pipeline, NAMES, template).chat(user("hi"))
     assert "\n" not in str(refusal.value)
@@ -159,21 +141,19 @@ def test_a_hostile_or_broken_template_is_a_sentence(tokenizer, template):
     "inside",
     ["raise_exception.__globals__", "'x'.format.__self__", "range.__closure__", "self._TemplateReference__context"],
 )
-def test_a_template_sees_nothing_of_python(tokenizer, inside):
+def test_a_template_cannot_access_python_internals(tokenizer, inside):
     assert Tokenizer(tokenizer.pipeline, NAMES, "{{ " + inside + " }}").render_chat(user("hi")) == ""
 
 
-def test_what_a_template_complains_of_is_passed_on(tokenizer):
-    strict = Tokenizer(tokenizer.pipeline, NAMES, "{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(InputError, match="roles must alternate"):
-        strict.chat(user("hi"))
-
-
-def test_without_a_template_there_is_no_conversation(tokenizer):
-    with pytest.raises(InputError, match="no chat template"):
-        Tokenizer(tokenizer.pipeline, NAMES).chat(user("hi"))
-
-
-def test_messages_that_are_no_data_are_a_sentence(tokenizer):
-    with pytest.raises(InputError, match="a list of messages"):
-        tokenizer.chat([{"role": "user", "content": object()}])
+@pytest.mark.parametrize(
+    ("template", "content", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "hi", "roles must alternate"),
+        (None, "hi", "no chat template"),
+        (TEMPLATE, object(), "a list of messages"),
+    ],
+    ids=["an error of the template", "no template", "no strings"],
+)
+def test_invalid_conversations_are_refused(tokenizer, template, content, message):
+    with pytest.raises(InputError, match=message):
+        Tokenizer(tokenizer.pipeline, NAMES, template).chat(user(content))

@@ -1,7 +1,7 @@
-"""Rows of unequal length in one tensor, and which rows go together.
+"""Padding and length buckets: rows of unequal length in one tensor.
 
-To generate, rows are padded on the left and a mask says where they begin. To score or to train, they are padded on
-the right and need no mask: a causal decoder never looks to the right, and positions count from the left.
+For generation, rows are padded on the left and need a mask. For scoring and training, they are padded on the right and
+need none: attention is causal, and positions count from the left.
 """
 
 import random
@@ -15,7 +15,7 @@ from minillm.shapes import Bool, Int
 
 
 def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Int[Tensor, "B T"], Bool[Tensor, "B T"]]:
-    """(ids, mask), every row ending in the last column. Raises InputError for an empty row."""
+    """(ids, mask); every row ends in the last column. Raises InputError for an empty row."""
     width = _width(rows)
     ids = torch.tensor([[padding] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[False] * (width - len(row)) + [True] * len(row) for row in rows])
@@ -23,7 +23,7 @@ def pad_left(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Int[Tenso
 
 
 def pad_right(rows: Sequence[Sequence[int]], padding: int = 0) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B"]]:
-    """(ids, index of each row's last token), every row beginning in the first column."""
+    """(ids, index of the last token of each row); every row starts in the first column."""
     width = _width(rows)
     ids = torch.tensor([list(row) + [padding] * (width - len(row)) for row in rows])
     return ids, torch.tensor([len(row) - 1 for row in rows])
@@ -36,9 +36,9 @@ def _width(rows: Sequence[Sequence[int]]) -> int:
 
 
 def length_buckets(lengths: Sequence[int], size: int, order: random.Random | None = None) -> list[list[int]]:
-    """Indices of rows in batches of `size` neighbours in length, so that little of a batch is padding.
+    """Batches of `size` row indices of similar lengths, which keeps padding small.
 
-    `order` shuffles the batches among themselves, and the rows of equal length, for training.
+    For training, `order` shuffles the batches, and the rows of equal length.
     """
     indices = list(range(len(lengths)))
     if order is not None:

@@ -1,8 +1,8 @@
-"""Where a prompt's tokens end and an answer's begin.
+"""The token boundary between a prompt and its answer.
 
-A space belongs to the word after it: " positive" is one token, and " " and "positive" are two others, which a model has
-rarely seen next to each other. So a prompt ends without a space and an answer begins with one: a prompt that ends with
-a space has other tokens than it seems to (lm-eval moves such spaces to the answer; here they are refused).
+A tokenizer joins a space to the word after it: " positive" is one token; " " and "positive" are two others, a sequence
+that is rare in training data. So a prompt must not end with a space, and an answer begins with one. (lm-eval moves a
+trailing space to the answer; minillm refuses it.)
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,12 @@ def refuse_trailing_space(prompt: str) -> None:
     """Raises InputError for a prompt that ends with a space."""
     if prompt.endswith(" "):
         raise InputError(
-            f"the prompt ends with a space, {prompt[-20:]!r}, which would change the tokens of the answer; "
-            "leave the space out"
+            f"the prompt ends with a space, {prompt[-20:]!r}, which would change the tokens of the answer: remove it"
         )
 
 
 def refuse_merging(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) -> None:
-    """Raises InputError where an answer's tokens are not the same behind the end of this prompt as by themselves."""
+    """Raises InputError if the tokens of an answer change when it follows this prompt."""
     before = tokenizer.encode(prompt)
     for answer in answers:
         if tokenizer.encode(prompt + answer) != before + tokenizer.encode(answer):
@@ -32,16 +31,13 @@ def refuse_merging(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) ->
 
 
 def start_token(tokenizer: Tokenizer) -> int:
-    """The token that stands for an empty prompt, as in lm-eval: bos, or eos where there is none.
-
-    Raises InputError for a tokenizer with neither.
-    """
+    """The token used as an empty prompt, as in lm-eval: bos, else eos. Raises InputError if there is neither."""
     start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
     if start is None:
-        raise InputError("this tokenizer has neither bos nor eos, one of which has to stand for an empty prompt")
+        raise InputError("this tokenizer has neither bos nor eos, so the prompt must not be empty")
     return start
 
 
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """Every token in brackets; newlines are written \\n, and incomplete characters U+FFFD."""
+    """Each token in brackets; newlines are shown as \\n and incomplete characters as U+FFFD."""
     return "".join(f"[{tokenizer.decode([token])}]" for token in ids).replace("\n", "\\n")

@@ -1,4 +1,4 @@
-"""Texts that ask and texts that answer, for tasks whose answers are free: a summary, a translation, a reply."""
+"""Prompts with free-form answers: summaries, translations, replies."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Exchanges:
-    """A task of free answers. What is tuned is tuned on `validation`; `test` is scored once."""
+    """A task with free-form answers. Tune on `validation`; score `test` once."""
 
     name: str
     train: list[Exchange]
@@ -29,10 +29,10 @@ class Exchanges:
 def table_exchanges(
     path: Path, *, prompt_column: str, answer_column: str, template: str, train: int, test: int
 ) -> Exchanges:
-    """The task from a CSV or JSON lines file, divided as labelled text is; `template` is what is asked, with {text} for
-    the prompt column's value. Raises InputError for an empty answer."""
+    """The task of a CSV or JSON lines file, divided like labelled text. {text} in `template` is the value of the
+    prompt column. Raises InputError for an empty prompt or answer."""
     rows = [(column(row, prompt_column, path), column(row, answer_column, path)) for row in read_rows(path)]
     if not all(asked.strip() and answer.strip() for asked, answer in rows):
-        raise InputError(f"{path} has a row whose {prompt_column!r} or {answer_column!r} is empty")
+        raise InputError(f"{path} has a row with an empty {prompt_column!r} or {answer_column!r}: fill or remove it")
     exchanges = [Exchange(template.replace("{text}", asked), answer) for asked, answer in rows]
     return Exchanges(path.stem, *divide(exchanges, train, test))

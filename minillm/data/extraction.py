@@ -1,7 +1,7 @@
-"""The answer in a generated text: strictly, right behind the cue, or flexibly, the last match anywhere.
+"""Answer extraction from generated text: strict (right after the cue) or flexible (the last match anywhere).
 
 lm-eval calls these filters strict-match and flexible-extract. The share of texts without a strict answer is reported
-next to the accuracy: it tells wrong answers from answers that could not be parsed.
+next to the accuracy, to distinguish wrong answers from answers that could not be parsed.
 """
 
 import re
@@ -14,7 +14,7 @@ NUMBER = r"-?\d(?:[\d,]*\d)?(?:\.\d+)?"
 
 
 class Reading(NamedTuple):
-    """The answers that were found in a text; None where there is none."""
+    """The answers found in a text, or None."""
 
     strict: str | None
     flexible: str | None
@@ -22,9 +22,9 @@ class Reading(NamedTuple):
 
 @dataclass(frozen=True)
 class AnswerForm:
-    """How an answer looks: a regular expression for it, and the words before it and behind it that make it strict.
+    """The form of an answer: a regular expression, and the words before and after it that a strict answer needs.
 
-    Without a cue a strict answer stands at the start of the text.
+    Without a cue, a strict answer is at the start of the text.
     """
 
     pattern: str
@@ -33,17 +33,17 @@ class AnswerForm:
 
     @classmethod
     def of(cls, answers: Sequence[str], cue: str, end: str = "") -> "AnswerForm":
-        """The form of one of these answers, of which the longest that fits is taken ("not funny" is not "funny").
+        """The form that matches these answers, the longest first ("not funny" before "funny").
 
-        Where all are numbers, any number is an answer, right or wrong.
+        If all of them are numbers, it matches any number.
         """
         longest_first = sorted((answer.strip() for answer in answers), key=len, reverse=True)
         numbers = all(re.fullmatch(NUMBER, answer) for answer in longest_first)
         return cls(NUMBER if numbers else "|".join(map(re.escape, longest_first)), cue.strip(), end)
 
     def read(self, text: str) -> Reading:
-        """The first answer behind the cue, and the last one anywhere, as they are written but for commas in numbers."""
-        # Not within a longer word or number: 16 is no answer in 160, and 3 is none in 3.5.
+        """The first answer after the cue and the last one anywhere, without the commas in numbers."""
+        # No match within a longer word or number: not 16 in 160, not 3 in 3.5.
         whole = rf"(?<![\w.])({self.pattern})(?!\w|[.,]\d)"
         before = rf"{re.escape(self.cue)}:?" if self.cue else r"\A"
         strict = re.search(rf"{before}\s*{whole}{re.escape(self.end)}", text, re.I)
@@ -61,7 +61,7 @@ def same_answer(found: str | None, expected: str) -> bool:
 
 
 def answer_shares(readings: Sequence[Reading], expected: Sequence[str]) -> dict[str, float]:
-    """The shares of right answers, read strictly and flexibly, and of texts without a strict answer."""
+    """The accuracy of strict and of flexible extraction, and the share of texts without a strict answer."""
     pairs = list(zip(readings, expected, strict=True))
     return {
         "strict": sum(same_answer(reading.strict, answer) for reading, answer in pairs) / len(pairs),
@@ -71,9 +71,9 @@ def answer_shares(readings: Sequence[Reading], expected: Sequence[str]) -> dict[
 
 
 def majority(texts: Sequence[str], form: AnswerForm) -> str:
-    """The first text with the answer that most texts give strictly (self-consistency, Wang et al. 2022).
+    """The first text with the most frequent strict answer (self-consistency, Wang et al. 2022).
 
-    A text without a strict answer does not vote; of equals the first to be given wins.
+    Texts without a strict answer do not vote; a tie goes to the answer that occurs first.
     """
     read = [form.read(text).strict for text in texts]
     votes = Counter(answer.lower() for answer in read if answer is not None)

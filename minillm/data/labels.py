@@ -1,4 +1,4 @@
-"""Texts and labels as a caller gives them: lists, arrays, columns; labels of any hashable type."""
+"""Validation of texts and labels: lists, arrays, columns; labels of any hashable type."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from minillm.errors import InputError
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """Raises InputError for one string, for no text, and for what is no string."""
+    """The texts as a list. Raises InputError for a single string, an empty list and anything but strings."""
     found = [] if isinstance(texts, str) else list(texts)
     if not found or not all(isinstance(text, str) for text in found):
         odd = texts if isinstance(texts, str) else next((text for text in found if not isinstance(text, str)), [])
@@ -18,7 +18,7 @@ def checked_texts(texts: Iterable[str]) -> list[str]:
 
 
 def distinct(labels: Iterable[Any]) -> list[Any]:
-    """Each label once: sorted, or in order of appearance where they cannot be compared."""
+    """The distinct labels: sorted, or in order of appearance if they cannot be compared."""
     try:
         found: list[Any] = list(dict.fromkeys(labels))
     except TypeError as problem:
@@ -30,11 +30,11 @@ def distinct(labels: Iterable[Any]) -> list[Any]:
 
 
 def label_array(labels: list[Any]) -> np.ndarray:
-    """Labels as numbers or strings of numpy if they are of one such type, else as they are."""
+    """An array of numbers or strings if all labels are of one such type, else of objects."""
     plain = len({type(label) for label in labels}) == 1 and isinstance(labels[0], str | int | float | np.generic)
     return np.array(labels) if plain else np.fromiter(labels, object, len(labels))
 
 
 def from_json(label: Any) -> Any:
-    """A label as it was before it was JSON, which has lists for tuples."""
+    """A label that was saved as JSON, with its tuples restored (JSON stores them as lists)."""
     return tuple(map(from_json, label)) if isinstance(label, list) else label

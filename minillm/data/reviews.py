@@ -1,6 +1,6 @@
 """The task `reviews`: is this sentence from a film review negative or positive?
 
-8,530 sentences of Rotten Tomatoes (Pang & Lee 2005), in the order of the pulled file and in one fixed shuffle.
+8,530 sentences of Rotten Tomatoes (Pang & Lee 2005), in one fixed shuffle of the order of the pulled file.
 """
 
 from pathlib import Path
@@ -13,7 +13,7 @@ ANSWERS = (" negative", " positive")
 
 
 def reviews_task(path: Path, train: int, test: int) -> Task:
-    """The task from the pulled CSV file. Raises InputError where it has too few rows."""
+    """The task from the pulled CSV file. Raises InputError if it has too few rows."""
     rows = [
         LabelledText(column(row, "text", path), int(column(row, "label", path)))
         for row in read_rows(path)

@@ -1,4 +1,4 @@
-"""A user's own labelled text: a CSV file with a header line, or JSON lines."""
+"""A user's labelled text: a CSV file with a header line, or JSON lines."""
 
 import csv
 import json
@@ -12,16 +12,16 @@ from minillm.errors import InputError
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Each row as a mapping from column to value. Raises InputError for what is no such file."""
+    """Each row as a mapping from column to value. Raises InputError for any other file."""
     if path.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"{path} is neither a .csv nor a .jsonl file")
+        raise InputError(f"{path} must be a .csv or .jsonl file")
     try:
-        # Spreadsheets write a byte order mark, which would be a part of the first column's name.
+        # Spreadsheets write a byte order mark, which must not become part of the name of the first column.
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
                 yield from (_json_row(line, path) for line in file if line.strip())
             else:
-                # Reviews are longer than the 128 kB that a field may have by default.
+                # The default limit of a field is 128 kB; reviews are longer.
                 csv.field_size_limit(sys.maxsize)
                 yield from csv.DictReader(file)
     except OSError as error:
@@ -33,32 +33,26 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 def _json_row(line: str, path: Path) -> dict[str, Any]:
     row = json.loads(line)
     if not isinstance(row, dict):
-        raise InputError(f"{path} has a line that is no JSON object: {line.strip()[:40]}")
+        raise InputError(f"every line of {path} must be a JSON object, got {line.strip()[:40]}")
     return row
 
 
 def column(row: dict[str, Any], name: str, path: Path) -> str:
-    """A row's value in a column, as text. Raises InputError, naming the columns there are."""
+    """The value of a row in a column, as text. Raises InputError if there is none, with the names of the columns."""
     if row.get(name) is None:
-        raise InputError(f"{path} has a row without a value in column {name!r}; it has: {', '.join(map(str, row))}")
+        raise InputError(f"{path} has a row without a value in column {name!r}; columns: {', '.join(map(str, row))}")
     return str(row[name])
 
 
 def table_task(
-    path: Path,
-    *,
-    text_column: str,
-    label_column: str,
-    prompt: str,
-    labels: tuple[str, ...] | None,
-    train: int,
+    path: Path, *, text_column: str, label_column: str, prompt: str, labels: tuple[str, ...] | None, train: int,
     test: int,
-) -> Task:
-    """A task from a file. The classes are the label column's values in sorted order; `labels` renames them."""
+) -> Task:  # fmt: skip
+    """A task from a file. The classes are the values of the label column in sorted order; `labels` renames them."""
     rows = [(column(row, text_column, path), column(row, label_column, path)) for row in read_rows(path)]
     values = sorted({value for _, value in rows})
     if len(values) < 2:
-        raise InputError(f"column {label_column!r} of {path} holds {len(values)} class(es); a task needs two at least")
+        raise InputError(f"column {label_column!r} of {path} must have at least 2 classes, got {len(values)}")
     if labels is not None and len(labels) != len(values):
         raise InputError(f"{len(labels)} labels are given for the {len(values)} classes: {', '.join(values)}")
     number = {value: index for index, value in enumerate(values)}

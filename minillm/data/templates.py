@@ -1,8 +1,8 @@
-"""From a text to a prompt, as a value: zero-shot, few-shot, and both with a chain of thought.
+"""Prompt templates: zero-shot, few-shot, and both with a chain of thought.
 
-A zero-shot prompt asks. A few-shot prompt shows solved examples first (Brown et al. 2020). A chain of thought is asked
-for by the words "Let's think step by step." (Kojima et al. 2022), and shown in the examples too where there are any
-(Wei et al. 2022). The answer is then extracted in a second stage, by a conclusion behind the chain (Kojima et al.).
+A few-shot prompt has solved examples before the question (Brown et al. 2020). "Let's think step by step." starts a
+chain of thought (Kojima et al. 2022); few-shot examples then contain chains too (Wei et al. 2022). The answer is
+extracted in a second stage, after a conclusion that follows the chain (Kojima et al. 2022).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ BETWEEN = "\n\n"
 
 
 class Shot(NamedTuple):
-    """A solved example: its answer begins with its space; the chain of thought that leads to it, if it is known."""
+    """A solved example: the answer includes the space before it; the chain of thought is optional."""
 
     text: str
     answer: str
@@ -29,11 +29,11 @@ class Shot(NamedTuple):
 
 @dataclass(frozen=True)
 class Template:
-    """All of a prompt but the text, which goes where `question` has {text}.
+    """A prompt with a placeholder, {text}, in `question`.
 
-    `cue` begins an answer that is given at once, `conclusion` one behind a chain; `end` ends an answer that is shown.
-    In a chat the examples are turns, the instruction is the system message, and the assistant's turn is begun for it.
-    Raises InputError where there is no {text}, for a space at the end, and for a chain that no example has.
+    `cue` begins an answer without a chain, `conclusion` one after a chain; `end` ends the answer of an example. In a
+    chat, the examples are turns, the instruction is the system message, and the prompt ends in the assistant's turn.
+    Raises InputError for a missing {text}, a trailing space, and examples without the chains that are asked for.
     """
 
     question: str
@@ -47,13 +47,13 @@ class Template:
 
     def __post_init__(self):
         if "{text}" not in self.question:
-            raise InputError(f"the prompt {self.question!r} has no {{text}}, where the text would go")
+            raise InputError(f"the prompt {self.question!r} has no {{text}}, the placeholder of the text")
         refuse_trailing_space(self.question + self.answer_start)
         refuse_trailing_space(self.conclusion)
         if self.chain and any(shot.chain is None for shot in self.shots):
             raise InputError(
-                "a few-shot chain of thought shows how each example is solved, and these examples have no chains; "
-                "without examples the model writes its own"
+                "a few-shot chain of thought needs a chain for each example, but these examples have no chains: "
+                "use zero-shot, or other examples"
             )
 
     @property
@@ -62,26 +62,26 @@ class Template:
 
     @property
     def answer_start(self) -> str:
-        """The first words of the answer, with which the prompt ends."""
+        """The end of the prompt that begins the answer."""
         return CHAIN_CUE if self.chain else self.cue
 
     def fill(self, text: str) -> str:
-        """The question about a text."""
+        """The question with the text in it."""
         return self.question.replace("{text}", text)
 
     def solution(self, shot: Shot) -> str:
-        """The answer of a solved example, with its chain of thought if there is one."""
+        """The answer of a solved example, after its chain of thought if the template has chains."""
         before = f"{CHAIN_CUE} {shot.chain}{self.conclusion}" if self.chain else self.cue
         return before + shot.answer + self.end
 
     def render(self, text: str) -> str:
-        """The plain prompt for a text; examples are separated by an empty line."""
+        """The prompt as plain text; examples are separated by an empty line."""
         shown = [self.fill(shot.text) + self.solution(shot) for shot in self.shots]
         first = [self.instruction] if self.instruction else []
         return BETWEEN.join([*first, *shown, self.fill(text) + self.answer_start])
 
     def messages(self, text: str) -> list[dict[str, str]]:
-        """The chat for a text, up to its question: what begins the answer follows the generation prompt."""
+        """The prompt as chat messages, without `answer_start`, which follows the generation prompt."""
         found = [{"role": "system", "content": self.instruction}] if self.instruction else []
         for shot in self.shots:
             found.append({"role": "user", "content": self.fill(shot.text)})
@@ -89,7 +89,7 @@ class Template:
         return [*found, {"role": "user", "content": self.fill(text)}]
 
     def preview(self, text: str = "{text}", tokenizer: Tokenizer | None = None) -> str:
-        """The prompt to look at. A chat is written as the tokenizer's template writes it, or by roles without one."""
+        """The prompt for display. A chat is rendered by the tokenizer's chat template, else as `role: text`."""
         if not self.chat:
             return self.render(text)
         messages = self.messages(text)
@@ -99,20 +99,20 @@ class Template:
         return BETWEEN.join([*turns, f"assistant:{self.answer_start}"])
 
     def conclude(self, answer: str) -> str:
-        """The generated text after `answer_start`, up to the conclusion, which is appended if it is missing."""
+        """The generated text after `answer_start` up to and including the conclusion, which is appended if missing."""
         return answer.removeprefix(self.answer_start).split(self.conclusion)[0].rstrip() + self.conclusion
 
     def encode(self, tokenizer: Tokenizer, text: str, generated: str = "") -> list[int]:
-        """The ids of the prompt and of the text generated so far; bos in front where the model needs it."""
+        """The ids of the prompt and of the text generated so far; bos comes first if the tokenizer adds it."""
         if self.chat:
             return tokenizer.chat(self.messages(text)) + tokenizer.encode((self.answer_start + generated).lstrip())
         start = [tokenizer.bos] if tokenizer.starts_with_bos and tokenizer.bos is not None else []
         return start + tokenizer.encode(self.render(text) + generated) or [start_token(tokenizer)]
 
     def answers(self, tokenizer: Tokenizer, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The answers' ids. In a chat, where an answer begins its turn, it begins without a space.
+        """The ids of the answers. An answer at the start of a chat turn has no space before it.
 
-        Raises InputError where one would share a token with the end of one of these texts' prompts.
+        Raises InputError if an answer would share a token with the end of the prompt of one of these texts.
         """
         if self.chat and not (self.answer_start or self.chain):
             return [tokenizer.encode(answer.lstrip()) for answer in answers]
@@ -123,7 +123,7 @@ class Template:
 
 
 class Question(NamedTuple):
-    """A text in a template, and the answer that the model has generated so far."""
+    """A template, a text for it, and the answer generated so far."""
 
     template: Template
     text: str
@@ -136,7 +136,7 @@ class Question(NamedTuple):
 def task_template(
     task: Task, shots: Sequence[LabelledText] = (), *, chain: bool = False, chat: bool = False
 ) -> Template:  # fmt: skip
-    """A task's prompt as a template, with some of its rows as examples."""
+    """The template of a task, with some of its rows as examples."""
     shown = tuple(Shot(row.text, task.answers[row.label], row.chain) for row in shots)
     question, conclusion = task.prompt.removesuffix(task.cue), task.cue or CONCLUSION
     return Template(question, task.cue, task.end, conclusion, shots=shown, chain=chain, chat=chat)

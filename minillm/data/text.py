@@ -1,4 +1,4 @@
-"""Text for language modelling: any .txt file, or the reviews, with a part that is held out."""
+"""Text for language modelling, with a held-out part: a .txt file, or the reviews."""
 
 import random
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ HELD_OUT = 0.1
 
 
 class Corpus(NamedTuple):
-    """Documents to train on, and others to measure on."""
+    """Documents for training and for validation."""
 
     train: Sequence[str]
     held_out: Sequence[str]
 
 
 def text_file(path: Path) -> Corpus:
-    """A .txt file as one document, whose last tenth is held out.
+    """A .txt file as one document; the last tenth is held out.
 
-    Raises InputError for what cannot be read, is no UTF-8, or has fewer than a hundred characters.
+    Raises InputError for a file that cannot be read, is not UTF-8, or has fewer than 100 characters.
     """
     if path.suffix != ".txt":
-        raise InputError(f"{path} is no .txt file")
+        raise InputError(f"{path} must be a .txt file")
     try:
         text = path.read_text("utf-8")
     except OSError as error:
@@ -33,16 +33,16 @@ def text_file(path: Path) -> Corpus:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}") from error
     if len(text) < 100:
-        raise InputError(f"{path} has {len(text)} characters; to learn a language takes a hundred at the very least")
+        raise InputError(f"{path} must have at least 100 characters, got {len(text)}")
     cut = int(len(text) * (1 - HELD_OUT))
     return Corpus([text[:cut]], [text[cut:]])
 
 
 def reviews_text(path: Path) -> Corpus:
-    """The pulled reviews without their labels, a document each, in one fixed order.
+    """The pulled reviews without labels, one document each, in one fixed order.
 
-    Held out are the sentences that the task `reviews` validates and tests on: a base that was trained on this text has
-    not seen them.
+    The validation and test sentences of the task `reviews` are held out, so a base trained on this text has not seen
+    them.
     """
     sources: dict[str, list[str]] = {}
     for row in read_rows(path):
@@ -55,5 +55,5 @@ def reviews_text(path: Path) -> Corpus:
     train = [text for text in sentences[VALIDATION_END:] + others if text not in known]
     random.Random(0).shuffle(train)
     if not train or not unseen:
-        raise InputError(f"{path} does not hold the reviews; `minillm pull reviews` fetches them")
+        raise InputError(f"{path} does not contain the reviews; `minillm pull reviews` downloads them")
     return Corpus(train, unseen)

@@ -1,12 +1,11 @@
-"""The task `word_problems`: a number of things, a share of them, a share of those, and how many are left?
+"""The task `word_problems`: a number of things, a share of them, a share of those, and how many are there?
 
-Generated in the manner of the juggler with 16 balls (Kojima et al. 2022, figure 1), in surface forms of our own. Every
-problem comes with the chain of thought that solves it, a sentence a step, and a program reads such a chain and names
-each step that is wrong: so a right answer for a wrong reason can be counted.
+Problems are generated in the manner of the juggler with 16 balls (Kojima et al. 2022, figure 1), in eight surface
+forms. Each comes with the chain of thought that solves it, one sentence per step. `faults` parses such a chain and
+lists the wrong steps, so that a right answer with a wrong chain can be counted.
 
-A share is a fraction or "all but 5". With fractions alone the answer is one product, which two layers add up in their
-logarithms at once (measured: 99 % of three steps without a chain); to take some away in between needs one step after
-the other.
+A share is a fraction or "all but 5". With fractions alone the answer is one product, which two layers compute without
+a chain (measured: 99 % accuracy for three steps). "All but" makes the steps depend on their order.
 """
 
 import random
@@ -29,14 +28,13 @@ SHARES = {
     "half": (1, 2), "a third": (1, 3), "two thirds": (2, 3), "a quarter": (1, 4), "three quarters": (3, 4),
     "a fifth": (1, 5), "two fifths": (2, 5),
 }  # fmt: skip
-"""Numerator and denominator of a fraction."""
-
-ALL_BUT, FEW = "all but ", range(2, 7)
-PARTS = (*SHARES, *(f"{ALL_BUT}{number}" for number in FEW))
-"""Every share that a problem can have."""
+"""Numerator and denominator of each fraction."""
+ALL_BUT = "all but "
+PARTS = (*SHARES, *(f"{ALL_BUT}{number}" for number in range(2, 7)))
+"""Every share that occurs in a problem."""
 
 LARGEST, FEWEST = 150, 3
-"""No problem begins with more things, and its shares alone leave so many numbers to begin with at least."""
+"""The largest number of things at the start, and the fewest possible start numbers for the shares of a problem."""
 
 STEPS = (1, 2, 3, 4)
 ANSWER_CUE = " The answer is"
@@ -47,7 +45,7 @@ NAMES = ("Ada", "Ben", "Carla", "David", "Emma", "Farid", "Grace", "Hugo", "Ines
 
 
 class Form(NamedTuple):
-    """A way to tell a problem: its sentences, what is counted, and what kinds of it there are."""
+    """A surface form: the sentences of a problem, the things that are counted, and their kinds."""
 
     opening: str
     step: str
@@ -59,49 +57,41 @@ class Form(NamedTuple):
 FORMS = {
     "juggler": Form(
         "A juggler can juggle {count} {things}.", "{Share} of the {group} are {kind}.", "How many {group} are there?",
-        "balls", ("golf", "blue", "striped", "new", "rubber", "heavy"),
-    ),
+        "balls", ("golf", "blue", "striped", "new", "rubber", "heavy")),
     "baker": Form(
-        "{name} bakes {count} {things}.", "Of the {group}, {share} are {kind}.", "How many {group} are these?",
-        "cakes", ("round", "sweet", "chocolate", "lemon", "iced", "small"),
-    ),
+        "{name} bakes {count} {things}.", "Of the {group}, {share} are {kind}.", "How many {group} are these?", "cakes",
+        ("round", "sweet", "chocolate", "lemon", "iced", "small")),
     "shelf": Form(
         "There are {count} {things} on the shelf of {name}.", "{Share} of the {group} turn out to be {kind}.",
-        "What is the number of {group}?", "books", ("old", "French", "thick", "illustrated", "borrowed", "green"),
-    ),
+        "What is the number of {group}?", "books", ("old", "French", "thick", "illustrated", "borrowed", "green")),
     "garden": Form(
         "In the garden {name} grows {count} {things}.", "{Share} of the {group} in it are {kind}.",
-        "How many {group} does {name} grow?", "flowers", ("red", "tall", "fragrant", "wild", "early", "rare"),
-    ),
+        "How many {group} does {name} grow?", "flowers", ("red", "tall", "fragrant", "wild", "early", "rare")),
     "harbour": Form(
         "{count} {things} lie in the harbour.", "{Share} of these {group} are {kind}.", "How many {group} lie there?",
-        "boats", ("white", "wooden", "fast", "foreign", "rented", "empty"),
-    ),
+        "boats", ("white", "wooden", "fast", "foreign", "rented", "empty")),
     "school": Form(
         "{name} teaches {count} {things}.", "We know that {share} of the {group} are {kind}.",
-        "How many {group} does {name} teach?", "pupils", ("musical", "quiet", "young", "athletic", "local", "curious"),
-    ),
+        "How many {group} does {name} teach?", "pupils", ("musical", "quiet", "young", "athletic", "local", "curious")),
     "collector": Form(
         "{name} has collected {count} {things} so far.", "Among the {group}, {share} are {kind}.",
-        "So how many {group} has {name}?", "coins", ("silver", "Roman", "worn", "square", "valuable", "shiny"),
-    ),
+        "So how many {group} has {name}?", "coins", ("silver", "Roman", "worn", "square", "valuable", "shiny")),
     "orchard": Form(
         "The orchard of {name} has {count} {things} in all.", "And {share} of the {group} there are {kind}.",
-        "How many {group} has the orchard?", "trees", ("apple", "dwarf", "flowering", "grafted", "leafy", "crooked"),
-    ),
+        "How many {group} has the orchard?", "trees", ("apple", "dwarf", "flowering", "grafted", "leafy", "crooked")),
 }  # fmt: skip
 
 HELD_OUT_FORMS, HELD_OUT_STEPS = ("collector", "orchard"), (1,)
-"""No decoder is pretrained on these: something new is left to adapt it to."""
+"""No decoder is pretrained on these forms and numbers of steps."""
 PRETRAINED_FORMS = tuple(form for form in FORMS if form not in HELD_OUT_FORMS)
 PRETRAINED_STEPS = tuple(steps for steps in STEPS if steps not in HELD_OUT_STEPS)
 
 ANSWERS, DIFFERENT = (12, 18, 24, 30), 3000
-"""Of the labelled task: its answers, which every share goes into, and how many problems there are."""
+"""The classes of the labelled task, divisible for every fraction, and its number of problems."""
 
 
 class Step(NamedTuple):
-    """One sentence of a chain: this share of so many are of this kind, so many."""
+    """One sentence of a chain: this share of `before` things are of this kind, which leaves `after`."""
 
     share: str
     before: int
@@ -111,14 +101,10 @@ class Step(NamedTuple):
     def __str__(self) -> str:
         return f"{_capital(self.share)} of {self.before} are {self.kind}: {self.after}."
 
-    @property
-    def adds_up(self) -> bool:
-        return part_of(self.before, self.share) == self.after
-
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem by what determines it: the form and its words, the number to begin with, and the shares in turn."""
+    """A problem: the form and the words in it, the number of things at the start, and the shares in order."""
 
     form: str
     name: str
@@ -138,7 +124,7 @@ class Problem:
 
     @property
     def steps(self) -> list[Step]:
-        """The chain that solves it."""
+        """The chain of thought that solves it."""
         found, before = [], self.count
         for share, kind in zip(self.shares, self.kinds, strict=True):
             after = part_of(before, share)
@@ -149,7 +135,7 @@ class Problem:
 
     @property
     def numbers(self) -> tuple[int, tuple[str, ...]]:
-        """What is computed, whatever is counted."""
+        """The computation, without its words."""
         return self.count, self.shares
 
     @property
@@ -158,17 +144,17 @@ class Problem:
 
     @property
     def question(self) -> str:
-        """The prompt that either answer follows."""
+        """The prompt, for both kinds of answer."""
         return AT_ONCE.fill(self.text)
 
     @property
     def direct(self) -> str:
-        """The answer at once."""
+        """The answer without a chain of thought."""
         return AT_ONCE.solution(self.shot)
 
     @property
     def chain(self) -> str:
-        """The answer step by step."""
+        """The answer after a chain of thought."""
         return STEP_BY_STEP.solution(self.shot)
 
     @property
@@ -178,12 +164,12 @@ class Problem:
 
 
 def part_of(count: int, share: str) -> int | None:
-    """How many a share of so many is; None where that is no whole number of at least one."""
+    """This share of `count` things; None if that is not a positive integer."""
     if share.startswith(ALL_BUT):
-        left = count - int(share.removeprefix(ALL_BUT))
-        return left if left > 0 else None
-    numerator, denominator = SHARES[share]
-    return None if count < 1 or count % denominator else count * numerator // denominator
+        left = Fraction(count - int(share.removeprefix(ALL_BUT)))
+    else:
+        left = count * Fraction(*SHARES[share])
+    return left.numerator if left > 0 and left.denominator == 1 else None
 
 
 def _capital(words: str) -> str:
@@ -191,12 +177,11 @@ def _capital(words: str) -> str:
 
 
 def problems(seed: int, *, forms: Sequence[str] = tuple(FORMS), steps: Sequence[int] = STEPS) -> Iterator[Problem]:
-    """Problems without end, the same ones for the same seed. Raises InputError for unknown forms or steps."""
-    for name in forms:
-        if name not in FORMS:
-            raise InputError(f"there is no form {name!r} of word problem; there are: {', '.join(FORMS)}")
-    if not forms or not steps or not set(steps) <= set(STEPS):
-        raise InputError(f"word problems have {', '.join(map(str, STEPS))} steps and a form, not {steps} and {forms}")
+    """An endless, seeded stream of problems. Raises InputError for unknown forms or steps."""
+    if not forms or not set(forms) <= FORMS.keys():
+        raise InputError(f"the forms of word problems must be among {', '.join(FORMS)}, got {tuple(forms)}")
+    if not steps or not set(steps) <= set(STEPS):
+        raise InputError(f"the steps of word problems must be among {STEPS}, got {tuple(steps)}")
     return _problems(random.Random(seed), tuple(forms), tuple(steps))
 
 
@@ -217,35 +202,32 @@ def _shares(order: random.Random, steps: int) -> tuple[str, ...]:
 
 @cache
 def _counts(shares: tuple[str, ...]) -> range:
-    """What a problem can begin with: from the least on, in steps that every step of the problem divides."""
+    """The possible numbers at the start: from the least on, at intervals that are divisible in every step."""
     products = accumulate((Fraction(*SHARES[share]) for share in shares if share in SHARES), mul, initial=Fraction(1))
     period = lcm(*(product.denominator for product in products))
     first = next((count for count in range(1, LARGEST + 1) if _divides(count, shares)), LARGEST + 1)
     return range(first, LARGEST + 1, period)
 
 
-def _divides(count: int, shares: Sequence[str]) -> bool:
-    left: int | None = count
+def _divides(count: int | None, shares: Sequence[str]) -> bool:
     for share in shares:
-        left = part_of(left, share)
-        if left is None:
-            return False
-    return True
+        count = part_of(count, share) if count is not None else None
+    return count is not None
 
 
 def exchanges(found: Iterable[Problem], seed: int) -> list[tuple[str, str]]:
-    """Questions and answers to train on: at once or step by step by the toss of a coin, and then an empty line.
+    """Prompts and answers to train on: with probability 1/2 the answer has a chain of thought.
 
-    One after another they are examples for each other, as in a prompt with shots.
+    Each answer ends with an empty line, so that concatenated exchanges look like a few-shot prompt.
     """
     coin = random.Random(seed)
     return [(p.question, (p.direct if coin.random() < 0.5 else p.chain) + BETWEEN) for p in found]
 
 
 def word_problems_task(train: int, test: int) -> Task:
-    """Problems of one step in forms that no decoder is pretrained on: which of four numbers is the answer?
+    """Problems of one step in the held-out forms: which of four numbers is the answer?
 
-    They are all different, and each answer is as likely as the others. Raises InputError where there are too few.
+    All problems are different, and each class is equally likely. Raises InputError if there are too few.
     """
     order, rows = random.Random(0), dict[str, LabelledText]()
     while len(rows) < DIFFERENT:
@@ -264,35 +246,35 @@ _SENTENCE = re.compile(rf"({'|'.join(map(_capital, SHARES))}|{_capital(ALL_BUT)}
 
 
 def read_chain(text: str) -> list[Step]:
-    """The steps that a text takes, right or wrong, in its order."""
+    """The steps in a text, right or wrong, in order."""
     found = _SENTENCE.findall(text)
     return [Step(share.lower(), int(before), kind, int(after)) for share, before, kind, after in found]
 
 
 def read_answer(text: str) -> int | None:
-    """The number that a text gives strictly as its answer; None where it gives none."""
+    """The strict answer of a text as a number, or None."""
     found = FORM.read(text).strict
     return None if found is None else int(found)
 
 
 def faults(problem: Problem, text: str) -> list[str]:
-    """What is wrong with a chain of thought for a problem, a sentence a fault; nothing if every step is right.
+    """The mistakes in a chain of thought for a problem, a sentence each; empty if every step is right.
 
-    A step must take the share and the kind that the problem names, of what the step before has left, and compute it
-    right; there are as many steps as the problem has, and the answer is what the last one leaves.
+    A step must have the share and the kind of the problem, start from the result of the step before, and be calculated
+    correctly. The number of steps and the answer must be right too.
     """
     steps, found = read_chain(text), []
     left = problem.count
     for number, (step, right) in enumerate(zip(steps, problem.steps, strict=False), 1):
         if (step.share, step.kind) != (right.share, right.kind):
-            found.append(f"step {number} has {step.share} {step.kind}, and the problem {right.share} {right.kind}")
+            found.append(f"step {number} is about {step.share} {step.kind}, expected {right.share} {right.kind}")
         if step.before != left:
-            found.append(f"step {number} begins with {step.before}, and there are {left}")
-        if not step.adds_up:
+            found.append(f"step {number} starts from {step.before}, expected {left}")
+        if part_of(step.before, step.share) != step.after:
             found.append(f"step {number} is miscalculated: {step}")
         left = step.after
     if len(steps) != len(problem.shares):
-        found.append(f"there are {len(steps)} steps, and the problem has {len(problem.shares)}")
+        found.append(f"there are {len(steps)} steps, expected {len(problem.shares)}")
     if read_answer(text) != left:
-        found.append(f"the answer is {read_answer(text)}, and the last step leaves {left}")
+        found.append(f"the answer is {read_answer(text)}, expected {left} from the last step")
     return found

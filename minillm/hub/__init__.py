@@ -1,7 +1,7 @@
-"""Weights in and out: GGUF files, Hugging Face directories, and what `pull` fetches.
+"""Loading and saving weights: GGUF files, Hugging Face directories, and the pinned downloads of `pull`.
 
-`load` and `save` are the two doors; each kind of file has a module of its own. Every load is strict, nothing is ever
-unpickled, and what cannot be computed faithfully is refused by a sentence.
+Each file format has its own module. Every load is strict, nothing is ever unpickled, and a model that minillm would
+compute differently is refused.
 """
 
 import hashlib
@@ -19,28 +19,28 @@ from minillm.tokenizer import Tokenizer
 __all__ = ["load", "save"]
 
 TINY = Path(__file__).parent / "tiny"
-"""The base that comes with the package: 0.8 million weights in bfloat16, pretrained on word problems."""
+"""The base in the package: 0.8 million weights in bfloat16, pretrained on word problems."""
 TINY_SHA256 = "1140a28531094f4135b0e8d24703fe465758c4938984be35be281457bb832c25"
 
 
 def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
-    """A decoder, in evaluation mode and on the CPU, and its tokenizer (None where the files have none).
+    """A decoder, in evaluation mode on the CPU, and its tokenizer (None if the files have none).
 
-    `source` is `tiny`, a name that `minillm pull` knows (pulled now if it is not there yet), a directory with
-    config.json and safetensors, a .gguf file, or `hf:NAME` (through huggingface_hub, if that is installed). A known
-    name goes before a path of that name; write ./NAME for the path. Raises InputError for anything else, and for files
-    that are damaged, incomplete, or ask for a computation that minillm does not have.
+    `source` is `tiny`, a name of `minillm pull` (downloaded if it is not in the cache), a directory with config.json
+    and safetensors, a .gguf file, or `hf:NAME` (needs huggingface_hub). A known name takes precedence over a path of
+    that name; write ./NAME for the path. Raises InputError for any other source, and for files that are damaged,
+    incomplete or need a computation that minillm does not have.
     """
     if not dtype.is_floating_point:
-        raise InputError(f"weights cannot be loaded as {dtype}; torch.float32, bfloat16, float16 and float64 can")
+        raise InputError(f"dtype must be torch.float32, bfloat16, float16 or float64, got {dtype}")
     path = locate(source)
     decoder, tokenizer = _read(path, dtype)
     # Next to an installed package no cache is written.
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
         raise InputError(
-            f"{path}: the tokenizer has {tokenizer.vocabulary} ids, and the decoder has embeddings for "
-            f"{decoder.config.vocabulary}"
+            f"{path}: the decoder has {decoder.config.vocabulary} embeddings, fewer than its tokenizer's "
+            f"{tokenizer.vocabulary} ids; use the tokenizer of this model"
         )
     return decoder, tokenizer
 
@@ -56,15 +56,15 @@ def _read(path: Path, dtype: torch.dtype | None) -> tuple[Decoder, Tokenizer | N
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
-    """The weights as they are stored, before any cast."""
+    """The weights in their stored dtype."""
     return {name: parameter.detach() for name, parameter in _read(path, None)[0].named_parameters()}
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -> None:
-    """Write a directory that `load` reads back equal, and transformers too where it has such a decoder.
+    """Write a directory that `load` reads back bit for bit.
 
-    transformers has GPT-2's choices and Llama's; any other decoder is written as `model_type` minillm, which only
-    minillm reads. Files of the same names are replaced, each at once.
+    transformers loads decoders of the GPT-2 and Llama families from it; any other decoder is written as `model_type`
+    minillm, which only minillm loads. Existing files are replaced atomically.
     """
     from minillm.hub import huggingface
 
@@ -72,7 +72,7 @@ def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -
 
 
 def locate(source: str | Path) -> Path:
-    """The file or directory that a source stands for, pulled if need be. Raises InputError for one that is unknown."""
+    """The file or directory of a source, downloaded if necessary. Raises InputError for an unknown source."""
     from minillm.hub.pull import PINNED, pull
 
     if source == TINY.name:
@@ -88,13 +88,13 @@ def locate(source: str | Path) -> Path:
     if path.is_dir() or path.is_file():
         return path
     raise InputError(
-        f"there is no model {str(source)!r}; known names are {', '.join([TINY.name, *loadable])}, and a directory with "
-        "config.json and safetensors, a .gguf file or hf:NAME would do too"
+        f"there is no model {str(source)!r}; give {', '.join([TINY.name, *loadable])}, a directory with config.json "
+        "and safetensors, a .gguf file or hf:NAME"
     )
 
 
 def _packaged() -> Path:
-    """The directory of `tiny`. Raises InputError where its weights are not the pinned ones."""
+    """The directory of `tiny`. Raises InputError if its weights are not the pinned ones."""
     weights = TINY / "model.safetensors"
     if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != TINY_SHA256:
         raise InputError(f"{weights} is missing or damaged (its sha256 differs): install minillm again")

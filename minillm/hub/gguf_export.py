@@ -1,39 +1,32 @@
-"""A decoder as a GGUF file in float32: what `gguf.py` reads back with equal logits, and llama.cpp reads too.
-
-The table of names is that of `gguf.py`; sizes and the tokenizer are described in llama.cpp's terms.
-"""
+"""Export of a decoder as a GGUF file in float32, for llama.cpp. `gguf.py` loads it back with equal logits."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from minillm.config import DecoderConfig
+from minillm.config import GPT2_CHOICES, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub.gguf import GPT2, LLAMA
-from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS, pretokeniser
+from minillm.hub.gguf import FAMILIES, LAYOUTS
+from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS
 from minillm.runtime.files import replacing
 from minillm.tokenizer import Tokenizer
 
 NORMAL = 1
-FAMILIES = {
-    ("rms", True, "rotary", "swiglu"): ("llama", LLAMA),
-    ("layer", True, "learned", "gelu"): ("gpt2", GPT2),
-}
 
 
 def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
-    """Write the file, whole or not at all. Raises InputError for a decoder or tokenizer that GGUF has no words for."""
+    """Write the file atomically. Raises InputError for a decoder or tokenizer that GGUF has no type for."""
     import gguf
 
     config, path = decoder.config, Path(path)
-    choices = (config.norm, config.norm_first, config.positions, config.feed_forward)
-    if choices not in FAMILIES:
-        raise InputError(
-            f"GGUF has words for a Llama and for a GPT-2; this decoder is neither: {', '.join(map(str, choices))}"
-        )
-    architecture, layout = FAMILIES[choices]
-    writer = gguf.GGUFWriter(None, architecture)
+    fields = asdict(config)
+    architecture = next((name for name, family in FAMILIES.items() if family.choices.items() <= fields.items()), None)
+    if architecture is None:
+        choices = ", ".join(f"{name}={fields[name]}" for name in GPT2_CHOICES)
+        raise InputError(f"GGUF export supports a Llama or a GPT-2, got a decoder with {choices}")
+    layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
     _describe(writer, config, architecture)
     if tokenizer is not None:
         _describe_tokenizer(writer, tokenizer)
@@ -65,9 +58,13 @@ def _describe(writer: Any, config: DecoderConfig, architecture: str) -> None:
 
 def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     pipeline = json.loads(tokenizer.pipeline.to_str())
-    kinds = [kind for kind in PRETOKENISERS if _same(pipeline["pre_tokenizer"], pretokeniser(kind))]
+    described = pipeline["pre_tokenizer"]
+    kinds = [kind for kind, built in PRETOKENISERS.items() if described == json.loads(built.__getstate__())]
     if pipeline["model"]["type"] != "BPE" or not pipeline["model"]["merges"] or not kinds:
-        raise InputError("GGUF has no words for this tokenizer: it is no byte-level BPE that llama.cpp knows")
+        raise InputError(
+            "GGUF has no tokenizer type for this tokenizer: it must be byte-level BPE with the pre-tokenizer "
+            f"{', '.join(PRETOKENISERS)}"
+        )
     names = {index: token for token, index in tokenizer.pipeline.get_vocab(with_added_tokens=True).items()}
     tokens = [names[index] for index in range(len(names))]
     writer.add_tokenizer_model("gpt2")
@@ -85,7 +82,3 @@ def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
         adders[role](tokens.index(token))
     if tokenizer.chat_template is not None:
         writer.add_chat_template(tokenizer.chat_template)
-
-
-def _same(described: Any, built: Any) -> bool:
-    return described == json.loads(built.__getstate__())

@@ -1,8 +1,7 @@
-"""GGUF, the container: metadata, then a list of tensors, then their numbers (ggml's docs/gguf.md).
+"""The GGUF container: metadata, a list of tensors, their data (ggml's docs/gguf.md).
 
-The header is read here and not by `gguf.GGUFReader`, which believes every length that it finds (a damaged file can
-keep it busy for ever) and takes two seconds over a vocabulary of 49,152 tokens. What the numbers of a quantised
-tensor mean is the `gguf` package's business. What the names mean is in `hub/gguf.py`.
+This parser replaces `gguf.GGUFReader`, which does not check lengths (a damaged file can keep it busy for ever) and
+needs two seconds for a vocabulary of 49,152 tokens. The `gguf` package dequantises; `hub/gguf.py` interprets the names.
 """
 
 import struct
@@ -23,7 +22,7 @@ STRING, ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor's place in the file: bytes from `start` on; the shape is ours, slowest axis first."""
+    """The bytes of a tensor in the file, from `start` on; its shape has the slowest axis first."""
 
     shape: tuple[int, ...]
     kind: int
@@ -32,7 +31,7 @@ class StoredTensor:
 
 
 class _Cursor:
-    """Walks over the header; what it returns lies inside the file, or it raises."""
+    """Parses the header. Raises InputError instead of reading past the end of the file."""
 
     def __init__(self, data: memoryview, path: Path):
         self.data, self.path, self.place = data, path, 0
@@ -40,8 +39,8 @@ class _Cursor:
     def take(self, size: int) -> memoryview:
         if size > len(self.data) - self.place:
             raise InputError(
-                f"{self.path} is truncated or damaged: its header wants {size} bytes at byte {self.place}, "
-                f"and the file has {len(self.data)}; fetch it again"
+                f"{self.path} is truncated or damaged: its header needs {size} bytes from byte {self.place} on, "
+                f"the file has {len(self.data)}; download it again"
             )
         self.place += size
         return self.data[self.place - size : self.place]
@@ -53,7 +52,7 @@ class _Cursor:
         try:
             return str(self.take(self.number("Q")), "utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"{self.path} is damaged: the text before byte {self.place} is not UTF-8") from None
+            raise InputError(f"{self.path} is damaged: the string before byte {self.place} is not UTF-8") from None
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -62,7 +61,7 @@ class _Cursor:
             return self.number(NUMBERS[kind])
         if kind == ARRAY:
             return self.array(self.number("I"), self.number("Q"))
-        raise InputError(f"{self.path} is damaged or too new: it has metadata of type {kind} before byte {self.place}")
+        raise InputError(f"{self.path} is damaged or too new: unknown metadata type {kind} before byte {self.place}")
 
     def array(self, kind: int, count: int) -> list[Any]:
         if kind == STRING:
@@ -70,14 +69,14 @@ class _Cursor:
         if kind in NUMBERS:
             dtype = np.dtype("<" + NUMBERS[kind])
             return np.frombuffer(self.take(count * dtype.itemsize), dtype).tolist()
-        raise InputError(f"{self.path} has an array of metadata of type {kind}; lists of numbers and texts are read")
+        raise InputError(f"{self.path} has a metadata array of type {kind}; only numbers and strings are allowed")
 
 
 class GGUFFile:
     """An open GGUF file: `metadata` by key, `tensors` by name, and `read`, which dequantises one.
 
-    Raises InputError for a file of another kind, a truncated or a damaged one. Nothing larger than the header is
-    taken into memory before every size in it has been compared with the file's.
+    Raises InputError for another kind of file, and for one that is truncated or damaged. Every size in the header is
+    compared with the size of the file before memory is allocated.
     """
 
     def __init__(self, path: str | Path):
@@ -89,51 +88,51 @@ class GGUFFile:
         for _ in range(entries):
             key = cursor.text()
             if key in self.metadata:
-                raise InputError(f"{self.path} is damaged: it has the metadata {key!r} twice")
+                raise InputError(f"{self.path} is damaged: duplicate metadata {key!r}")
             self.metadata[key] = cursor.value(cursor.number("I"))
         self.tensors = _tensors(cursor, tensors, self.metadata.get("general.alignment", 32))
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
-        """The tensor in float32, in memory of its own."""
+        """The tensor in float32, copied out of the file."""
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
         kind = GGMLQuantizationType(tensor.kind)
-        # The package works on 16 rows at a time; rows of 64 blocks are twice as fast as a matrix's own short ones.
+        # The package dequantises 16 rows at a time: rows of 64 blocks are twice as fast as the short rows of a matrix.
         block = GGML_QUANT_SIZES[kind][1]
         rows = self._data[tensor.start : tensor.start + tensor.size]
         rows = rows.reshape(-1, block * gcd(64, tensor.size // block))
         try:
-            # A random half-precision scale may be infinite: the numbers are the file's, right or wrong.
+            # The scales of a file may be infinite in half precision.
             with np.errstate(all="ignore"):
                 numbers = dequantize(np.asarray(rows), kind)
         except NotImplementedError:
-            raise InputError(f"{self.path}: {name} is stored as {kind.name}, which gguf does not dequantise") from None
+            raise InputError(f"{self.path}: {name} has the type {kind.name}, which gguf cannot dequantise") from None
         shares = np.may_share_memory(numbers, self._data)
         return torch.from_numpy((numbers.copy() if shares else numbers).reshape(tensor.shape))
 
 
 def _mapped(path: Path) -> np.ndarray:
-    """The file's bytes, paged in as they are read."""
+    """The memory-mapped bytes of the file."""
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty: a GGUF file begins with the letters GGUF")
+            raise InputError(f"{path} is empty; a GGUF file is needed")
         return np.memmap(path, dtype=np.uint8, mode="r")
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror or problem}") from None
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:
-    """How many tensors and metadata entries follow."""
+    """The numbers of tensors and of metadata entries."""
     magic = bytes(cursor.take(min(4, len(cursor.data))))
     if magic != b"GGUF":
-        raise InputError(f"{cursor.path} is no GGUF file: it begins with {magic!r}, and one begins with b'GGUF'")
+        raise InputError(f"{cursor.path} is not a GGUF file: it must begin with b'GGUF', got {magic!r}")
     version = cursor.number("I")
     if version not in (2, 3):
-        swapped = " (it is for big-endian machines)" if version & 0xFFFF == 0 else ""
-        raise InputError(f"{cursor.path} is GGUF version {version}{swapped}; versions 2 and 3 are read")
+        swapped = " (big-endian)" if version & 0xFFFF == 0 else ""
+        raise InputError(f"{cursor.path} must be GGUF version 2 or 3, got version {version}{swapped}")
     return cursor.number("Q"), cursor.number("Q")
 
 
@@ -142,44 +141,40 @@ def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, StoredTen
     for _ in range(count):
         name = cursor.text()
         if name in described:
-            raise InputError(f"{cursor.path} is damaged: it has the tensor {name!r} twice")
+            raise InputError(f"{cursor.path} is damaged: duplicate tensor {name!r}")
         axes = cursor.number("I")
         if not 1 <= axes <= 4:
-            raise InputError(f"{cursor.path} is damaged: {name} has {axes} axes, and a tensor has 1 to 4")
+            raise InputError(f"{cursor.path} is damaged: {name} must have 1 to 4 axes, got {axes}")
         sizes = [cursor.number("Q") for _ in range(axes)]
         described[name] = tuple(reversed(sizes)), cursor.number("I"), cursor.number("Q")
     if not isinstance(alignment, int) or alignment < 1:
-        raise InputError(f"{cursor.path} is damaged: its alignment is {alignment!r}")
+        raise InputError(f"{cursor.path} is damaged: the alignment must be a positive integer, got {alignment!r}")
     start = -(-cursor.place // alignment) * alignment
     tensors = {
         name: StoredTensor(shape, kind, start + offset, _bytes(cursor.path, name, shape, kind))
         for name, (shape, kind, offset) in described.items()
     }
-    _check_inside(cursor, tensors, start)
-    return tensors
-
-
-def _bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
-    """How many bytes a tensor takes: whole blocks, along its fastest axis."""
-    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    try:
-        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
-    except (ValueError, KeyError):
-        raise InputError(f"{path}: {name} is of type {kind}, which this gguf package does not know") from None
-    if prod(shape) == 0 or shape[-1] % numbers:
-        raise InputError(f"{path}: {name} is {shape}, and its type stores whole blocks of {numbers} numbers")
-    return prod(shape) // numbers * size
-
-
-def _check_inside(cursor: _Cursor, tensors: dict[str, StoredTensor], start: int) -> None:
     length = len(cursor.data)
     for name, tensor in tensors.items():
         if tensor.start + tensor.size > length:
             raise InputError(
                 f"{cursor.path} is truncated or damaged: {name} ends at byte {tensor.start + tensor.size}, "
-                f"and the file has {length}; fetch it again"
+                f"the file has {length}; download it again"
             )
-    # Tensors that lie over one another would grow beyond the file once they are in memory.
+    # Overlapping tensors would need more memory than the file has bytes.
     if sum(tensor.size for tensor in tensors.values()) > max(0, length - start):
-        raise InputError(f"{cursor.path} is damaged: its tensors lie over one another")
+        raise InputError(f"{cursor.path} is damaged: its tensors overlap")
+    return tensors
+
+
+def _bytes(path: Path, name: str, shape: tuple[int, ...], kind: int) -> int:
+    """The number of bytes of a tensor: whole blocks along its fastest axis."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType(kind)]
+    except (ValueError, KeyError):
+        raise InputError(f"{path}: {name} has type {kind}, which is unknown to this gguf package") from None
+    if prod(shape) == 0 or shape[-1] % numbers:
+        raise InputError(f"{path}: the rows of {name} must be multiples of its block size {numbers}, got {shape}")
+    return prod(shape) // numbers * size

@@ -1,6 +1,6 @@
-"""The tokenizer that a GGUF file's metadata describes, built as llama.cpp builds it (src/llama-vocab.cpp).
+"""The tokenizer in the metadata of a GGUF file, built as in llama.cpp (src/llama-vocab.cpp).
 
-transformers' conversion of the same metadata leaves SmolLM2's single digits out, and so encodes "12" wrongly.
+transformers' conversion of the same metadata does not split SmolLM2's digits and so encodes "12" wrongly.
 """
 
 from collections.abc import Mapping
@@ -13,46 +13,51 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer, chosen_template
 
-# llama.cpp's token types: special tokens, and whole words that its user added.
+# llama.cpp's token types: special tokens and user-defined tokens.
 CONTROL, USER_DEFINED = 3, 4
-PRETOKENISERS = ("smollm", "gpt-2", "llama-bpe")
-
-# How Llama 3 cuts text: contractions, words, up to three digits, signs, line ends, spaces.
+# Llama 3 splits into contractions, words, up to three digits, punctuation, newlines and spaces.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+WORDS, BYTES = (ByteLevel(add_prefix_space=False, use_regex=use_regex) for use_regex in (True, False))
+PRETOKENISERS: dict[str, PreTokenizer] = {
+    "smollm": Sequence([Digits(individual_digits=True), WORDS]),
+    "gpt-2": WORDS,
+    "llama-bpe": Sequence([Split(Regex(LLAMA_3), "isolated"), BYTES]),
+}
 
 
 def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of the metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`).
 
-    Raises InputError for another model than byte-level BPE, and for a pre-tokeniser that is not known here.
+    Raises InputError for a model other than byte-level BPE and for an unknown pre-tokenizer.
     """
     template = chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
     return Tokenizer(_pipeline(metadata), _special_names(metadata), template)
 
 
 def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Byte-level BPE with the file's vocabulary, merges, special tokens and pre-tokeniser."""
+    """Byte-level BPE with the vocabulary, merges, special tokens and pre-tokenizer of the file."""
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
-        raise InputError(f"this GGUF file's tokenizer is a {model!r}; minillm reads 'gpt2', which is byte-level BPE")
+        raise InputError(f"the tokenizer of a GGUF file must be 'gpt2' (byte-level BPE), got {model!r}")
+    if kind not in tuple(PRETOKENISERS):
+        raise InputError(f"the pre-tokenizer of a GGUF file must be one of {', '.join(PRETOKENISERS)}, got {kind!r}")
     tokens, types = _texts(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
     vocabulary = {token: index for index, token in enumerate(tokens)}
     if len(vocabulary) != len(tokens):
-        raise InputError("this GGUF file's vocabulary has a token twice")
+        raise InputError("the vocabulary of this GGUF file has a duplicate token")
     if types is not None and (not isinstance(types, list) or len(types) != len(tokens)):
-        raise InputError("this GGUF file has another number of token types than of tokens")
+        raise InputError("this GGUF file must have one token type per token")
     merges = [tuple(merge.split(" ", 1)) for merge in _texts(metadata, "merges")]
     try:
         bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe")  # pyright: ignore
     except Exception as problem:  # the library raises bare Exceptions
-        raise InputError(
-            f"this GGUF file's merges do not fit its vocabulary: {' '.join(str(problem).split())}"
-        ) from None
+        reason = " ".join(str(problem).split())
+        raise InputError(f"the merges of this GGUF file do not fit its vocabulary: {reason}") from None
     built = tokenizers.Tokenizer(bpe)
-    built.pre_tokenizer = pretokeniser(kind)
+    built.pre_tokenizer = PRETOKENISERS[kind]
     built.decoder = decoders.ByteLevel()
     for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
         chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
@@ -64,14 +69,14 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
 
 
 def _special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens that are bos, eos, pad and unk, as far as the file names them."""
+    """The tokens for bos, eos, pad and unk that the file defines."""
     tokens, names = _texts(metadata, "tokens"), {}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if index is None:
             continue
         if not isinstance(index, int) or not 0 <= index < len(tokens):
-            raise InputError(f"this GGUF file's {key} token is {index!r}, and its ids end at {len(tokens) - 1}")
+            raise InputError(f"the {key} token of this GGUF file must be an id below {len(tokens)}, got {index!r}")
         names[role] = tokens[index]
     return names
 
@@ -79,15 +84,5 @@ def _special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
 def _texts(metadata: Mapping[str, Any], key: str) -> list[str]:
     texts = metadata.get(f"tokenizer.ggml.{key}")
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise InputError(f"this GGUF file's tokenizer lacks its {key} (tokenizer.ggml.{key}, a list of texts)")
+        raise InputError(f"this GGUF file has no {key}: tokenizer.ggml.{key} must be a list of strings")
     return texts
-
-
-def pretokeniser(kind: Any) -> PreTokenizer:
-    if kind == "smollm":
-        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
-    if kind == "gpt-2":
-        return ByteLevel(add_prefix_space=False, use_regex=True)
-    if kind == "llama-bpe":
-        return Sequence([Split(Regex(LLAMA_3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)])
-    raise InputError(f"this GGUF file's pre-tokeniser is {kind!r}; minillm knows {', '.join(PRETOKENISERS)}")

@@ -1,7 +1,7 @@
-"""Hugging Face directories: config.json and safetensors of the GPT-2 and Llama families, read and written.
+"""Loading and saving Hugging Face directories (config.json, safetensors) of the GPT-2 and Llama families.
 
-GPT-2's matrices are stored input by output (its Conv1D), with query, key and value side by side in `c_attn`. A
-decoder that is neither is written under our own names as `model_type` minillm, which transformers cannot load.
+GPT-2 stores its matrices as (in, out) (Conv1D), with query, key and value concatenated in `c_attn`. Any other decoder
+is saved under minillm's own names as `model_type` minillm, which transformers cannot load.
 """
 
 import json
@@ -25,45 +25,33 @@ GPT2 = Layout(
     block="transformer.h.{}.",
     outer={"transformer.wte": "embed", "transformer.wpe": "positions", "transformer.ln_f": "norm"},
     inner={
-        "ln_1": "attention_norm",
-        "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
+        "ln_1": "attention_norm", "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
         "attn.c_proj": "attention.out",
-        "ln_2": "feed_forward_norm",
-        "mlp.c_fc": "feed_forward.up",
-        "mlp.c_proj": "feed_forward.down",
+        "ln_2": "feed_forward_norm", "mlp.c_fc": "feed_forward.up", "mlp.c_proj": "feed_forward.down",
     },
     transposed=frozenset({"attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"}),
-    # The causal mask, which older versions of transformers stored.
+    # Older versions of transformers stored the causal mask.
     ignored=re.compile(r"transformer\.h\.\d+\.attn\.(masked_)?bias"),
-)
+)  # fmt: skip
 LLAMA = Layout(
     prefix="model.",
     head="lm_head",
     block="model.layers.{}.",
     outer={"model.embed_tokens": "embed", "model.norm": "norm"},
     inner={
-        "input_layernorm": "attention_norm",
-        "self_attn.q_proj": "attention.query",
-        "self_attn.k_proj": "attention.key",
-        "self_attn.v_proj": "attention.value",
-        "self_attn.o_proj": "attention.out",
-        "post_attention_layernorm": "feed_forward_norm",
-        "mlp.gate_proj": "feed_forward.gate",
-        "mlp.up_proj": "feed_forward.up",
-        "mlp.down_proj": "feed_forward.down",
+        "input_layernorm": "attention_norm", "self_attn.q_proj": "attention.query",
+        "self_attn.k_proj": "attention.key", "self_attn.v_proj": "attention.value",
+        "self_attn.o_proj": "attention.out", "post_attention_layernorm": "feed_forward_norm",
+        "mlp.gate_proj": "feed_forward.gate", "mlp.up_proj": "feed_forward.up", "mlp.down_proj": "feed_forward.down",
     },
-    # The rotation's frequencies, which follow from rope_theta.
+    # The frequencies of the rotation follow from rope_theta.
     ignored=re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq"),
-)
-_OWN_MODULES = (
-    *("attention_norm", "attention.query", "attention.key", "attention.value", "attention.out"),
-    *("feed_forward_norm", "feed_forward.gate", "feed_forward.up", "feed_forward.down"),
-)
+)  # fmt: skip
 OWN = Layout(
     head="head",
     block="blocks.{}.",
-    outer={"embed": "embed", "positions": "positions", "norm": "norm"},
-    inner={name: name for name in _OWN_MODULES},
+    outer={name: name for name in ("embed", "positions", "norm")},
+    inner={name: name for name in LLAMA.inner.values() if isinstance(name, str)},
 )
 LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
 
@@ -71,9 +59,8 @@ LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
 def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode, and its tokenizer, if there is a tokenizer.json.
 
-    Without a dtype every weight keeps the one that it is stored in. Raises InputError for another model_type than
-    gpt2, llama and minillm, for settings that ask for a computation that minillm does not have, and for tensors that
-    are missing, unknown or misshapen.
+    `dtype` None keeps the stored dtypes. Raises InputError for a model_type other than gpt2, llama and minillm, for
+    settings that minillm does not compute with, and for tensors that are missing, unexpected or misshapen.
     """
     kind, config = huggingface_config.read(directory / "config.json")
     layout = LAYOUTS[kind]
@@ -83,32 +70,29 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[De
 
 
 def fetch(name: str) -> Path:
-    """The directory of a model of the Hugging Face hub, downloaded by huggingface_hub into its own cache."""
+    """The directory of a model from the Hugging Face hub, in the cache of huggingface_hub."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
-        raise InputError(
-            f"hf:{name} needs huggingface_hub, which is not installed; `pip install huggingface_hub` adds it"
-        ) from None
+        raise InputError(f"hf:{name} needs huggingface_hub: `pip install huggingface_hub`") from None
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
     except Exception as problem:  # of a dozen kinds, from several libraries
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
         raise InputError(
-            f"hf:{name} cannot be fetched from the Hugging Face hub ({reason}); "
-            "a directory or a .gguf file that is already here would do too"
+            f"hf:{name} cannot be downloaded from the Hugging Face hub ({reason}); give a local directory or .gguf file"
         ) from None
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
-    """Write config.json, model.safetensors and the tokenizer's files; config.json, which makes it a model, last."""
+    """Write the tokenizer, model.safetensors and, last, config.json, without which the directory is not a model."""
     from safetensors.torch import save_file
 
     settings = huggingface_config.written(decoder.config)
     layout = LAYOUTS[settings["model_type"]]
     parameters = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     _check_whole(decoder, parameters, layout)
-    # Without a tokenizer they are null: what transformers would assume belongs to another vocabulary.
+    # Null without a tokenizer: the defaults of transformers belong to another vocabulary.
     for role in ("bos", "eos", "pad"):
         settings[f"{role}_token_id"] = getattr(tokenizer, role) if tokenizer is not None else None
     if tokenizer is not None:
@@ -121,11 +105,11 @@ def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None
 
 
 def _check_whole(decoder: Decoder, parameters: Mapping[str, torch.Tensor], layout: Layout) -> None:
-    """Nothing may be left out of the file without a word."""
+    """Raises InputError for a parameter that the file would lose."""
     stored = {part for entry in layout.entries(decoder) for part in entry.parts}
     if decoder.config.tie_embeddings:
         stored.add("head.weight")
         if not parameters["head.weight"].equal(parameters["embed.weight"]):
-            raise InputError("the head is tied by the config and differs from the embeddings: set tie_embeddings false")
+            raise InputError("the tied head differs from the embeddings: set tie_embeddings=False in the config")
     if odd := sorted(parameters.keys() ^ stored):
-        raise InputError(f"{odd[0]} is no weight of a plain decoder; merge an adapted one before saving it")
+        raise InputError(f"{odd[0]} is not a weight of a plain decoder: merge the adapter before saving")

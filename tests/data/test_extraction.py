@@ -1,4 +1,4 @@
-"""An answer in a free text is read strictly, flexibly or not at all, and what cannot be read does not vote."""
+"""Strict and flexible answer extraction, accuracy, and majority vote."""
 
 import pytest
 from hypothesis import given
@@ -8,6 +8,9 @@ from minillm.data.extraction import NUMBER, AnswerForm, Reading, answer_shares, 
 
 SUM = AnswerForm(NUMBER, "The answer is", end=".")
 MOOD = AnswerForm.of((" funny", " not funny", " slightly funny"), " This is")
+PREFIXES = AnswerForm.of([" good", " good enough"], "It is")
+NO_CUE = AnswerForm.of((" yes", " no"), "")
+NUMBERS = AnswerForm.of((" 12", " 18"), "The answer is")
 
 
 @pytest.mark.parametrize(
@@ -25,53 +28,47 @@ MOOD = AnswerForm.of((" funny", " not funny", " slightly funny"), " This is")
         ("", None, None),
     ],
 )
-def test_numbers(text, strict, flexible):
+def test_numbers_are_extracted(text, strict, flexible):
     assert SUM.read(text) == Reading(strict, flexible)
 
 
 @pytest.mark.parametrize(
-    ("text", "strict", "flexible"),
+    ("form", "text", "strict", "flexible"),
     [
-        ("This is not funny, though others are funny.", "not funny", "funny"),
-        ("This is Slightly Funny", "Slightly Funny", "Slightly Funny"),
-        ("It is not\nfunny", None, "funny"),
-        ("This is funnyish", None, None),
+        (MOOD, "This is not funny, though others are funny.", "not funny", "funny"),
+        (MOOD, "This is Slightly Funny", "Slightly Funny", "Slightly Funny"),
+        (MOOD, "It is not\nfunny", None, "funny"),
+        (MOOD, "This is funnyish", None, None),
+        (PREFIXES, "It is good enough.", "good enough", "good enough"),
+        (PREFIXES, "It is good.", "good", "good"),
+        (NO_CUE, " no, not yes", "no", "yes"),
+        (NO_CUE, "I say no", None, "no"),
+        (NUMBERS, "The answer is 25", "25", "25"),
+        (NUMBERS, "The answer is 120", "120", "120"),
     ],
 )
-def test_labels_and_of_several_that_fit_the_longest(text, strict, flexible):
-    assert MOOD.read(text) == Reading(strict, flexible)
-
-
-def test_without_a_cue_the_answer_is_strict_where_it_comes_first():
-    form = AnswerForm.of((" yes", " no"), "")
-    assert form.read(" no, not yes") == Reading("no", "yes")
-    assert form.read("I say no") == Reading(None, "no")
-
-
-def test_where_all_answers_are_numbers_another_number_is_a_wrong_answer_and_not_none():
-    form = AnswerForm.of((" 12", " 18"), "The answer is")
-    assert form.read("The answer is 25") == Reading("25", "25")
-    assert form.read("The answer is 120") == Reading("120", "120")
+def test_labels_are_extracted_the_longest_first(form, text, strict, flexible):
+    assert form.read(text) == Reading(strict, flexible)
 
 
 @given(st.integers(-(10**9), 10**9))
-def test_every_whole_number_is_read_with_commas_and_without(number):
+def test_every_integer_is_extracted_with_and_without_commas(number):
     for written in (str(number), f"{number:,}"):
         assert SUM.read(f"So: {written}, yes. The answer is {written}.") == Reading(str(number), str(number))
 
 
-def test_the_shares_are_of_all_texts():
+def test_the_shares_count_all_texts():
     readings = [Reading("7", "7"), Reading("8", "7"), Reading(None, "7"), Reading(None, None)]
     assert answer_shares(readings, ["7"] * 4) == {"strict": 0.25, "flexible": 0.75, "unparsed": 0.5}
 
 
-def test_case_and_whitespace_make_no_other_answer():
+def test_answers_are_compared_without_case_and_whitespace():
     assert same_answer("Not funny ", " not funny")
     assert not same_answer("funny", "not funny")
     assert not same_answer(None, "None")
 
 
-def test_the_majority_wins_and_what_cannot_be_read_does_not_vote():
+def test_the_majority_wins_and_texts_without_an_answer_do_not_vote():
     texts = ["The answer is 3.", "hm", "hm", "hm", "So! The answer is 4.", "The answer is 4. "]
     assert majority(texts, SUM) == texts[4]
     assert majority(["hm", "well"], SUM) == "hm"
@@ -79,13 +76,7 @@ def test_the_majority_wins_and_what_cannot_be_read_does_not_vote():
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=9))
-def test_no_answer_is_given_more_often_than_the_majoritys(votes):
+def test_no_answer_is_more_frequent_than_the_majority(votes):
     texts = [f"The answer is {vote}." for vote in votes]
     winner = int(SUM.read(majority(texts, SUM)).strict)
     assert votes.count(winner) == max(map(votes.count, votes))
-
-
-def test_of_labels_that_begin_alike_the_longest_that_fits_is_read():
-    form = AnswerForm.of([" good", " good enough"], "It is")
-    assert form.read("It is good enough.") == Reading("good enough", "good enough")
-    assert form.read("It is good.") == Reading("good", "good")

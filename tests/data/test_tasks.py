@@ -1,4 +1,4 @@
-"""Rows are divided once and for all, and a user's file takes the place of a task."""
+"""The fixed division of rows, and tasks from a user's file."""
 
 import json
 import random
@@ -16,7 +16,7 @@ ROWS = [LabelledText(f"text {index}", index % 2) for index in range(8530)]
 OPTIONS = {"text_column": "review", "label_column": "verdict", "prompt": "{text} is", "train": 4, "test": 3}
 
 
-def test_the_reviews_are_divided_as_the_peers_divide_them():
+def test_the_reviews_are_divided_as_in_the_benchmarks_of_the_peers():
     train, validation, test = divide(ROWS, 500, 400)
     shuffled = list(ROWS)
     random.Random(0).shuffle(shuffled)
@@ -24,7 +24,7 @@ def test_the_reviews_are_divided_as_the_peers_divide_them():
 
 
 @given(st.integers(7, 1500), st.integers(2, 400), st.integers(2, 400))
-def test_no_row_is_in_two_parts_and_every_part_has_its_size(count, train, test):
+def test_the_parts_are_disjoint_and_have_their_sizes(count, train, test):
     if train + test >= count:
         with pytest.raises(InputError, match="too few"):
             divide(ROWS[:count], train, test)
@@ -35,14 +35,14 @@ def test_no_row_is_in_two_parts_and_every_part_has_its_size(count, train, test):
     assert len({row.text for part in parts for row in part}) == sum(len(part) for part in parts)
 
 
-def test_one_divides_the_same_way_however_many_rows_are_trained_on():
+def test_validation_and_test_do_not_depend_on_the_number_of_training_rows():
     small, large = divide(ROWS, 10, 400), divide(ROWS, 500, 400)
     assert small[1:] == large[1:]
     assert small[0] == large[0][:10]
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl"])
-def test_a_users_table_becomes_a_task(tmp_path, suffix):
+def test_a_table_becomes_a_task(tmp_path, suffix):
     rows = [{"review": f'so "{n}",\ngood', "verdict": "pos" if n % 3 else "neg"} for n in range(12)]
     path = tmp_path / f"mine.{suffix}"
     if suffix == "csv":
@@ -59,37 +59,37 @@ def test_a_users_table_becomes_a_task(tmp_path, suffix):
 
 
 @pytest.mark.parametrize(
-    ("text", "changes", "sentence"),
+    ("text", "changes", "message"),
     [
-        ("review,verdict\na,1\n", {"text_column": "words"}, "column 'words'; it has: review, verdict"),
-        ("review,verdict\n" + "a,1\n" * 9, {}, "holds 1 class"),
+        ("review,verdict\na,1\n", {"text_column": "words"}, "column 'words'; columns: review, verdict"),
+        ("review,verdict\n" + "a,1\n" * 9, {}, "must have at least 2 classes, got 1"),
         ("review,verdict\n" + "a,1\nb,0\n" * 9, {"labels": ("x",)}, "1 labels are given for the 2 classes: 0, 1"),
         ("review,verdict\n" + "a,1\nb,0\n" * 3, {"train": 50}, "has 6 rows: too few for 50 to train"),
         ("review,verdict\n" + "a,1\nb,0\n" * 9, {"prompt": "Is it good?"}, "has no {text}"),
         ("review,verdict\na\n", {}, "without a value in column 'verdict'"),
     ],
 )
-def test_a_table_that_cannot_serve_is_refused_in_a_sentence(tmp_path, text, changes, sentence):
+def test_an_invalid_table_is_refused(tmp_path, text, changes, message):
     path = tmp_path / "mine.csv"
     path.write_text(text)
     with pytest.raises(InputError) as refusal:
         table_task(path, **{"labels": None, **OPTIONS, **changes})
-    assert sentence in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
-def test_what_is_no_table_is_refused_in_a_sentence(tmp_path):
+def test_other_files_than_tables_are_refused(tmp_path):
     (tmp_path / "broken.jsonl").write_text('{"review": "a"\n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "bytes.csv").write_bytes(b"review,verdict\n\xff\xfe,1\n")
-    for name, sentence in {
+    for name, message in {
         "broken.jsonl": "not a readable JSONL file",
-        "list.jsonl": "no JSON object",
+        "list.jsonl": "must be a JSON object",
         "bytes.csv": "not a readable CSV file",
         "none.csv": "cannot be read",
-        "mine.parquet": "neither a .csv nor a .jsonl",
+        "mine.parquet": "must be a .csv or .jsonl file",
     }.items():
-        with pytest.raises(InputError, match=sentence):
+        with pytest.raises(InputError, match=message):
             table_task(tmp_path / name, labels=None, **OPTIONS)
 
 
@@ -105,7 +105,7 @@ def test_reviews_are_the_rows_of_rotten_tomatoes_in_file_order(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "text"), [("mine.csv", "text,label\na,1\n"), ("mine.jsonl", '{"text": "a"}')])
-def test_the_mark_that_spreadsheets_put_first_is_no_part_of_a_column(tmp_path, name, text):
+def test_a_byte_order_mark_is_not_part_of_a_column_name(tmp_path, name, text):
     (tmp_path / name).write_text(text, "utf-8-sig")
     assert next(read_rows(tmp_path / name))["text"] == "a"
 

@@ -1,4 +1,4 @@
-"""Text for language modelling is divided so that what is measured on was not trained on."""
+"""Text for language modelling: the held-out part is not in the training part."""
 
 import random
 
@@ -22,7 +22,7 @@ def test_the_last_tenth_of_a_file_is_held_out_and_nothing_is_lost(tmp_path_facto
 
 @pytest.fixture
 def reviews(tmp_path):
-    """A thousand and some sentences, a few of them twice, and a few long reviews."""
+    """1,250 sentences, of which 50 occur twice, and 20 long reviews."""
     order, path = random.Random(0), tmp_path / "reviews.csv"
     rows = [f"sentence {n % 1200},{n % 2},rotten_tomatoes" for n in range(1250)]
     rows += [f"long review {n},{n % 2},imdb" for n in range(20)]
@@ -31,7 +31,7 @@ def reviews(tmp_path):
     return path
 
 
-def test_what_the_task_reviews_validates_and_tests_on_is_not_in_the_text(reviews):
+def test_the_validation_and_test_rows_of_the_reviews_are_not_in_the_training_text(reviews):
     corpus, task = reviews_text(reviews), reviews_task(reviews, 200, 400)
     judged = {row.text for row in task.validation + task.test}
     assert judged == set(corpus.held_out)
@@ -41,16 +41,16 @@ def test_what_the_task_reviews_validates_and_tests_on_is_not_in_the_text(reviews
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "sentence"),
+    ("name", "content", "message"),
     [
-        ("mine.md", b"x" * 200, "is no .txt file"),
-        ("short.txt", b"short", "has 5 characters"),
+        ("mine.md", b"x" * 200, "must be a .txt file"),
+        ("short.txt", b"short", "at least 100 characters, got 5"),
         ("latin.txt", b"\xff" * 200, "is not UTF-8"),
         ("none.txt", None, "cannot be read"),
     ],
 )
-def test_what_is_no_text_is_refused_in_a_sentence(tmp_path, name, content, sentence):
+def test_other_files_than_text_are_refused(tmp_path, name, content, message):
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=message):
         text_file(tmp_path / name)

@@ -1,4 +1,4 @@
-"""The real model, pulled once for all the tests that need it, and an oracle that does not leave float64."""
+"""SmolLM2, downloaded once for all tests that need it, and transformers' Llama in float64."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def smollm2(smollm2_path):
 
 @pytest.fixture
 def exact_llama(monkeypatch):
-    """transformers' RMSNorm and rotary tables compute in float32; here they stay in float64."""
+    """transformers' RMSNorm and rotary tables, computed in float64 instead of float32."""
 
     def norm(self, hidden):
         return self.weight * hidden * (hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()

@@ -1,4 +1,4 @@
-"""Random tiny models of transformers, and ways to change the directories that they are saved to."""
+"""Random tiny models of transformers, and functions that change their saved directories."""
 
 import json
 
@@ -21,7 +21,7 @@ def llama(**changes):
 
 
 def randomised(oracle):
-    """In float64, with norms that are not ones and biases that are not zeros."""
+    """The model in float64, with every parameter random, norms and biases too."""
     torch.manual_seed(0)
     for parameter in oracle.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
@@ -34,14 +34,14 @@ def difference(ours, theirs):
 
 
 def edited(directory, **changes):
-    """The directory with its config.json changed; None takes a setting out."""
+    """The directory with its config.json changed; None removes a setting."""
     settings = {**json.loads((directory / "config.json").read_text()), **changes}
     (directory / "config.json").write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
     return directory
 
 
 def restored(directory, change):
-    """The directory with its tensors changed by a function of the dictionary."""
+    """The directory with its tensors changed in place by a function of the dictionary."""
     tensors = load_file(directory / "model.safetensors")
     change(tensors)
     save_file(tensors, directory / "model.safetensors")

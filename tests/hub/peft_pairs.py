@@ -1,33 +1,21 @@
-"""A model of transformers and the same decoder of ours, adapters for them from both sides, and how near they are."""
+"""A model of transformers, the same decoder in minillm, and adapters for both."""
 
 import warnings
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import minillm
 from minillm.adapt import LoRA, PiSSA, PrefixTuning, SoftPrompt
 
+from .huggingface_writing import gpt2, llama
+
 IDS = torch.randint(61, (3, 11), generator=torch.Generator().manual_seed(0))
 BASES = {
-    "Llama": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False,
-        )
-    ),
-    "Llama, tied": lambda: LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=61, hidden_size=24, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=1, max_position_embeddings=64, tie_word_embeddings=True,
-        )
-    ),
-    "GPT-2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=64, n_inner=44, bos_token_id=0,
-                   eos_token_id=0)
-    ),
-}  # fmt: skip
+    "Llama": lambda: llama(tie_word_embeddings=False),
+    "Llama, tied": lambda: llama(num_hidden_layers=3, num_key_value_heads=1, tie_word_embeddings=True),
+    "GPT-2": lambda: gpt2(n_positions=64),
+}
 OURS = {
     "LoRA": lambda base: LoRA(base, r=2, alpha=4),
     "LoRA, everywhere": lambda base: LoRA(base, 3, 7, ("all-linear", "embed", "head"), dropout=0.25),
@@ -42,25 +30,23 @@ OURS = {
     "prefix by an MLP": lambda base: PrefixTuning(base, 3, hidden=7),
     "soft prompt": lambda base: SoftPrompt(base, 5),
 }  # fmt: skip
-THEIRS = {
-    "LoRA": {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]},
-    "LoRA, everywhere": {"r": 4, "target_modules": ["q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"]},
-    "LoRA, by patterns": {
+THEIRS = [
+    ("Llama", {"r": 4, "lora_alpha": 6, "target_modules": ["q_proj", "v_proj"]}),
+    ("Llama", {"r": 4, "target_modules": ["q_proj", "o_proj", "down_proj", "embed_tokens", "lm_head"]}),
+    ("Llama", {
         "r": 4, "lora_alpha": 6, "use_rslora": True, "lora_dropout": 0.5, "target_modules": ["q_proj", "gate_proj"],
         "rank_pattern": {"layers.0.self_attn.q_proj": 2, "gate_proj": 3}, "alpha_pattern": {"q_proj": 5},
-    },
-    "LoRA, some layers": {"r": 4, "target_modules": ["k_proj", "up_proj"], "layers_to_transform": [1]},
-    "DoRA": {"r": 4, "target_modules": ["q_proj", "down_proj"], "use_dora": True},
-}  # fmt: skip
-THEIRS_GPT2 = {
-    "LoRA": {"r": 4, "lora_alpha": 6, "target_modules": ["c_attn"]},
-    "LoRA, everywhere": {"r": 4, "target_modules": ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc", "wte", "wpe"]},
-}
+    }),
+    ("Llama", {"r": 4, "target_modules": ["k_proj", "up_proj"], "layers_to_transform": [1]}),
+    ("Llama", {"r": 4, "target_modules": ["q_proj", "down_proj"], "use_dora": True}),
+    ("GPT-2", {"r": 4, "lora_alpha": 6, "target_modules": ["c_attn"]}),
+    ("GPT-2", {"r": 4, "target_modules": ["c_attn", "attn.c_proj", "mlp.c_proj", "c_fc", "wte", "wpe"]}),
+]  # fmt: skip
 
 
 def base_pair(name, tmp_path):
     torch.manual_seed(0)
-    model = BASES[name]().eval()
+    model = BASES[name]().float()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.2)
@@ -70,7 +56,7 @@ def base_pair(name, tmp_path):
 
 @torch.no_grad()
 def moved(parameters):
-    """As if they had been trained: nothing is zero."""
+    """Add noise, so that no parameter is zero."""
     generator = torch.Generator().manual_seed(1)
     for parameter in parameters:
         parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -90,7 +76,7 @@ def by_peft(model, directory):
 
 
 def from_peft(model, config, directory):
-    """A trained adapter of peft's, saved by it."""
+    """An adapter with random weights, saved by peft."""
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -102,7 +88,7 @@ def from_peft(model, config, directory):
 
 @torch.no_grad()
 def difference(method, oracle, base, ids=IDS):
-    """Of the logits, as a share of the largest; and the adapter does something."""
+    """The relative difference of the logits; checks that the adapter changes them."""
     expected = oracle(ids).logits[:, -ids.shape[1] :]
     assert (method(ids) - base(ids)).abs().max() > 1e-2 * expected.abs().max()
     return ((method(ids) - expected).abs().max() / expected.abs().max()).item()

@@ -1,4 +1,4 @@
-"""What is written as GGUF reads back as it was."""
+"""An exported GGUF file loads with equal logits and ids."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias"
     [llama_config(), llama_config(tie_embeddings=False), DecoderConfig.tiny(**GPT_2)],
     ids=["tied", "untied", "GPT-2"],
 )
-def test_a_decoder_written_as_gguf_reads_back_with_equal_logits(tmp_path, config):
+def test_an_exported_decoder_loads_with_equal_logits(tmp_path, config):
     decoder, ids = random_decoder(config), torch.tensor([[3, 1, 4, 1, 5]])
     export(decoder, None, tmp_path / "mine.gguf")
     again, tokenizer = minillm.load(tmp_path / "mine.gguf")
@@ -26,7 +26,7 @@ def test_a_decoder_written_as_gguf_reads_back_with_equal_logits(tmp_path, config
     assert again.config == config
 
 
-def test_its_tokenizer_reads_back_with_equal_ids(tmp_path, smollm2):
+def test_an_exported_tokenizer_loads_with_equal_ids(tmp_path, smollm2):
     source, tokenizer = smollm2
     tiny = random_decoder(llama_config(vocabulary=source.config.vocabulary, layers=1, width=8, heads=2, kv_heads=1))
     export(tiny, tokenizer, tmp_path / "mine.gguf")
@@ -37,11 +37,11 @@ def test_its_tokenizer_reads_back_with_equal_ids(tmp_path, smollm2):
     assert again.names == tokenizer.names
 
 
-def test_what_gguf_has_no_words_for_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(InputError, match="this decoder is neither"):
+def test_what_gguf_has_no_type_for_is_refused_and_nothing_is_written(tmp_path):
+    with pytest.raises(InputError, match="supports a Llama or a GPT-2, got a decoder with norm=rms, norm_first=False"):
         export(random_decoder(DecoderConfig.tiny(norm_first=False)), None, tmp_path / "mine.gguf")
     closed = words(["so so well"], 5)
     decoder = random_decoder(llama_config(vocabulary=closed.vocabulary))
-    with pytest.raises(InputError, match="no words for this tokenizer"):
+    with pytest.raises(InputError, match="no tokenizer type for this tokenizer"):
         export(decoder, closed, tmp_path / "new" / "mine.gguf")
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file describes is the pipeline that its writer had."""
+"""The tokenizer in the metadata of a GGUF file encodes like the pipeline that the metadata was written from."""
 
 import re
 
@@ -9,23 +9,21 @@ from tokenizers import Regex, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
 
 from minillm import InputError
-from minillm.hub import gguf_tokenizer
-from minillm.hub.gguf_tokenizer import read_tokenizer
+from minillm.hub.gguf_tokenizer import LLAMA_3, read_tokenizer
 from tests.training.tokenizer_training import SPECIAL, TEMPLATE, metadata, smollm, trained
 
-LLAMA_3 = Regex(gguf_tokenizer.LLAMA_3)
 PRETOKENISERS = {
     "smollm": smollm(),
     "gpt-2": ByteLevel(add_prefix_space=False, use_regex=True),
     "llama-bpe": pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(LLAMA_3, "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+        [pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     ),
 }
 
 
 @pytest.mark.parametrize("pre", PRETOKENISERS)
 @given(text=st.one_of(st.text(), st.text(alphabet="a1 \n'tTHEhe.", max_size=30)))
-def test_a_gguf_tokenizer_encodes_as_the_pipeline_that_it_describes(pre, text):
+def test_a_gguf_tokenizer_encodes_like_its_pipeline(pre, text):
     pipeline, read = _described(pre)
     assert read.encode(text) == pipeline.encode(text, add_special_tokens=False).ids
 
@@ -50,12 +48,12 @@ def _described(pre, made={}):  # noqa: B006 (a cache: hypothesis calls this ofte
         ("llama-bpe", "I'LL say", ["I", "'LL", "Ġsay"]),
     ],
 )
-def test_a_pretokeniser_cuts_where_llama_cpp_cuts(pre, text, pieces):
+def test_a_pretokenizer_splits_like_llama_cpp(pre, text, pieces):
     built = read_tokenizer(metadata(trained(smollm()), pre)).pipeline.pre_tokenizer
     assert [piece for piece, _ in built.pre_tokenize_str(text)] == pieces
 
 
-def test_gguf_metadata_says_which_tokens_are_special():
+def test_gguf_metadata_defines_the_special_tokens():
     read = read_tokenizer(metadata(trained(smollm())))
     assert read.special == dict(zip(SPECIAL, range(3), strict=True))
     assert (read.bos, read.eos, read.pad, read.chat_template) == (1, 2, 2, TEMPLATE)
@@ -63,9 +61,8 @@ def test_gguf_metadata_says_which_tokens_are_special():
     assert read_tokenizer(metadata(trained(smollm()), add_bos_token=True)).starts_with_bos
 
 
-def test_words_that_users_added_are_found_in_text_and_are_not_special():
-    pipeline = trained(smollm())
-    described = metadata(pipeline)
+def test_user_defined_tokens_are_recognised_in_text_and_are_not_special():
+    described = metadata(trained(smollm()))
     described["tokenizer.ggml.tokens"].append("<tool_call>")
     described["tokenizer.ggml.token_type"].append(4)
     read = read_tokenizer(described)
@@ -73,7 +70,7 @@ def test_words_that_users_added_are_found_in_text_and_are_not_special():
     assert "<tool_call>" not in read.special
 
 
-def test_llama_3_takes_a_word_of_its_vocabulary_whole_though_no_merge_leads_there():
+def test_llama_3_encodes_a_word_of_its_vocabulary_as_one_token_even_without_a_merge():
     described = metadata(trained(smollm()), "llama-bpe")
     described["tokenizer.ggml.tokens"].append("Ġunmerged")
     described["tokenizer.ggml.token_type"].append(1)
@@ -83,23 +80,23 @@ def test_llama_3_takes_a_word_of_its_vocabulary_whole_though_no_merge_leads_ther
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
-        ({"pre": "falcon"}, "'falcon'; minillm knows smollm, gpt-2, llama-bpe"),
-        ({"pre": None}, "None; minillm knows"),
-        ({"model": "llama"}, "'llama'; minillm reads 'gpt2'"),
-        ({"tokens": None}, "lacks its tokens"),
-        ({"merges": [1, 2]}, "lacks its merges"),
-        ({"merges": ["nonsense"]}, "merges do not fit"),
-        ({"merges": ["zzzz qqqq"]}, "merges do not fit"),
-        ({"tokens": ["a", "a"]}, "a token twice"),
-        ({"token_type": [1]}, "number of token types"),
-        ({"eos_token_id": 1_000_000}, "eos token is 1000000"),
-        ({"eos_token_id": -1}, "eos token is -1"),
+        ({"pre": "falcon"}, "must be one of smollm, gpt-2, llama-bpe, got 'falcon'"),
+        ({"pre": None}, "got None"),
+        ({"model": "llama"}, "must be 'gpt2' (byte-level BPE), got 'llama'"),
+        ({"tokens": None}, "has no tokens"),
+        ({"merges": [1, 2]}, "has no merges"),
+        ({"merges": ["nonsense"]}, "do not fit its vocabulary"),
+        ({"merges": ["zzzz qqqq"]}, "do not fit its vocabulary"),
+        ({"tokens": ["a", "a"]}, "a duplicate token"),
+        ({"token_type": [1]}, "one token type per token"),
+        ({"eos_token_id": 1_000_000}, "got 1000000"),
+        ({"eos_token_id": -1}, "got -1"),
     ],
     ids=str,
 )
-def test_gguf_metadata_that_makes_no_tokenizer_is_a_sentence(changes, says):
-    with pytest.raises(InputError, match=re.escape(says)) as refusal:
+def test_invalid_tokenizer_metadata_is_refused(changes, message):
+    with pytest.raises(InputError, match=re.escape(message)) as refusal:
         read_tokenizer(metadata(trained(smollm()), **changes))
     assert "\n" not in str(refusal.value)

@@ -1,4 +1,4 @@
-"""config.json: every setting that asks for what minillm does not compute is a sentence."""
+"""config.json: defaults as in transformers, and refusal of settings that minillm does not compute with."""
 
 import pytest
 import torch
@@ -8,14 +8,6 @@ from minillm import DecoderConfig, InputError
 
 from .gguf_writing import random_decoder
 from .huggingface_writing import difference, edited, gpt2, llama
-
-
-def test_rope_theta_is_read_where_older_versions_of_transformers_wrote_it(tmp_path, exact_llama):
-    oracle = llama(rope_parameters={"rope_type": "default", "rope_theta": 100.0})
-    oracle.save_pretrained(tmp_path)
-    edited(tmp_path, rope_parameters=None, rope_theta=100)
-    ours, _ = minillm.load(tmp_path, dtype=torch.float64)
-    assert difference(ours, oracle) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -50,7 +42,7 @@ def test_rope_theta_is_read_where_older_versions_of_transformers_wrote_it(tmp_pa
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
-def test_a_setting_that_asks_for_another_computation_is_refused(tmp_path, make, changes):
+def test_a_setting_that_minillm_does_not_compute_with_is_refused(tmp_path, make, changes):
     make().save_pretrained(tmp_path)
     with pytest.raises(InputError) as refusal:
         minillm.load(edited(tmp_path, **changes))
@@ -58,51 +50,48 @@ def test_a_setting_that_asks_for_another_computation_is_refused(tmp_path, make, 
 
 
 @pytest.mark.parametrize(
-    ("make", "settings"),
+    ("make", "sizes", "changes"),
     [
-        (gpt2, ["layer_norm_epsilon", "tie_word_embeddings", "activation_function", "scale_attn_weights"]),
-        (llama, ["rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "head_dim"]),
+        (gpt2, {"n_inner": 96}, dict.fromkeys(
+            ["layer_norm_epsilon", "tie_word_embeddings", "activation_function", "scale_attn_weights", "n_inner"])),
+        (llama, {"num_key_value_heads": 4}, dict.fromkeys(
+            ["rms_norm_eps", "tie_word_embeddings", "rope_parameters", "attention_bias", "mlp_bias", "head_dim",
+             "num_key_value_heads"])),
+        (llama, {"rope_parameters": {"rope_type": "default", "rope_theta": 100.0}},
+            {"rope_parameters": None, "rope_theta": 100}),
     ],
-)
-def test_a_setting_that_is_not_there_means_what_transformers_means(tmp_path, exact_llama, make, settings):
-    oracle = make()
+    ids=["GPT-2", "Llama", "rope_theta of older versions"],
+)  # fmt: skip
+def test_missing_settings_have_the_defaults_of_transformers(tmp_path, exact_llama, make, sizes, changes):
+    oracle = make(**sizes)
     oracle.save_pretrained(tmp_path)
-    ours, _ = minillm.load(edited(tmp_path, **dict.fromkeys(settings)), dtype=torch.float64)
+    ours, _ = minillm.load(edited(tmp_path, **changes), dtype=torch.float64)
     assert difference(ours, oracle) < 1e-9
 
 
 @pytest.mark.parametrize(
-    ("make", "name", "sizes"),
-    [(gpt2, "n_inner", {"n_inner": 96}), (llama, "num_key_value_heads", {"num_key_value_heads": 4})],
+    ("changes", "message"),
+    [
+        ({"n_embd": None}, "lacks n_embd"),
+        ({"vocab_size": None}, "lacks vocab_size"),
+        ({"model_type": "mamba"}, "must be gpt2, llama, minillm, got 'mamba'"),
+    ],
 )
-def test_a_size_that_follows_from_others_need_not_be_there(tmp_path, make, name, sizes):
-    make(**sizes).save_pretrained(tmp_path)
-    config = minillm.load(tmp_path)[0].config
-    assert minillm.load(edited(tmp_path, **{name: None}))[0].config == config
-
-
-@pytest.mark.parametrize("name", ["n_embd", "vocab_size"])
-def test_a_size_that_is_not_there_is_named(tmp_path, name):
+def test_a_missing_size_and_an_unknown_model_type_are_named(tmp_path, changes, message):
     gpt2().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=f"lacks {name}"):
-        minillm.load(edited(tmp_path, **{name: None}))
-
-
-def test_another_model_type_is_told_which_are_read(tmp_path):
-    llama().save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="'mamba'; minillm reads gpt2, llama and its own, minillm"):
-        minillm.load(edited(tmp_path, model_type="mamba"))
+    with pytest.raises(InputError, match=message):
+        minillm.load(edited(tmp_path, **changes))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "\x00"])
-def test_a_config_that_is_no_object_is_a_sentence(tmp_path, text):
+def test_a_config_that_is_not_a_json_object_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(InputError):
         minillm.load(tmp_path)
 
 
 @pytest.mark.parametrize("changes", [{"layers": "2"}, {"bias": 1}, {"norm": "batch"}, {"dropout": "none"}], ids=str)
-def test_our_own_config_is_read_as_strictly(tmp_path, changes):
+def test_the_config_of_model_type_minillm_is_checked_too(tmp_path, changes):
     minillm.save(random_decoder(DecoderConfig.tiny(feed_forward="relu")), None, tmp_path)
     with pytest.raises(InputError, match=next(iter(changes))):
         minillm.load(edited(tmp_path, **changes))

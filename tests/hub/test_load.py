@@ -1,8 +1,9 @@
-"""What `minillm.load` accepts, and what it says of everything else."""
+"""The sources that `minillm.load` accepts, and its errors for all others."""
 
 import shutil
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,22 +15,22 @@ from minillm.hub import pull as pulling
 from .gguf_writing import llama_config, random_decoder, write_llama
 
 
-def test_an_unknown_model_is_told_what_would_do():
+def test_the_error_for_an_unknown_model_lists_the_sources():
     with pytest.raises(InputError) as refusal:
         minillm.load("smollm3")
-    said = str(refusal.value)
-    assert all(words in said for words in ("'smollm3'", "smollm2-135m-instruct", "directory", ".gguf", "hf:NAME"))
-    assert "reviews" not in said
+    message = str(refusal.value)
+    assert all(words in message for words in ("'smollm3'", "smollm2-135m-instruct", "directory", ".gguf", "hf:NAME"))
+    assert "reviews" not in message
 
 
-def test_a_pulled_name_is_pulled(tmp_path, monkeypatch):
+def test_a_name_of_pull_is_downloaded(tmp_path, monkeypatch):
     path = write_llama(tmp_path / "a.gguf", random_decoder(llama_config()))
     monkeypatch.setattr(pulling, "pull", lambda name: {"smollm2-135m-instruct": path}[name])
     decoder, _ = minillm.load("smollm2-135m-instruct")
     assert decoder.config == llama_config()
 
 
-def test_paths_may_be_texts_or_paths_and_start_at_home(tmp_path, monkeypatch):
+def test_paths_may_be_strings_or_paths_and_begin_with_a_tilde(tmp_path, monkeypatch):
     write_llama(tmp_path / "a.gguf", random_decoder(llama_config()))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("USERPROFILE", str(tmp_path))
@@ -37,32 +38,22 @@ def test_paths_may_be_texts_or_paths_and_start_at_home(tmp_path, monkeypatch):
         assert minillm.load(source)[0].config == llama_config()
 
 
-def test_the_hub_is_reached_through_its_own_library(tmp_path, monkeypatch):
+def test_hub_models_are_downloaded_by_huggingface_hub_without_code_or_pickles(tmp_path, monkeypatch):
     minillm.save(random_decoder(DecoderConfig.tiny()), None, tmp_path)
-    asked = []
-
-    def snapshot(name, allow_patterns):
-        asked.append((name, allow_patterns))
-        return str(tmp_path)
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
-    decoder, _ = minillm.load("hf:someone/model")
-    assert decoder.config == DecoderConfig.tiny()
-    assert asked[0][0] == "someone/model"
-    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in asked[0][1])
+    download = Mock(return_value=str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert minillm.load("hf:someone/model")[0].config == DecoderConfig.tiny()
+    assert download.call_args.args == ("someone/model",)
+    patterns = download.call_args.kwargs["allow_patterns"]
+    assert not any(pattern.endswith((".bin", ".pt", ".py", "*")) for pattern in patterns)
 
 
-def test_a_hub_out_of_reach_is_one_sentence(monkeypatch):
-    def unreachable(*arguments, **settings):
-        raise ConnectionError("Cannot reach the hub: offline mode is on.\nSee the documentation.")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(InputError, match=r"hf:someone/model cannot be fetched.*offline mode is on") as refusal:
+def test_an_unreachable_hub_and_a_missing_library_are_one_sentence_each(monkeypatch):
+    offline = ConnectionError("Cannot reach the hub: offline mode is on.\nSee the documentation.")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", Mock(side_effect=offline))
+    with pytest.raises(InputError, match=r"hf:someone/model cannot be downloaded.*offline mode is on") as refusal:
         minillm.load("hf:someone/model")
     assert "\n" not in str(refusal.value)
-
-
-def test_a_missing_hub_library_is_one_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):
         minillm.load("hf:someone/model")
@@ -75,7 +66,7 @@ def test_loading_draws_no_random_numbers(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_importing_load_brings_only_the_tokenizer_and_the_notation_of_shapes_beyond_torch():
+def test_importing_load_imports_few_packages_besides_torch():
     program = (
         "import sys, torch; before = set(sys.modules); import minillm; minillm.load; "
         "print(*{name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
@@ -84,7 +75,7 @@ def test_importing_load_brings_only_the_tokenizer_and_the_notation_of_shapes_bey
     assert found <= {"minillm", "tokenizers", "jaxtyping", "einops", "numpy"}
 
 
-def test_loading_needs_neither_transformers_nor_a_pickle(tmp_path):
+def test_loading_imports_neither_transformers_nor_peft(tmp_path):
     path = write_llama(tmp_path / "a.gguf", random_decoder(llama_config()))
     program = (
         f"import sys, minillm; d, _ = minillm.load({str(path)!r}); minillm.save(d, None, {str(tmp_path / 'd')!r}); "
@@ -93,7 +84,7 @@ def test_loading_needs_neither_transformers_nor_a_pickle(tmp_path):
     assert subprocess.check_output([sys.executable, "-c", program], text=True).strip() == "[]"
 
 
-def test_the_base_tiny_comes_with_the_package_and_is_the_pinned_one(monkeypatch, tmp_path):
+def test_the_base_tiny_is_in_the_package_with_the_pinned_weights(monkeypatch, tmp_path):
     decoder, tokenizer = minillm.load("tiny")
     assert sum(parameter.numel() for parameter in decoder.parameters()) == 826_880
     assert sum(path.stat().st_size for path in hub.TINY.iterdir()) < 2_000_000
