@@ -1,4 +1,4 @@
-"""The numbers with two threads, which share products, rows and sums: what `MINILLM_TEST_THREADS=2` runs in whole."""
+"""Results with two threads, which share products, rows and sums. MINILLM_TEST_THREADS=2 runs whole suites with two."""
 
 import pytest
 import torch
@@ -27,4 +27,4 @@ def test_laws_hold(number, name):
 
 
 def test_training_steps_have_numpys_losses():
-    test_training.test_full_and_partial_fine_tuning_have_torchs_first_twenty_losses("Llama", "")
+    test_training.test_fine_tuning_and_lora_have_torchs_first_twenty_losses("Llama", "")

@@ -65,14 +65,6 @@ def test_a_row_of_several_blocks_is_one_softmax(label):
     assert_the_kernel_is_right(case, random, torch.bfloat16)
 
 
-def test_rows_without_a_label_have_no_loss_and_no_gradient():
-    hidden, weight, labels = _inputs()
-    loss = kernels.linear_cross_entropy(hidden, weight, torch.full_like(labels, IGNORED))
-    loss.backward()
-    assert loss == 0
-    assert hidden.grad.count_nonzero() == weight.grad.count_nonzero() == 0
-
-
 def test_only_needed_products_of_labelled_rows_are_computed():
     """2 N D V FLOPs for the loss, as many for each gradient; N counts the labelled rows, whatever the chunks."""
     hidden, weight, labels = _inputs(rows=5)
