@@ -13,9 +13,11 @@ def _two_threads():
     torch.set_num_threads(2)
 
 
-def test_the_whole_check_is_good(monkeypatch):
+def test_the_check_of_torch_against_numpy_passes(monkeypatch):
     # More rows than torch leaves to one thread.
     monkeypatch.setattr(check_operations, "BATCH", 300)
+    # Central differences compare numpy with itself.
+    monkeypatch.setattr(check, "differences", lambda case, random: None)
     found = check.check(check.Check("tiny", device="cpu", threads=2))
     assert (found["threads"], check.failed(found)) == (2, [])
 

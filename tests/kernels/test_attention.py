@@ -28,7 +28,7 @@ def few_programs(monkeypatch):
 
 @pytest.mark.usefixtures("small_tiles", "few_programs")
 @examples
-@given(cases("attention", FOR_KERNELS), randoms, dtypes)
+@given(cases("attention", FOR_KERNELS._replace(heads=(1, 2), tokens=(1, 17, 31))), randoms, dtypes)
 def test_many_tiles_give_the_same_result(case, random, dtype):
     assert_the_kernel_is_right(case, random, dtype)
 
@@ -115,7 +115,7 @@ def test_without_queries_the_gradients_are_zero(batch, queries):
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_attention_is_a_registered_torch_operation(prefixed):
     batch = 1 + prefixed
-    sides = _random((batch, 2, 3, 8), *[(batch, 1, 5, 8)] * 2)
+    sides = _random((batch, 1, 3, 8), *[(batch, 1, 5, 8)] * 2)
     prompt = _random(*[(1, 1, 3, 8)] * 2) if prefixed else (None, None)
     mask = torch.rand(batch, 5, device=DEVICE) < 0.5 if prefixed else None
     opcheck(kernels._attention, *sides, mask, *prompt)

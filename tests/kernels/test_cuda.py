@@ -104,6 +104,7 @@ def test_unsupported_inputs_are_refused_in_a_sentence(monkeypatch):
         cuda.compiled.__wrapped__()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(NVCC is None, reason="there is no nvcc, which compiles CUDA C++")
 def test_nvcc_compiles_it_without_spills_and_with_wide_loads(tmp_path):
     assert cuda.build([NVCC, "-arch=sm_80", "-Xcompiler", "-fPIC"], cuda.SOURCE).rms_norm_forward

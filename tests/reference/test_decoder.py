@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
@@ -133,6 +133,8 @@ def test_sizes_masks_and_prefixes_are_the_same_in_numpy_and_torch(case, by, rand
     assert_good(against_numpy(case, random, by), FLOAT64)
 
 
+# Four forward passes for each parameter: a fifth of the usual number of examples.
+@settings(max_examples=settings.default.max_examples // 5)
 @given(logits_cases(), randoms)
 def test_the_gradients_of_the_decoder_equal_differences(case, random):
     assume(_away_from_kinks(case.forward(case.inputs)[1]))
