@@ -13,7 +13,7 @@ from minillm.reference.adamw import no_moments
 from minillm.reference.decoder import features_forward, keys_values_backward, keys_values_forward
 from minillm.reference.linear_cross_entropy import linear_cross_entropy_backward, linear_cross_entropy_forward
 from minillm.reference.prefix import prefix_backward, prefix_forward
-from minillm.reference.training import language_model_loss, next_token_labels, training_step
+from minillm.reference.training import language_model_loss, training_step
 from tests.decoders import STYLES, random_decoder
 from tests.reference.test_decoder import numpy_weights
 from tests.reference.test_prefix import numpys_names
@@ -24,19 +24,20 @@ two_styles = pytest.mark.parametrize("style", ["figure 1", "Llama, untied"])
 
 
 def _batches(config):
-    """One batch per step, with padding."""
-    random = np.random.default_rng(0)
+    """One padded batch per step: ids, mask, and the next token as the label of each token that has one."""
+    random, mask = np.random.default_rng(0), np.ones((3, 7), bool)
+    mask[1, :2] = mask[2, 5:] = False
     for _ in range(STEPS):
-        mask = np.ones((3, 7), bool)
-        mask[1, :2] = mask[2, 5:] = False
-        yield random.integers(0, config.vocabulary, (3, 7)), mask
+        ids, labels = random.integers(0, config.vocabulary, (3, 7)), np.full((3, 7), IGNORED)
+        labels[:, :-1] = np.where(mask[:, :-1] & mask[:, 1:], ids[:, 1:], IGNORED)
+        yield ids, mask, labels
 
 
 def _numpy_losses(parameters, loss_and_gradients, config):
     moments, losses = no_moments(parameters), []
-    for ids, mask in _batches(config):
+    for batch in _batches(config):
         loss, parameters, moments = training_step(
-            lambda now, ids=ids, mask=mask: loss_and_gradients(now, ids, mask),
+            lambda now, batch=batch: loss_and_gradients(now, *batch),
             parameters, moments, rate=RATE, decay=DECAY, clip=CLIP,
         )  # fmt: skip
         losses.append(loss)
@@ -48,8 +49,8 @@ def _torch_losses(parameters, loss_of, config):
     matrices, vectors = ([p for p in parameters if (p.dim() > 1) == yes] for yes in (True, False))
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE)
-    for ids, mask in _batches(config):
-        loss = loss_of(torch.from_numpy(ids), torch.from_numpy(mask))
+    for batch in _batches(config):
+        loss = loss_of(*map(torch.from_numpy, batch))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
@@ -58,17 +59,10 @@ def _torch_losses(parameters, loss_of, config):
     return losses
 
 
-def _torch_loss(decoder, ids, mask, prefix=None):
-    labels = torch.full_like(ids, IGNORED)
-    labels[:, :-1] = torch.where(mask[:, 1:] & mask[:, :-1], ids[:, 1:], IGNORED)
+def _torch_loss(decoder, ids, mask, labels, prefix=None):
     features = decoder.features(ids, mask=mask, prefix=prefix)
     total = linear_cross_entropy(features.flatten(0, 1), decoder.head.weight, labels.flatten())
     return total / (labels != IGNORED).sum()
-
-
-def _language_model_loss(weights, config, ids, mask, prefix=None):
-    labels = next_token_labels(ids, mask)
-    return language_model_loss(weights, config, ids, labels, mask=mask, prefix=prefix)
 
 
 def _assert_same_losses(config, start, loss_and_gradients, parameters, loss_of):
@@ -92,8 +86,8 @@ def test_fine_tuning_and_lora_have_torchs_first_twenty_losses(style, trained):
     weights, config = numpy_weights(decoder), decoder.config
     named = {name: parameter for name, parameter in decoder.named_parameters() if parameter.requires_grad}
 
-    def loss_and_gradients(now, ids, mask):
-        loss, gradients = _language_model_loss(weights | now, config, ids, mask)
+    def loss_and_gradients(now, ids, mask, labels):
+        loss, gradients = language_model_loss(weights | now, config, ids, labels, mask=mask)
         return loss, gradients["weights"]
 
     start = {name: weights[name] for name in named}
@@ -107,13 +101,13 @@ def test_a_soft_prompt_has_torchs_first_twenty_losses(style):
     start = np.random.default_rng(1).normal(size=(5, config.width))
     prompt = torch.from_numpy(start.copy()).requires_grad_()
 
-    def loss_and_gradients(now, ids, mask):
+    def loss_and_gradients(now, ids, mask, labels):
         prefix, cache = keys_values_forward(weights, config, now["prompt"][None])
-        loss, gradients = _language_model_loss(weights, config, ids, mask, prefix)
+        loss, gradients = language_model_loss(weights, config, ids, labels, mask=mask, prefix=prefix)
         return loss, {"prompt": keys_values_backward(gradients["prefix"], cache)["embeddings"][0]}
 
-    def loss_of(ids, mask):
-        return _torch_loss(decoder, ids, mask, decoder.keys_values(prompt[None]))
+    def loss_of(ids, mask, labels):
+        return _torch_loss(decoder, ids, mask, labels, decoder.keys_values(prompt[None]))
 
     _assert_same_losses(config, {"prompt": start}, loss_and_gradients, [prompt], loss_of)
 
@@ -125,13 +119,13 @@ def test_prefix_tuning_through_its_mlp_has_torchs_first_twenty_losses(style):
     weights, config = numpy_weights(decoder), decoder.config
     start = {name: parameter.detach().numpy().copy() for name, parameter in numpys_names(method.mlp)}
 
-    def loss_and_gradients(now, ids, mask):
+    def loss_and_gradients(now, ids, mask, labels):
         prefix, cache = prefix_forward(**now, layers=config.layers, groups=config.kv_heads)
-        loss, gradients = _language_model_loss(weights, config, ids, mask, prefix)
+        loss, gradients = language_model_loss(weights, config, ids, labels, mask=mask, prefix=prefix)
         return loss, prefix_backward(gradients["prefix"], cache)
 
-    def loss_of(ids, mask):
-        return _torch_loss(decoder, ids, mask, method.prefix())
+    def loss_of(ids, mask, labels):
+        return _torch_loss(decoder, ids, mask, labels, method.prefix())
 
     _assert_same_losses(config, start, loss_and_gradients, method.trainable().values(), loss_of)
 
@@ -143,12 +137,12 @@ def test_a_classifier_on_frozen_features_has_torchs_first_twenty_losses(style):
     start = np.random.default_rng(1).normal(size=(3, config.width))
     classifier = torch.from_numpy(start.copy()).requires_grad_()
 
-    def loss_and_gradients(now, ids, mask):
+    def loss_and_gradients(now, ids, mask, labels):
         features, _ = features_forward(weights, config, ids, mask=mask)
         loss, cache = linear_cross_entropy_forward(features[:, 4], now["classifier"], ids[:, 0] % 3)
         return loss, {"classifier": linear_cross_entropy_backward(1.0, cache)["weight"]}
 
-    def loss_of(ids, mask):
+    def loss_of(ids, mask, labels):
         return linear_cross_entropy(decoder.features(ids, mask=mask)[:, 4], classifier, ids[:, 0] % 3)
 
     _assert_same_losses(config, {"classifier": start}, loss_and_gradients, [classifier], loss_of)
