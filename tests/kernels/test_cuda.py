@@ -58,7 +58,7 @@ def launchers(request, monkeypatch):
 @pytest.fixture
 def as_the_fast_form(monkeypatch):
     plain = operations.rms_norm
-    monkeypatch.setattr(operations, "rms_norm", lambda *inputs: (cuda.rms_norm if under_fast() else plain)(*inputs))
+    monkeypatch.setattr(operations, "rms_norm", lambda **inputs: (cuda.rms_norm if under_fast() else plain)(**inputs))
     monkeypatch.setattr(cuda, "STRIPES", 2)  # so that a block has several rows, and the last block fewer
 
 
