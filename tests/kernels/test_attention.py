@@ -16,17 +16,13 @@ SMALL = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 1, "num_stages": 1}
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Small tiles, so that a test with few tokens has several whole tiles and several at an edge."""
+    """Few tokens have several whole tiles and several at an edge, and stripes of a prefix have several tiles."""
     whole = kernels._blocks
     monkeypatch.setattr(kernels, "_blocks", lambda *sizes: whole(*sizes) | SMALL)
-
-
-@pytest.fixture
-def few_programs(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
 
 
-@pytest.mark.usefixtures("small_tiles", "few_programs")
+@pytest.mark.usefixtures("small_tiles")
 @examples
 @given(cases("attention", FOR_KERNELS._replace(heads=(1, 2), tokens=(1, 17, 31))), randoms, dtypes)
 def test_many_tiles_give_the_same_result(case, random, dtype):
@@ -42,7 +38,7 @@ def _gradients(out, leaves):
     return torch.autograd.grad(out, leaves, torch.randn_like(out))
 
 
-@pytest.mark.usefixtures("small_tiles", "few_programs")
+@pytest.mark.usefixtures("small_tiles")
 def test_strided_inputs_are_not_copied():
     """The layout of the decoder's Linears, B T (H K); the result has it too, so that the next Linear copies nothing."""
     query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
@@ -59,7 +55,7 @@ def test_strided_inputs_are_not_copied():
         assert_close(actual, expected, "law in float32")
 
 
-@pytest.mark.usefixtures("small_tiles", "few_programs")
+@pytest.mark.usefixtures("small_tiles")
 def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
     """A float32 prefix before bfloat16 text: it is rounded once on input, its gradient not at all."""
     sides = [side.detach().bfloat16() for side in _random((3, 2, 9, 16), *[(3, 1, 9, 16)] * 2)]
