@@ -55,7 +55,7 @@ KERNEL_MUTATIONS = [
     mutation("a factor's gradient without the gate's sigmoid", SWIGLU, "(dy * z * sigmoid)", "(dy * z)"),
     mutation("a swiglu that adds its factor", SWIGLU, "dy *= x", "dy += x"),
     mutation("a gradient that rotates forward", ROTARY, "s = -s", "s = s"),
-    mutation("angles of the first row for all", ROTARY, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
+    mutation("angles of the first row for all", POSITIONS, "sin + batch * stride_sb", "sin + 0 * stride_sb"),
     mutation("heads beyond the last", _fenced(POSITIONS), "valid = (row < rows) & (pair < half)",
         "valid = pair < half"),
     mutation("an output in the input's strides", POSITIONS, "*out.stride()", "*vectors.stride()"),
