@@ -1,5 +1,7 @@
 """The kernels of LoRA: stripes, gradients that are not needed, and a family of adapters in a decoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -77,7 +79,7 @@ def outputs_of(family):
 
 
 def test_a_family_is_the_same_with_kernels_and_with_torch():
-    decoder = random_decoder(STYLES["Llama"]).float().to(DEVICE)
+    decoder = random_decoder(replace(STYLES["Llama"], layers=1)).float().to(DEVICE)
     one, other = LoRA(decoder, r=3, targets="all-linear"), LoRA(decoder, r=2)
     for parameter in (*one.trainable().values(), *other.trainable().values()):
         torch.nn.init.normal_(parameter, std=0.2)
