@@ -1,9 +1,9 @@
-"""The operations of figure 1 as the decoder and the methods call them: who computes, and in which dtype.
+"""The operations of figure 1 as the decoder and the methods call them: chooses the implementation and the dtype.
 
-Each operation has up to four implementations in files of one name: `reference/norm.py` is the mathematics in numpy,
-`ops/norm.py` the formula in torch, `fast/norm.py` as fast as a CPU allows, `kernels/norm.py` for a GPU. The one that is
-forced is used (`with minillm.backend("plain")`), else the kernel where it was measured to be faster on this GPU, else
-the fast one. The choice belongs to a thread; `bound` carries it into work that runs later.
+Each operation has up to four implementations in files of the same name: `reference/norm.py` is the mathematics in
+numpy, `ops/norm.py` the formula in torch, `fast/norm.py` is optimised for a CPU, and `kernels/norm.py` for a GPU. The
+backend that is forced (`with minillm.backend("plain")`) is used, else the kernel where it was measured to be faster on
+this GPU, else the fast implementation. Each thread has its own choice; `bound` carries it into a later call.
 """
 
 import threading
@@ -68,14 +68,14 @@ _choice = _Choice()
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Within it this thread computes every operation by its formula ("plain"), its fast form or its kernel ("triton").
+    """A context in which this thread computes every operation by the formula ("plain"), "fast" or by kernel ("triton").
 
-    An operation without such a form uses the next simpler one. Kernels run on a GPU, or on a CPU in triton's
-    interpreter if TRITON_INTERPRET=1 was set before triton was imported. Raises InputError for another name, and where
+    An operation without this implementation uses the next simpler one. Kernels run on a GPU, or on a CPU in triton's
+    interpreter if TRITON_INTERPRET=1 was set before triton was imported. Raises InputError for another name, or if
     triton is not installed.
     """
     if name not in BACKENDS:
-        raise InputError(f"there is no backend {name!r}; there are: {', '.join(BACKENDS)}")
+        raise InputError(f"the backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == TRITON and find_spec("triton") is None:
         raise InputError("triton is not installed, and the kernels need it: pip install 'minillm[kernels]' (Linux)")
     with _chosen(name):
@@ -97,7 +97,7 @@ def current_backend() -> str | None:
 
 
 def bound(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function under the choice of this moment, whichever thread calls it and whenever: a checkpointed block."""
+    """The function with the current backend, for a later call in any thread: the recomputation of a block."""
     name = _choice.name
 
     def under_backend(*arguments: Any) -> Any:
@@ -108,7 +108,7 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def by_kernel(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...]]) -> bool:
-    """Whether a kernel is forced for this, or was measured to be faster on this GPU at these sizes (asked last)."""
+    """Whether a kernel is forced, or was measured to be faster on this GPU at these sizes (computed only if needed)."""
     name = _choice.name
     if name is None and not tensor.is_cuda:
         return False
@@ -125,8 +125,8 @@ def _torch(plain: ModuleType, fast: ModuleType) -> Any:
     return plain if _choice.name == PLAIN else fast
 
 
-# A kernel's file is imported where it is needed, by a statement: triton is not on every machine and takes its time, and
-# torch.compile traces no import by name.
+# Kernels are imported where they are called, because triton is optional and slow to import. They are imported by
+# statements, because torch.compile does not trace `importlib`.
 
 
 def linear(
@@ -159,8 +159,8 @@ def rms_norm(hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: flo
 def rotary(
     vectors: Float[Tensor, "B H T K"], cos: Float[Tensor, "*B T K//2"], sin: Float[Tensor, "*B T K//2"]
 ) -> Float[Tensor, "B H T K"]:
-    """Turn the pair (x[i], x[i + K/2]) by its position's angle."""
-    # The kernel has no gradient for tables, which are made of whole numbers and need none.
+    """Rotate the pair (x[i], x[i + K/2]) by the angle of its position."""
+    # The kernel has no gradient for the tables.
     if by_kernel("rotary", vectors, lambda: (vectors.numel(),)) and not (cos.requires_grad or sin.requires_grad):
         from minillm.kernels import positions as kernels
 
@@ -188,7 +188,7 @@ def attention(
 
 
 def _attention_sizes(query: Tensor, key: Tensor, mask: Tensor | None, prefix: Prefix | None) -> tuple[int, ...]:
-    """How many heads of how many queries and keys, their width, the prefix and the mask."""
+    """Heads, queries, keys, head width, length of the prefix, elements of the mask."""
     heads, prompt = query.shape[:2].numel(), 0 if prefix is None or prefix.gate is not None else prefix.key.shape[2]
     return heads, query.shape[2], key.shape[2], query.shape[3], prompt, 0 if mask is None else mask.numel()
 
@@ -271,9 +271,9 @@ def lora_by_row(
 def updated_norms(
     weight: Float[Tensor, "O I"], a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scale: int | float
 ) -> Float[Tensor, "O"]:
-    """The length of each row of W + scale B A; W is a constant.
+    """The norm of each row of W + scale B A; W is a constant.
 
-    Computed in the dtype of A and B, autocast or not: a norm of bfloat16 sums would be noise.
+    Computed in the dtype of A and B even under autocast: sums in bfloat16 would be too inexact.
     """
     kind = weight.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
@@ -281,7 +281,7 @@ def updated_norms(
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    # Asking first takes a tenth of the microsecond that `to` takes to return what it was given.
+    # The comparison takes a tenth of the microsecond that `to` takes to return the same tensor.
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 

@@ -1,5 +1,7 @@
 """The ladder of trust: every operation x implementation x (output, every gradient) against numpy, on drawn sizes."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,7 +24,8 @@ def test_every_operation_is_under_test():
     assert set(operations.__all__) - NO_OPERATIONS == set(OPERATIONS)
 
 
-every_backend = pytest.mark.parametrize("by", [PLAIN, FAST])
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+every_backend = pytest.mark.parametrize("by", [PLAIN, FAST, pytest.param(TRITON, marks=needs_triton)])
 every_fast_one = pytest.mark.parametrize("name", implemented_in("fast"))
 every_torch_one = pytest.mark.parametrize(
     ("name", "by"), [(name, PLAIN) for name in OPERATIONS] + [(name, FAST) for name in implemented_in("fast")]
@@ -56,19 +59,18 @@ def test_the_fast_form_is_as_near_to_numpy_as_the_formula(name, dtype, data, ran
     assert_good(found, f"numpy vs the fast form, {dtype}")
 
 
+@needs_triton
 @pytest.mark.parametrize("name", implemented_in("kernels"))
 @few
 @given(data=st.data(), dtype=dtypes, random=randoms)
 def test_the_kernel_is_as_near_to_numpy_as_the_fast_form(name, dtype, data, random):
-    pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
     found = by_ratio(data.draw(cases(name, FOR_KERNELS)), random, dtype, GPU, TRITON)
     assert found is not None, f"no kernel took part in {name}"
     assert_good(found, f"numpy vs the kernel, {dtype}")
 
 
 def _float32(*shapes):
-    torch.manual_seed(0)
-    return (torch.randn(shape) for shape in shapes)
+    return (torch.randn(shape, device=GPU) for shape in shapes)
 
 
 @every_backend
@@ -84,9 +86,9 @@ def test_a_frozen_matrix_gets_no_gradient_and_a_bias_gets_one_if_it_needs_it(by)
 @every_backend
 def test_a_row_without_an_adapter_is_the_linears_whatever_the_adapters_hold(by):
     x, weight, bias = (side.requires_grad_() for side in _float32((2, 3, 5), (7, 5), (7,)))
-    a, b = torch.full((1, 2, 5), torch.nan), torch.full((1, 7, 2), torch.inf)
+    a, b = torch.full((1, 2, 5), torch.nan, device=GPU), torch.full((1, 7, 2), torch.inf, device=GPU)
     with backend(by):
-        out = operations.lora_by_row(x, weight, bias, a, b, torch.tensor([-1, 0]))
+        out = operations.lora_by_row(x, weight, bias, a, b, torch.tensor([-1, 0], device=GPU))
     out[0].sum().backward()
     assert torch.allclose(out[0], x[0] @ weight.T + bias, atol=1e-6)
     assert out[1].isnan().all()
@@ -99,8 +101,8 @@ def test_a_row_without_an_adapter_is_the_linears_whatever_the_adapters_hold(by):
 def test_rows_are_computed_in_the_matrixs_dtype_or_in_autocasts(held, by):
     x, weight, a, b = _float32((2, 3, 5), (7, 5), (1, 2, 5), (1, 7, 2))
     a, b = a.requires_grad_(), b.requires_grad_()
-    with backend(by), torch.autocast("cpu", torch.bfloat16, enabled=held == torch.float32):
-        out = operations.lora_by_row(x, weight.to(held), None, a, b, torch.tensor([0, 0]))
+    with backend(by), torch.autocast(GPU.type, torch.bfloat16, enabled=held == torch.float32):
+        out = operations.lora_by_row(x, weight.to(held), None, a, b, torch.tensor([0, 0], device=GPU))
     out.sum().backward()
     assert out.dtype == torch.bfloat16
     assert a.grad.dtype == b.grad.dtype == torch.float32
@@ -117,6 +119,7 @@ def test_factors_may_be_wider_than_the_matrix(wide, by):
     out.sum().backward()
     assert out.dtype == torch.bfloat16
     assert a.grad.dtype == b.grad.dtype == wide
+    assert torch.allclose(out.float(), x @ (weight + 0.5 * b @ a).float().T, atol=0.2)
 
 
 @every_backend
@@ -124,7 +127,7 @@ def test_factors_may_be_wider_than_the_matrix(wide, by):
 def test_autocast_computes_a_wide_matrix_in_its_own_dtype_and_a_double_one_as_it_is(inside, by):
     x, weight, bias, a, b = _float32((3, 5), (7, 5), (7,), (2, 5), (7, 2))
     a.requires_grad_()
-    with backend(by), torch.autocast("cpu", torch.bfloat16, enabled=inside):
+    with backend(by), torch.autocast(GPU.type, torch.bfloat16, enabled=inside):
         out = operations.lora(x, weight, bias, a, b, 0.5)
         double = operations.lora(*(tensor.double() for tensor in (x, weight, bias, a, b)), 0.5)
         norms = operations.updated_norms(weight, a, b, 0.5)

@@ -9,7 +9,8 @@ import math
 import triton
 import triton.language as tl
 
-from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
+from minillm.kernels._attention_tiles import load, program_of, scores_of, store
+from minillm.kernels._interpreter import EXACT
 
 LN_2 = tl.constexpr(math.log(2))
 """The kernels use scores as exponents of 2, while the gradients are with respect to exponents of e."""

@@ -8,9 +8,7 @@ values are stacks of groups of one.
 import triton
 import triton.language as tl
 
-from minillm.kernels._interpreter import FULL_FLOAT32, INTERPRETED
-
-EXACT, WIDEN = tl.constexpr(FULL_FLOAT32), tl.constexpr(INTERPRETED)
+from minillm.kernels._interpreter import EXACT, WIDEN
 
 
 @triton.jit

@@ -32,8 +32,8 @@ from triton.runtime import driver
 
 from minillm.fast.attention import gated
 from minillm.kernels._attention_backward import keys_kernel, queries_kernel
-from minillm.kernels._attention_tiles import EXACT, load, program_of, scores_of, store
-from minillm.kernels._interpreter import INTERPRETED
+from minillm.kernels._attention_tiles import load, program_of, scores_of, store
+from minillm.kernels._interpreter import EXACT, INTERPRETED
 from minillm.ops.attention import Prefix
 
 PROGRAMS = 512
@@ -153,7 +153,7 @@ def _attention(
     prefix_key: Tensor | None, prefix_value: Tensor | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(out, log₂ Σ 2^score of each row of the stacks)."""
-    out, log_sum = _attention_fake(query, key, value, mask, prefix_key, prefix_value)
+    out, log_sum = _attention_fake(query, key)
     (batch, groups, keys), (queries, width) = key.shape[:3], query.shape[2:]
     prompt = 0 if prefix_key is None else prefix_key.shape[2]
     rows = log_sum.shape[2]
@@ -168,10 +168,7 @@ def _attention(
 
 
 @_attention.register_fake
-def _attention_fake(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None,
-    prefix_key: Tensor | None, prefix_value: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _attention_fake(query: Tensor, key: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     (rows, heads, queries, _), groups = query.shape, key.shape[1]
     return _like(query), query.new_empty(rows, groups, heads // groups * queries, dtype=torch.float32)
 

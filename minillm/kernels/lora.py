@@ -33,7 +33,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from minillm.kernels._interpreter import FULL_FLOAT32, INTERPRETED
+from minillm.kernels._interpreter import EXACT, WIDEN
 
 PROCESSORS = 128
 """About as many as a GPU has: rows are distributed so that each processor gets one or a few blocks."""
@@ -42,10 +42,7 @@ PROGRAMS, BLOCK_STRIPE = 512, 64
 
 
 @triton.jit
-def _tile(
-    base, row, column, row_stride, column_stride, rows, columns,
-    DTYPE: tl.constexpr, WIDEN: tl.constexpr,
-):  # fmt: skip
+def _tile(base, row, column, row_stride, column_stride, rows, columns, DTYPE: tl.constexpr):
     """A tile of a matrix, 0 beyond its edges, in the dtype of the product."""
     place = row.to(tl.int64)[:, None] * row_stride + column.to(tl.int64)[None, :] * column_stride
     tile = tl.load(base + place, mask=(row < rows)[:, None] & (column < columns)[None, :], other=0.0)
@@ -57,7 +54,6 @@ def _tile(
 @triton.jit
 def _update_kernel(
     x, down, up, bias, adapter, low, out, tokens, inner, outer, rank, scale, down_r, down_i, up_r, up_o,
-    WIDEN: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_O: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """low = scale x downᵀ and, if `out` is given, out = low upᵀ + bias, for a block of tokens of one row."""
@@ -74,9 +70,9 @@ def _update_kernel(
     total = tl.zeros((BLOCK_N, BLOCK_R), tl.float32)
     for start in range(0, tl.where(member < 0, 0, inner), BLOCK_I):
         column = start + tl.arange(0, BLOCK_I)
-        inputs = _tile(x, row, column, inner, 1, tokens, inner, x.dtype.element_ty, WIDEN)
-        factor = _tile(down, column, rank_place, down_i, down_r, inner, ranks, x.dtype.element_ty, WIDEN)
-        total = tl.dot(inputs, factor, total, input_precision=PRECISION)
+        inputs = _tile(x, row, column, inner, 1, tokens, inner, x.dtype.element_ty)
+        factor = _tile(down, column, rank_place, down_i, down_r, inner, ranks, x.dtype.element_ty)
+        total = tl.dot(inputs, factor, total, input_precision=EXACT)
     small = (total * scale).to(low.dtype.element_ty)
     low_place = (batch * tokens + row)[:, None] * rank + rank_place[None, :]
     tl.store(low + low_place, small, mask=(row < tokens)[:, None] & (rank_place < rank)[None, :])
@@ -84,8 +80,8 @@ def _update_kernel(
         small = small.to(tl.float32) if WIDEN else small
         for start in range(0, outer, BLOCK_O):
             column = start + tl.arange(0, BLOCK_O)
-            factor = _tile(up, rank_place, column, up_r, up_o, ranks, outer, low.dtype.element_ty, WIDEN)
-            update = tl.dot(small, factor, input_precision=PRECISION)
+            factor = _tile(up, rank_place, column, up_r, up_o, ranks, outer, low.dtype.element_ty)
+            update = tl.dot(small, factor, input_precision=EXACT)
             if bias is not None:
                 update += tl.load(bias + column, mask=column < outer, other=0.0).to(tl.float32)[None, :]
             place = (batch * tokens + row)[:, None] * outer + column[None, :]
@@ -96,16 +92,16 @@ def _update_kernel(
 @triton.jit
 def _stripe(
     small, wide, sums, first, last, columns, rank, offset, total_columns, tile,
-    WIDEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """smallᵀ wide over the rows from first to last, for a tile of columns."""
     column, rank_place = tile * BLOCK_W + tl.arange(0, BLOCK_W), tl.arange(0, BLOCK_R)
     total = tl.zeros((BLOCK_R, BLOCK_W), tl.float32)
     for start in range(first, last, BLOCK_N):
         row = start + tl.arange(0, BLOCK_N)
-        left = _tile(small, rank_place, row, 1, rank, rank, last, wide.dtype.element_ty, WIDEN)
-        right = _tile(wide, row, column, columns, 1, last, columns, wide.dtype.element_ty, WIDEN)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+        left = _tile(small, rank_place, row, 1, rank, rank, last, wide.dtype.element_ty)
+        right = _tile(wide, row, column, columns, 1, last, columns, wide.dtype.element_ty)
+        total = tl.dot(left, right, total, input_precision=EXACT)
     place = rank_place[:, None] * total_columns + offset + column[None, :]
     tl.store(sums + place, total, mask=(rank_place < rank)[:, None] & (column < columns)[None, :])
 
@@ -113,7 +109,7 @@ def _stripe(
 @triton.jit
 def _stripes_kernel(
     x, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles,
-    WIDEN: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
     """The terms of one stripe of dA, sharedᵀ x, and next to it of dBᵀ, lowᵀ dout: a tile of one of them."""
     tile, batch, columns = tl.program_id(0), tl.program_id(2).to(tl.int64), inner + outer
@@ -126,16 +122,10 @@ def _stripes_kernel(
     shared += batch * tokens * rank
     if tile < tiles:
         x += batch * tokens * inner
-        _stripe(
-            shared, x, sums, first, last, inner, rank, 0, columns, tile,
-            WIDEN, PRECISION, BLOCK_N, BLOCK_W, BLOCK_R,
-        )  # fmt: skip
+        _stripe(shared, x, sums, first, last, inner, rank, 0, columns, tile, BLOCK_N, BLOCK_W, BLOCK_R)
     else:
         dout += batch * tokens * outer
-        _stripe(
-            low, dout, sums, first, last, outer, rank, inner, columns, tile - tiles,
-            WIDEN, PRECISION, BLOCK_N, BLOCK_W, BLOCK_R,
-        )  # fmt: skip
+        _stripe(low, dout, sums, first, last, outer, rank, inner, columns, tile - tiles, BLOCK_N, BLOCK_W, BLOCK_R)
 
 
 @triton.jit
@@ -185,7 +175,7 @@ def _update(
     if batch * tokens:
         _update_kernel[(triton.cdiv(tokens, blocks["BLOCK_N"]), batch)](
             x, down, up, bias, adapter, low, out if with_out else None, tokens, inner, outer, rank, scale,
-            *down.stride()[1:], *up.stride()[1:], WIDEN=INTERPRETED, PRECISION=FULL_FLOAT32, **blocks,
+            *down.stride()[1:], *up.stride()[1:], **blocks,
         )  # fmt: skip
     return low, out
 
@@ -204,10 +194,7 @@ def _lora(
 
 
 @_lora.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, adapter: Tensor | None, scale: float,
-    dropped: Tensor | None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     return x.new_empty(*x.shape[:-1], weight.shape[0]), x.new_empty(*x.shape[:-1], a.shape[1])
 
 
@@ -252,8 +239,8 @@ def _factor_gradients(
     stripes = triton.cdiv(max(tokens, 1), stripe)
     sums = a_input.new_empty((batch, stripes, rank, inner + outer), dtype=torch.float32)
     _stripes_kernel[(programs, stripes, batch)](
-        a_input, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles, WIDEN=INTERPRETED,
-        PRECISION=FULL_FLOAT32, BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=_padded(rank), num_warps=4,
+        a_input, dout, low, shared, adapter, sums, tokens, inner, outer, rank, stripe, tiles,
+        BLOCK_N=BLOCK_STRIPE, BLOCK_W=width, BLOCK_R=_padded(rank), num_warps=4,
     )  # fmt: skip
     da, db = torch.empty_like(a), torch.empty_like(b)
     _sum_kernel[(triton.cdiv(inner + outer, 128), rank, members)](

@@ -10,22 +10,15 @@ Backward returns the gradient of the input ("hidden"), those of the "weights" by
 "prefix".
 """
 
+from minillm.reference import feed_forward
 from minillm.reference.attention import attention_backward, attention_forward
-from minillm.reference.feed_forward import (
-    gelu_backward,
-    gelu_forward,
-    relu_backward,
-    relu_forward,
-    swiglu_backward,
-    swiglu_forward,
-)
 from minillm.reference.parameters import above, below, projection_backward, projection_forward
 from minillm.reference.positions import rotary_backward, rotary_forward
 
 ACTIVATIONS = {
-    "relu": (relu_forward, relu_backward),
-    "gelu": (gelu_forward, gelu_backward),
-    "swiglu": (swiglu_forward, swiglu_backward),
+    "relu": (feed_forward.relu_forward, feed_forward.relu_backward),
+    "gelu": (feed_forward.gelu_forward, feed_forward.gelu_backward),
+    "swiglu": (feed_forward.swiglu_forward, feed_forward.swiglu_backward),
 }
 
 

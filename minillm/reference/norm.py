@@ -19,19 +19,13 @@ import numpy as np
 
 
 def layer_norm_forward(hidden, weight, bias, eps):
-    centred_ND = hidden - hidden.mean(-1, keepdims=True)
-    deviation_N1 = np.sqrt((centred_ND**2).mean(-1, keepdims=True) + eps)
-    normed_ND = centred_ND / deviation_N1
-    return normed_ND * weight + bias, (normed_ND, deviation_N1, weight)
+    out_ND, cache = rms_norm_forward(_centred(hidden), weight, eps)
+    return out_ND + bias, cache
 
 
 def layer_norm_backward(dout, cache):
-    normed_ND, deviation_N1, weight = cache
-    dnormed_ND = dout * weight
-    mean_N1 = dnormed_ND.mean(-1, keepdims=True)
-    along_N1 = (dnormed_ND * normed_ND).mean(-1, keepdims=True)
-    dhidden_ND = (dnormed_ND - mean_N1 - normed_ND * along_N1) / deviation_N1
-    return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND), "bias": _over_positions(dout)}
+    gradients = rms_norm_backward(dout, cache)
+    return gradients | {"hidden": _centred(gradients["hidden"]), "bias": _over_positions(dout)}
 
 
 def rms_norm_forward(hidden, weight, eps):
@@ -46,6 +40,10 @@ def rms_norm_backward(dout, cache):
     along_N1 = (dnormed_ND * normed_ND).mean(-1, keepdims=True)
     dhidden_ND = (dnormed_ND - normed_ND * along_N1) / rms_N1
     return {"hidden": dhidden_ND, "weight": _over_positions(dout * normed_ND)}
+
+
+def _centred(x_ND):
+    return x_ND - x_ND.mean(-1, keepdims=True)
 
 
 def _over_positions(gradient_ND):

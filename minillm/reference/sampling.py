@@ -17,7 +17,7 @@ from minillm.reference.softmax import softmax_forward
 def next_token_distribution(logits, temperature, top_k=None, top_p=None):
     """The distribution that tokens are drawn from: N V logits to N V probabilities. The first of equal logits wins."""
     if temperature == 0:
-        return greedy_distribution(logits)
+        return np.where(np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None], 1.0, 0.0)
     probabilities_NV, _ = softmax_forward(logits / temperature)
     order_NV = np.argsort(-probabilities_NV, -1, kind="stable")
     if top_k is not None:
@@ -27,11 +27,6 @@ def next_token_distribution(logits, temperature, top_k=None, top_p=None):
         mass_before_NV = np.cumsum(sorted_NV, -1) - sorted_NV
         probabilities_NV = _restricted(probabilities_NV, order_NV, mass_before_NV < top_p)
     return probabilities_NV
-
-
-def greedy_distribution(logits):
-    """Probability 1 for the largest logit, the first one of equals."""
-    return np.where(np.arange(logits.shape[-1]) == logits.argmax(-1)[..., None], 1.0, 0.0)
 
 
 def sample(probabilities, uniform):

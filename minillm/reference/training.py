@@ -8,8 +8,6 @@ and values (or the MLP that computes them), a soft prompt the embeddings whose k
 is a function from parameters to (loss, gradients); the step is the same for all.
 """
 
-import numpy as np
-
 from minillm.reference.adamw import adamw_step, clip_by_global_norm
 from minillm.reference.decoder import features_backward, features_forward
 from minillm.reference.linear_cross_entropy import IGNORED, linear_cross_entropy_backward, linear_cross_entropy_forward
@@ -37,13 +35,3 @@ def language_model_loss(weights, config, ids, labels, *, prefix=None, mask=None)
     gradients = features_backward(through["hidden"].reshape(features_BTD.shape), tower)
     gradients["weights"][head] = gradients["weights"].get(head, 0.0) + through["weight"]
     return total / count, gradients
-
-
-def next_token_labels(ids, mask=None):
-    """The label of each position is the next token; the last position and padding have none."""
-    labels = np.full(ids.shape, IGNORED)
-    labels[:, :-1] = ids[:, 1:]
-    if mask is not None:
-        both = mask[:, :-1] & mask[:, 1:]
-        labels[:, :-1] = np.where(both, labels[:, :-1], IGNORED)
-    return labels

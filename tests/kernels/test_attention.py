@@ -1,18 +1,12 @@
 """The kernel of attention: many tiles, strided inputs, and a prefix that is not copied."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import given
 
-from minillm.config import DecoderConfig
-from minillm.decoder import Decoder
 from minillm.kernels import attention as kernels
-from minillm.key_values import KeyValues
-from minillm.operations import FAST, TRITON, Prefix, attention, attention_weights, backend
+from minillm.operations import FAST, TRITON, Prefix, attention, backend
 from minillm.ops.attention import attention as plain_attention
-from minillm.ops.attention import prepend, visible_keys
 from tests.kernels.against_numpy import DEVICE, assert_the_kernel_is_right, dtypes, examples, opcheck
 from tests.strategies import FOR_KERNELS, cases, randoms
 from tests.tolerances import assert_close
@@ -22,19 +16,15 @@ SMALL = {"BLOCK_T": 16, "BLOCK_S": 16, "num_warps": 1, "num_stages": 1}
 
 @pytest.fixture
 def small_tiles(monkeypatch):
-    """Small tiles, so that a test with few tokens has several whole tiles and several at an edge."""
+    """Few tokens have several whole tiles and several at an edge, and stripes of a prefix have several tiles."""
     whole = kernels._blocks
     monkeypatch.setattr(kernels, "_blocks", lambda *sizes: whole(*sizes) | SMALL)
-
-
-@pytest.fixture
-def few_programs(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
 
 
-@pytest.mark.usefixtures("small_tiles", "few_programs")
+@pytest.mark.usefixtures("small_tiles")
 @examples
-@given(cases("attention", FOR_KERNELS), randoms, dtypes)
+@given(cases("attention", FOR_KERNELS._replace(heads=(1, 2), tokens=(1, 17, 31))), randoms, dtypes)
 def test_many_tiles_give_the_same_result(case, random, dtype):
     assert_the_kernel_is_right(case, random, dtype)
 
@@ -48,7 +38,7 @@ def _gradients(out, leaves):
     return torch.autograd.grad(out, leaves, torch.randn_like(out))
 
 
-@pytest.mark.usefixtures("small_tiles", "few_programs")
+@pytest.mark.usefixtures("small_tiles")
 def test_strided_inputs_are_not_copied():
     """The layout of the decoder's Linears, B T (H K); the result has it too, so that the next Linear copies nothing."""
     query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
@@ -66,22 +56,6 @@ def test_strided_inputs_are_not_copied():
 
 
 @pytest.mark.usefixtures("small_tiles")
-def test_prefix_attention_is_a_weighted_mean_of_attention_to_the_text_and_to_the_prefix():
-    """Law 12, (1 - m) Attn(x) + m Attn(prefix), with the mass m from the kernel's own sums, and from the weights."""
-    query, key, value, *prompt = _random((1, 4, 21, 16), *[(1, 2, 21, 16)] * 2, *[(1, 2, 7, 16)] * 2)
-    mask = torch.rand(1, 21, device=DEVICE) < 0.7
-    both, over_both = kernels._attention(query, key, value, mask, *prompt)
-    text, over_text = kernels._attention(query, key, value, mask, None, None)
-    mass = (1 - torch.exp2(over_text - over_both)).unflatten(2, (21, 2)).transpose(2, 3).reshape(1, 4, 21, 1)
-    keys, _, real = prepend(Prefix(*prompt), key, value, mask)
-    weights = attention_weights(query, keys, visible_keys(21, 28, real, DEVICE))
-    assert_close(mass, weights[..., :7].sum(-1, keepdim=True), "law in float32")
-    scores = query @ prompt[0].repeat_interleave(2, 1).mT / math.sqrt(16)
-    attended = scores.softmax(-1) @ prompt[1].repeat_interleave(2, 1)
-    assert_close(both, (1 - mass) * text + mass * attended, "law in float32")
-
-
-@pytest.mark.usefixtures("small_tiles", "few_programs")
 def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
     """A float32 prefix before bfloat16 text: it is rounded once on input, its gradient not at all."""
     sides = [side.detach().bfloat16() for side in _random((3, 2, 9, 16), *[(3, 1, 9, 16)] * 2)]
@@ -137,27 +111,7 @@ def test_without_queries_the_gradients_are_zero(batch, queries):
 @pytest.mark.parametrize("prefixed", [False, True])
 def test_attention_is_a_registered_torch_operation(prefixed):
     batch = 1 + prefixed
-    sides = _random((batch, 2, 3, 8), *[(batch, 1, 5, 8)] * 2)
+    sides = _random((batch, 1, 3, 8), *[(batch, 1, 5, 8)] * 2)
     prompt = _random(*[(1, 1, 3, 8)] * 2) if prefixed else (None, None)
     mask = torch.rand(batch, 5, device=DEVICE) < 0.5 if prefixed else None
     opcheck(kernels._attention, *sides, mask, *prompt)
-
-
-@pytest.mark.parametrize("kind", ["none", "shared", "gated"])
-def test_a_decoder_with_kernels_equals_the_decoder_with_torch(kind):
-    torch.manual_seed(0)
-    decoder = Decoder(DecoderConfig.tiny()).to(DEVICE)
-    ids = torch.randint(0, 61, (2, 9), device=DEVICE)
-    mask = torch.ones(2, 9, dtype=torch.bool, device=DEVICE)
-    mask[0, :3] = mask[1, -2:] = False
-    sides = _random((2, 1, 2, 5, 6), (2, 1, 2, 5, 6))
-    gate = torch.randn(2, 4, device=DEVICE) if kind == "gated" else None
-    prefix = None if kind == "none" else KeyValues(*sides, gate)
-    trained = [*decoder.parameters(), *([] if prefix is None else sides)]
-    results = []
-    for name in (FAST, TRITON):
-        with backend(name):
-            logits = decoder(ids, prefix=prefix, mask=mask)
-            results.append([logits, *_gradients(logits, trained)])
-    for expected, actual in zip(*results, strict=True):
-        assert_close(actual, expected, "law in float32")

@@ -12,6 +12,10 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
 
 
+# All tests in one worker, which compiles once.
+pytestmark = pytest.mark.xdist_group("torch.compile")
+
+
 @cache
 def found():
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
@@ -27,7 +31,7 @@ def test_a_compiled_program_has_the_same_results_and_no_graph_break():
     assert found()["chosen"]
 
 
-def test_a_whole_decoder_is_one_graph_also_where_blocks_are_run_again():
+def test_a_whole_decoder_is_one_graph_even_if_blocks_are_recomputed():
     assert found()["decoders"] == {"plain": True, "fast": True, "triton": True}
 
 

@@ -14,9 +14,10 @@ def _tables(tokens, width):
 
 
 def test_rows_are_split_over_many_programs(monkeypatch):
-    """Blocks of two rows, the last of one: blocks are not aligned with heads or tokens."""
+    """Blocks of two rows, which are not aligned with heads or tokens; each row of the batch has its own positions."""
     monkeypatch.setattr(kernels, "BLOCK_NUMBERS", 8)
-    vectors, tables = torch.randn(1, 3, 5, 6, device=DEVICE), _tables(5, 6)
+    positions = torch.arange(10, device=DEVICE).view(2, 5)
+    vectors, tables = torch.randn(2, 3, 5, 6, device=DEVICE), rotary_tables(positions, 6, 100.0, torch.float32)
     assert torch.allclose(kernels.rotary(vectors, *tables), rotary(vectors, *tables), atol=1e-6)
 
 

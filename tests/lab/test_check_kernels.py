@@ -1,4 +1,4 @@
-"""`minillm check --kernels` checks every kernel, and reports wrong ones by name."""
+"""`minillm check --kernels`: every kernel is compared with numpy, and a wrong one is reported by its name."""
 
 import json
 import os
@@ -7,39 +7,39 @@ import sys
 
 import pytest
 
-from minillm import InputError
+from minillm import Decoder, DecoderConfig, InputError, save
 from minillm.cli import main
 from minillm.lab.check import Check, check, failed
+from minillm.lab.check_operations import operation_cases
 from tests.lab.test_check import MODELS
 from tests.strategies import implemented_in
 
 pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
 
-TINY = Check(config="tiny", kernels=True)
+
+@pytest.fixture
+def norms_alone(monkeypatch):
+    """The interpreter is slow: one operation with a kernel of its own, and one that shares its file."""
+    norms = {"rms_norm", "layer_norm"}
+    monkeypatch.setattr(
+        "minillm.lab.check.operation_cases",
+        lambda config, random: [case for case in operation_cases(config, random) if case.what in norms],
+    )
+    monkeypatch.setattr("minillm.lab.check.decoder_cases", lambda config, random: [])
 
 
-def rows_of_kernels(described):
-    return {row["what"] for row in described["rows"] if row["rung"] == "kernel"}
-
-
-def test_every_kernel_passes_alone_and_in_every_decoder():
-    described = check(TINY)
-    assert {"rms_norm", "layer_norm", "attention", "lora"} <= {*implemented_in("kernels")}
-    assert rows_of_kernels(described) == {*implemented_in("kernels")} | MODELS
-    assert failed(described) == []
-
-
+@pytest.mark.usefixtures("norms_alone")
 @pytest.mark.parametrize("wrong", [lambda right: right * 1.001, lambda right: right.detach()], ids=["off", "constant"])
-def test_only_a_wrong_kernel_fails(wrong, monkeypatch):
+def test_a_wrong_kernel_is_the_only_row_that_fails(wrong, monkeypatch):
     from minillm.kernels import norm as kernels
 
-    right = kernels.rms_norm  # of which tiny's decoder has none
+    right = kernels.rms_norm
     monkeypatch.setattr(kernels, "rms_norm", lambda hidden, weight, eps: wrong(right(hidden, weight, eps)))
-    monkeypatch.setattr("minillm.lab.check.decoder_cases", lambda config, random: [])
-    assert [(row["what"], row["rung"]) for row in failed(check(TINY))] == [("rms_norm", "kernel")]
+    described = check(Check(config="tiny", kernels=True))
+    assert [(row["what"], row["rung"]) for row in failed(described)] == [("rms_norm", "kernel")]
 
 
-def test_a_dtype_without_kernels_is_refused():
+def test_float64_is_refused_because_it_has_no_kernels():
     with pytest.raises(InputError, match="the kernels do not support float64"):
         Check(config="tiny", dtype="float64", kernels=True)
 
@@ -56,13 +56,17 @@ def test_without_triton_the_command_prints_one_line(monkeypatch, capsys):
     assert printed.out == ""
 
 
-def test_kernels_are_interpreted_without_a_gpu(tmp_path):
-    """In a process of its own: triton reads TRITON_INTERPRET when it is imported."""
+@pytest.mark.parametrize("config", ["one block", pytest.param("tiny", marks=pytest.mark.slow)])
+def test_every_kernel_is_interpreted_on_a_cpu_alone_and_in_every_decoder_and_passes(config, tmp_path):
+    """In its own process without the environment variable: triton reads it once, when it is imported."""
+    if config == "one block":
+        config = tmp_path / "base"
+        save(Decoder(DecoderConfig.tiny(layers=1, width=12, heads=2, kv_heads=1, vocabulary=13)), None, config)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = ["check", "--kernels", "--config", "tiny", "--device", "cpu", "--out", str(tmp_path)]
+    command = ["check", "--kernels", "--config", str(config), "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "minillm", *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "triton" not in done.stderr
     written = json.loads((tmp_path / "check.json").read_text())
     assert written["kernels"] is True
-    assert rows_of_kernels(written) == {*implemented_in("kernels")} | MODELS
+    assert {row["what"] for row in written["rows"] if row["rung"] == "kernel"} == {*implemented_in("kernels")} | MODELS

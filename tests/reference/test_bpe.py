@@ -89,7 +89,3 @@ def test_words_as_gpt2_and_smollm2_split_them():
     assert words("I'll  say 2049\n\nx's !?'s") == ["I", "'ll", " ", " say", " 2049", "\n", "\n", "x", "'s", " !?'", "s"]
     assert words("a  12", digits=True) == ["a", "  ", "1", "2"]
     assert words("x\n\n3", digits=True) == ["x", "\n\n", "3"]
-
-
-def test_byte_characters_are_the_librarys_alphabet():
-    assert sorted(bpe.byte_characters().values()) == sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

@@ -7,12 +7,11 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 
-from minillm.adapt import LoRA
 from minillm.adapt.lora import LoRALinear
 from minillm.config import DecoderConfig, FeedForward, Norm, Positions
 from minillm.key_values import KeyValues
@@ -50,17 +49,15 @@ class Computed(nn.Module):
 def case_of(decoder, others, forward, backward, compute):
     """A case from numpy's forward and backward and torch's function, of a decoder's weights and of other inputs."""
     weights, module = numpy_weights(decoder), Computed(decoder, compute)
-    scales = {name: weights.pop(name) for name in list(weights) if name.endswith(".scale")}
 
     def numpy_forward(inputs):
-        return forward({name: inputs[name] for name in weights} | scales, **{name: inputs[name] for name in others})
+        return forward({name: inputs[name] for name in weights}, **{name: inputs[name] for name in others})
 
     def numpy_backward(dout, cache):
         found = backward(dout, cache)
         reached = found.pop("weights")
-        assert reached.keys() <= decoder.state_dict().keys()
-        named = decoder.named_parameters()
-        trained = {name: reached.get(name, np.zeros(p.shape)) for name, p in named if p.requires_grad}
+        assert reached.keys() <= weights.keys()
+        trained = {name: reached.get(name, np.zeros(array.shape)) for name, array in weights.items()}
         return trained | {name: gradient for name, gradient in found.items() if name in others}
 
     def run(inputs, dtype, device):
@@ -136,6 +133,8 @@ def test_sizes_masks_and_prefixes_are_the_same_in_numpy_and_torch(case, by, rand
     assert_good(against_numpy(case, random, by), FLOAT64)
 
 
+# Four forward passes for each parameter: a fifth of the usual number of examples.
+@settings(max_examples=settings.default.max_examples // 5)
 @given(logits_cases(), randoms)
 def test_the_gradients_of_the_decoder_equal_differences(case, random):
     assume(_away_from_kinks(case.forward(case.inputs)[1]))
@@ -147,17 +146,6 @@ def _away_from_kinks(cache):
     (_, tower), _, _ = cache
     inner = [block["feed_forward"]["activation"][1] for block in tower["blocks"]]
     return all(isinstance(saved, tuple) or np.abs(saved).min() > 1e-3 for saved in inner)
-
-
-@pytest.mark.parametrize("style", sorted(STYLES))
-@pytest.mark.parametrize("kind", ["none", "shared"])
-def test_lora_in_the_decoder_is_the_same_in_numpy_and_torch(style, kind):
-    method = LoRA(random_decoder(STYLES[style]), r=5, alpha=3.5, targets="all-linear")
-    for parameter in method.trainable().values():
-        # Small enough that no softmax saturates: what is left of a gradient there is mostly rounding.
-        nn.init.normal_(parameter, std=0.2)
-    case = logits_case(method.decoder, random_ids(2, 4), prefix=prefix_of_kind(kind, method.config, 2, 5))
-    assert_good(against_numpy(case, np.random.default_rng(0), FAST), FLOAT64)
 
 
 @given(styles, st.booleans(), sizes, sizes, seeds)
@@ -181,39 +169,9 @@ def test_the_keys_and_values_of_a_prompt_are_the_same_in_numpy_and_torch(config,
     assert_good(against_numpy(case, random), FLOAT64)
 
 
-@pytest.mark.parametrize("style", sorted(STYLES))
-def test_the_gradient_of_a_soft_prompt_flows_through_its_keys_and_values(style):
-    decoder, random = random_decoder(STYLES[style]), np.random.default_rng(0)
-    others = {"ids": random_ids(2, 5).numpy(), "prompt": random.normal(size=(1, 3, decoder.config.width))}
-
-    def forward(weights, ids, prompt):
-        prefix, prompt_cache = reference.keys_values_forward(weights, decoder.config, prompt)
-        logits, cache = reference.decoder_forward(weights, decoder.config, ids, prefix=prefix)
-        return logits, (prompt_cache, cache)
-
-    def backward(dout, caches):
-        text = reference.decoder_backward(dout, caches[1])
-        prompt = reference.keys_values_backward(text["prefix"], caches[0])
-        weights = {name: found + prompt["weights"].get(name, 0.0) for name, found in text["weights"].items()}
-        return {"weights": weights, "prompt": prompt["embeddings"]}
-
-    def compute(decoder, ids, prompt):
-        return decoder(ids, prefix=decoder.keys_values(prompt))
-
-    assert_good(against_numpy(case_of(decoder, others, forward, backward, compute), random), FLOAT64)
-
-
 def test_a_state_dict_is_accepted_and_computed_in_float64():
     decoder = random_decoder(STYLES["Llama"]).float()
     state, ids = decoder.state_dict(), random_ids(2, 5)
     logits, _ = reference.decoder_forward({name: t.numpy() for name, t in state.items()}, decoder.config, ids.numpy())
     assert logits.dtype == np.float64
     assert_close(decoder.double()(ids), logits)
-
-
-def test_a_wrong_gate_is_detected():
-    """The comparison above can fail: it detects a gate of the wrong sign."""
-    decoder = random_decoder(STYLES["Llama"])
-    case = logits_case(decoder, random_ids(2, 5), prefix=random_prefix(decoder.config, 3, gated=True))
-    turned = replace(case, run=lambda inputs, *place: case.run(inputs | {"gate": -inputs["gate"]}, *place))
-    assert not against_numpy(turned, np.random.default_rng(0)).good

@@ -10,7 +10,7 @@
 //     tl.constexpr                        template parameters: a kernel is compiled for each type, pack and width
 //
 // The formulas and the bytes are those of norm.py: a row is read once, and stays in registers until it is written.
-// This file needs only CUDA's own headers; `binding.cpp` connects it to torch.
+// This file needs only CUDA's own headers. `norm.py` calls the functions at its end with the pointers of tensors.
 
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
@@ -192,7 +192,7 @@ bool aligned(int width, bool half, std::initializer_list<const void*> pointers) 
     return all;
 }
 
-// Called by the binding, for a width of at most 32 * THREADS; returns 0 or a CUDA error code.
+// Called by `norm.py`, for a width of at most 32 * THREADS; returns 0 or a CUDA error code.
 
 extern "C" int rms_norm_forward(const void* hidden, const void* weight, void* out, float* inverse, int64_t rows,
                                 int width, float eps, bool half, void* stream) {
