@@ -212,7 +212,7 @@ class Run:
         }
 
     def checkpoint(self) -> None:
-        if distributed.rank() == 0:
+        if distributed.is_first():
             save_checkpoint(self.options.out, self.loop, {"settings": self.described(), "measured": self.measured})
 
     def resume(self) -> None:
@@ -260,7 +260,7 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
         run = Run(options, device)
         run.resume()
         _train(run, on_measured)
-        if distributed.rank() == 0:
+        if distributed.is_first():
             run.finish()
     return run
 
@@ -273,7 +273,7 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
             bar.update()
             if run.done % run.options.eval_every == 0 or run.done == run.loop.steps:
                 run.measured.append(run.measure())
-                if distributed.rank() == 0:
+                if distributed.is_first():
                     on_measured(run.measured[-1])
                 run.checkpoint()
             if distributed.any_process(interrupted(), run.device):

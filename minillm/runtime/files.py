@@ -1,4 +1,4 @@
-"""Writing files atomically: a file is complete or absent."""
+"""Atomic file writing: a file is complete or absent."""
 
 import hashlib
 import json
@@ -14,10 +14,7 @@ from minillm.errors import InputError
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name next to `path` to write to; at the end it is flushed to the disk and renamed to `path`.
-
-    An error on the way removes it, and what stood at `path` stays as it was.
-    """
+    """A temporary path next to `path`; at the end it is flushed to disk and renamed, or removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -30,12 +27,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_directory(directory: Path) -> None:
-    """Raises InputError where this cannot be a directory to write into: better before an hour's work than after it."""
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{there} is a file; {directory} cannot be a directory to write into")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{directory} cannot be written: {there} does not allow it")
+    """Raises InputError if this cannot be an output directory. Creates nothing: to be called before the work."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{directory} cannot be an output directory: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be an output directory: no permission to write in {existing}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -44,24 +41,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_sealed(path: Path, described: Mapping[str, Any]) -> None:
-    """JSON with a sha256 over its content, which has a `format`."""
+    """Write JSON, which has a `format`, with a sha256 of its content."""
     write_text(path, json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n")
 
 
 def read_sealed(path: Path, expected: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError where it is missing, damaged, edited or of another format."""
+    """The content of such a file. Raises InputError if it is missing, damaged, edited or of another format."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        whole = found.pop("sha256") == _seal(found)
+        intact = found.pop("sha256") == _seal(found)
         written = found["format"]
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
-        raise InputError(f"{path} is not JSON with a sha256 over its content: {problem!r}"[:500]) from None
-    if not whole:
+        raise InputError(f"{path} is not JSON with a sha256 of its content: {problem!r}"[:500]) from None
+    if not intact:
         raise InputError(f"{path} was damaged or edited after it was written: its sha256 differs")
     if written != expected:
-        raise InputError(f"{path} has the format {written}; this minillm reads {expected}")
+        raise InputError(f"{path} has the format {written}; this version of minillm supports {expected}")
     return found
 
 
@@ -70,7 +67,7 @@ def _seal(described: Mapping[str, Any]) -> str:
 
 
 def file_fingerprint(path: Path) -> str:
-    """The sha256 of a file. Raises InputError where it is missing."""
+    """The sha256 of a file. Raises InputError if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as problem:

@@ -289,7 +289,7 @@ with distributed.joined(torch.device("cpu")):
     loop = _unequal()
     for batches in loop.groups():
         loop.step(batches)
-    if distributed.rank() == 1:
+    if not distributed.is_first():
         print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
 """
 
