@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,10 @@ from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
 from minillm.training.pretraining import (
-    LanguageModelTraining,
     PackedRow,
     PretrainingRecipe,
     held_out_loss,
+    language_model_loss,
     pack,
     pack_exchanges,
 )
@@ -168,11 +169,9 @@ class Run:
         self.precision = "float64" if in_numpy else best_precision(device) if device.type == "cuda" else "float32"
         torch.manual_seed(options.seed)
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary)).to(device)
-        self.model = LanguageModelTraining(self.decoder)
         training = self.recipe.settings(self.precision, options.seed)
-        learner = (
-            NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(self.model, self.model.loss, training)
-        )
+        parameters, loss = dict(self.decoder.named_parameters()), partial(language_model_loss, self.decoder)
+        learner = NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(parameters, loss, training)
         self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
         self.bytes = token_bytes(self.rows.tokenizer)
         self.measured: list[dict[str, Any]] = []
@@ -193,7 +192,7 @@ class Run:
     def measure(self) -> dict[str, Any]:
         """The held-out loss, and the continuation of a held-out text."""
         batch = self.recipe.batch_size
-        found = held_out_loss(self.model, self.rows.held_out, self.bytes, batch, self.precision)
+        found = held_out_loss(self.decoder, self.rows.held_out, self.bytes, batch, self.precision)
         start = self.rows.held_out[0].ids[:16]
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()

@@ -48,9 +48,7 @@ class ActivationCache:
         self._rows: dict[tuple[int, ...], Tensor] = {}
         self._versions: list[object] | None = None
         if self.start == 0:
-            raise InputError(
-                "no activations to cache: the first block or an embedding is trained, or there is a prefix"
-            )
+            raise InputError("there are no activations to cache: the first block is trained, or there is a prefix")
 
     def features(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
         """`Decoder.features` of the rows under the method, padded on the right, with gradients.

@@ -35,12 +35,12 @@ def byte_pairs(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 
 def characters(texts: Iterable[str], vocabulary: int = 2**31) -> Tokenizer:
-    """A token for every character, or for the most common ones if there are too many; others are unknown."""
+    """A token for every character, or for the most common ones if too many; others are unknown."""
     return _closed(texts, r"[\s\S]", vocabulary)
 
 
 def words(texts: Iterable[str], vocabulary: int = 2**31) -> Tokenizer:
-    """A token for every word, number and sign, or for the most common ones if there are too many; others are unknown."""
+    """A token for every word, number and sign, or for the most common ones if too many; others are unknown."""
     return _closed(texts, WORD, vocabulary)
 
 

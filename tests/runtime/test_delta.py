@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from minillm import Decoder, InputError
-from minillm.adapt import FineTune
+from minillm import InputError
 from minillm.adapters.load import load
 from minillm.adapters.merge import merge
 from minillm.runtime.delta import decode, encode
@@ -100,21 +99,6 @@ def test_a_damaged_difference_raises(stored):
         decode(torch.tensor(list(stored), dtype=torch.uint8), torch.zeros(5, 3))
 
 
-@pytest.mark.parametrize("layers", ["all", 1, "output", ["*.query.weight", "embed.weight"]])
-@pytest.mark.parametrize("style", ["Llama", "GPT-2"])
-def test_base_and_published_file_are_the_fine_tune_bit_for_bit(tmp_path, layers, style):
-    method = FineTune(random_decoder(STYLES[style]), layers=layers)
-    optimizer = torch.optim.AdamW(method.trainable().values(), lr=1e-3)
-    for _ in range(3):
-        method(IDS).logsumexp(-1).sum().backward()
-        optimizer.step()
-    method.save(tmp_path)
-    restored = merge(load(random_decoder(STYLES[style]), tmp_path))
-    assert dict(restored.named_parameters()).keys() == dict(merge(method).named_parameters()).keys()
-    for name, weight in merge(method).named_parameters():
-        assert torch.equal(restored.get_parameter(name), weight), name
-
-
 def test_differences_chain_each_on_its_predecessor(tmp_path):
     """Llama, Alpaca, Vicuna: three parties, each publishing its own difference."""
     llama = random_decoder(STYLES["Llama"])
@@ -132,20 +116,18 @@ def test_differences_chain_each_on_its_predecessor(tmp_path):
         load(fresh, tmp_path / "vicuna")
 
 
-def test_the_published_file_alone_is_not_the_model(tmp_path):
+def test_the_published_file_contains_no_weights(tmp_path):
     base = random_decoder(STYLES["Llama"])
     method = trained("all weights", base)
     method.save(tmp_path)
     published = load_file(tmp_path / "adapter.safetensors")
     assert {tensor.dtype for tensor in published.values()} == {torch.uint8}
-    alone = Decoder(base.config).double().eval()
-    for name, weight in alone.named_parameters():
-        weight.data = decode(published[name], torch.zeros_like(weight)).nan_to_num(0, 0, 0)
-        assert relative_error(weight, method.decoder.get_parameter(name)) > 0.5, name
-    assert not (alone(IDS) - method(IDS)).abs().max() < 0.5 * (base(IDS) - method(IDS)).abs().max()
     whole = (tmp_path / "adapter.safetensors").read_bytes() + (tmp_path / "adapter.json").read_bytes()
-    for weight in (*method.decoder.parameters(), *base.parameters()):
-        assert weight.detach().numpy().tobytes()[:64] not in whole
+    for name, weight in method.decoder.named_parameters():
+        alone = decode(published[name], torch.zeros_like(weight)).nan_to_num(0, 0, 0)
+        assert relative_error(alone, weight) > 0.5, name
+        for model in (method.decoder, base):
+            assert model.get_parameter(name).detach().numpy().tobytes()[:64] not in whole, name
 
 
 def test_a_forged_dtype_of_a_difference_raises(tmp_path):
