@@ -92,7 +92,7 @@ def fit_head(
 
     Accuracy would decide by a handful of rows. Features are standardised, so one grid fits every decoder.
     """
-    kept, held = (slice(None), validation) if validation is not None else _held_out(features, labels)
+    train_rows, held = (slice(None), validation) if validation is not None else _held_out(features, labels)
 
     def fitted(c: float, rows: Tensor | slice = slice(None)) -> FrozenHead:
         method = FrozenHead(decoder, classes, settings={"c": c, "standardise": True})
@@ -100,7 +100,7 @@ def fit_head(
         return method
 
     def loss(c: float) -> float:
-        return F.cross_entropy(fitted(c, kept).classifier.scores(held[0]), held[1]).item()
+        return F.cross_entropy(fitted(c, train_rows).classifier.scores(held[0]), held[1]).item()
 
     best = min(PENALTIES, key=loss)
     return fitted(best), best

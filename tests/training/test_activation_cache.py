@@ -18,7 +18,7 @@ from tests.tolerances import assert_close
 DEEP = {style: replace(config, layers=5) for style, config in STYLES.items()}
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3], [5, 8, 9, 7], [9], [2, 8, 4], [1, 2, 1, 7, 7, 3], [9, 2, 0], [3, 1, 4, 1]]
 LABELS = torch.tensor([0, 1, 0, 0, 1, 1, 1, 0, 1])
-ANSWERS = [[2], [7]], [[2, 5], [7]]
+ANSWERS = [[2], [7]]
 LAYERS = {"output": 6, 1: 4, 2: 3, "blocks.2.*": 2, "norm.weight": 5, "blocks.1.attention.query.weight": 1, "head.*": 6}
 
 
@@ -35,7 +35,7 @@ def test_the_lowest_trained_stage_is_that_of_the_lowest_trained_parameter(layers
         lambda base: FineTune(base, "embed.weight"),
         lambda base: InContext(base, torch.tensor([[3, 1]])),
         lambda base: stack(FineTune(base, 1), SoftPrompt(base, 2)),
-        lambda base: stack(FineTune(base, 1), InContext(base, torch.tensor([[3, 1]]))),
+        lambda base: stack(FineTune(base, 1), SoftPrompt(base, 2).requires_grad_(False)),
     ],
 )
 def test_nothing_is_cached_if_the_lowest_layer_is_trained_or_attends_to_a_prefix(adapt):
@@ -45,11 +45,11 @@ def test_nothing_is_cached_if_the_lowest_layer_is_trained_or_attends_to_a_prefix
         ActivationCache(method)
 
 
-def losses(method, cache=None, batches=None, answers=ANSWERS[0]):
+def losses(method, cache=None, batches=None, answers=ANSWERS):
     """The losses of gradient descent on answers, with or without a cache, and the trained weights."""
     optimizer = torch.optim.SGD(method.trainable().values(), lr=0.05)
     found = []
-    for epoch in range(3):
+    for epoch in range(2):
         for batch in batches or length_buckets(list(map(len, ROWS)), 2 + epoch):
             scores = answer_scores(method, [ROWS[index] for index in batch], answers, cache and cache.features)
             loss = F.cross_entropy(scores, LABELS[batch])
@@ -72,7 +72,6 @@ def test_losses_in_the_same_batches_are_bit_identical_with_the_cache(style, laye
     assert all(torch.equal(same_weights[name], weight) for name, weight in weights.items())
 
 
-@pytest.mark.parametrize("answers", ANSWERS)
 @pytest.mark.parametrize(
     "adapt",
     [
@@ -80,12 +79,12 @@ def test_losses_in_the_same_batches_are_bit_identical_with_the_cache(style, laye
         lambda base: LoRA(base, r=2, targets=("blocks.3.*", "blocks.4.*")),
     ],
 )
-def test_losses_in_other_batches_are_equal_to_rounding_with_the_cache(adapt, answers):
+def test_losses_in_other_batches_are_equal_to_rounding_with_the_cache(adapt):
     found = []
     for cache in (lambda method: None, ActivationCache):
         torch.manual_seed(0)
         method = adapt(random_decoder(DEEP["Llama"]))
-        found.append(losses(method, cache(method), answers=answers)[0])
+        found.append(losses(method, cache(method), answers=[[2, 5], [7]])[0])
     assert_close(found[1], found[0], "law")
 
 

@@ -30,15 +30,15 @@ def torch_in_float64(options):
 
 
 def test_numpy_and_torch_have_the_same_first_twenty_losses(run):
-    options = replace(run, backend="numpy", steps=LOSSES, eval_every=8)
+    options = replace(run, backend="numpy", steps=LOSSES, eval_every=10)
     ours, torchs = pretrain(options), torch_in_float64(options)
     assert isinstance(ours.loop.learner, NumpyLearner)
     assert isinstance(torchs.loop.learner, TorchLearner)
     losses = ours.loop.history.losses
     assert len(set(losses)) == LOSSES
     assert_close(np.array(losses), np.array(torchs.loop.history.losses), what="the losses")
-    assert [measured["step"] for measured in ours.measured] == [8, 16, 20]
-    for mine, other in zip(ours.measured, torchs.measured, strict=False):
+    assert [measured["step"] for measured in ours.measured] == [10, 20]
+    for mine, other in zip(ours.measured, torchs.measured, strict=True):
         assert mine["sample"] == other["sample"]
         assert mine["nats"] == pytest.approx(other["nats"], rel=1e-9)
     assert losses[-1] < losses[0] - 1, "it learns"
@@ -62,14 +62,14 @@ def test_numpy_and_torch_write_the_same_files(run, tmp_path):
 @pytest.mark.parametrize(("backend", "other"), [("torch", "numpy"), ("numpy", "torch")])
 def test_an_interrupted_run_resumes_bit_for_bit_in_its_backend(run, tmp_path, backend, other):
     options = replace(run, backend=backend, steps=4)
-    whole = pretrain(replace(options, out=tmp_path / "whole"))
+    whole, before = pretrain(replace(options, out=tmp_path / "whole")), signal.getsignal(signal.SIGINT)
 
     def interrupt(measured):
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         pretrain(options, interrupt)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(InputError, match=f"holds a run with backend '{backend}', and this one has '{other}'"):
         pretrain(replace(options, backend=other))
     rest = pretrain(options)

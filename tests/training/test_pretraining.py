@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import partial
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -21,24 +21,21 @@ from safetensors import safe_open
 from torch import nn
 
 import minillm
-from minillm import Decoder, DecoderConfig, InputError
+from minillm import InputError
 from minillm.lab.pretrain import Pretrain, pretrain
 from minillm.operations import IGNORED
 from minillm.reference import bpe
 from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
-from minillm.training.learners import TorchLearner
-from minillm.training.loop import Loop
 from minillm.training.pretraining import (
-    PackedRow,
     PretrainingRecipe,
     held_out_loss,
     language_model_loss,
     pack,
     pack_exchanges,
 )
-from minillm.training.schedule import TrainingSettings
 from minillm.training.tokenizers import byte_pairs, characters, token_bytes, train_tokenizer, words
 from tests.tolerances import assert_close
+from tests.training.small_loop import ROWS, small_decoder, trained_loop, unequal_loop, untrained_loop
 
 END = 0
 documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=9)
@@ -60,18 +57,11 @@ def test_in_a_packed_stream_every_token_but_the_first_is_a_target_once(texts, le
 def test_packed_exchanges_are_whole_and_in_order_and_questions_have_no_labels(texts, length, data):
     cuts = [data.draw(st.integers(0, len(text))) for text in texts]
     exchanges = [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
-    rows = pack_exchanges(exchanges, length)
-    assert max(len(row.ids) for row in rows) <= length + 1
-    left = list(exchanges)
-    for ids, labels in rows:
-        place = 0
-        while place < len(ids):
-            question, answer = left.pop(0)
-            end = place + len(question) + len(answer)
-            assert ids[place:end] == [*question, *answer]
-            assert labels[place:end] == [*[IGNORED] * len(question), *answer]
-            place = end
-    assert not left
+    ids, labels = zip(*pack_exchanges(exchanges, length), strict=True)
+    assert max(map(len, ids)) <= length + 1
+    assert list(chain(*ids)) == list(chain(*texts))
+    assert list(chain(*labels)) == list(chain(*([IGNORED] * len(q) + answer for q, answer in exchanges)))
+    assert set(accumulate(map(len, ids))) <= set(accumulate(map(len, texts))), "no exchange is split"
     with pytest.raises(InputError, match="must fit into a row of 13 tokens, got 14"):
         pack_exchanges([([1] * 7, [1] * 7)], 12)
 
@@ -87,14 +77,6 @@ def test_sizes_learning_rate_and_batch_size_follow_from_the_depth():
         PretrainingRecipe.from_preset("large")
     with pytest.raises(InputError, match="steps must be at least 1, got 0"):
         PretrainingRecipe.from_preset("nano", steps=0)
-
-
-def small_decoder():
-    torch.manual_seed(1)
-    return Decoder(DecoderConfig.tiny(vocabulary=11, layers=1, context_length=16)).double()
-
-
-ROWS = [PackedRow(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7])] + [PackedRow([8, 9, 10], [8, IGNORED, 10])]
 
 
 def test_the_loss_is_the_cross_entropy_of_every_label_without_padding():
@@ -148,10 +130,10 @@ def test_a_closed_vocabulary_has_the_most_common_tokens_and_the_rest_is_unknown(
 
 def test_the_trained_model_can_be_loaded_and_a_finished_run_is_not_trained_again(tmp_path):
     measured = []
-    options = Pretrain(task="word_problems", preset="nano", steps=4, device="cpu", eval_every=2, out=tmp_path)
+    options = Pretrain(task="word_problems", preset="nano", steps=2, device="cpu", eval_every=1, out=tmp_path)
     trained = pretrain(options, measured.append)
-    assert [one["step"] for one in measured] == [2, 4]
-    assert len(trained.loop.history.losses) == 4
+    assert [one["step"] for one in measured] == [1, 2]
+    assert len(trained.loop.history.losses) == 2
     decoder, tokenizer = minillm.load(tmp_path)
     ids = torch.tensor([tokenizer.encode("Question: A juggler can juggle 48 balls.")])
     assert torch.equal(decoder(ids), trained.decoder.eval()(ids))
@@ -195,7 +177,7 @@ def _killed(options, order):
     return int(reached or options.steps)
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 16), pytest.param(20, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(1, 4), pytest.param(20, 200, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_resumes_bit_for_bit(run, tmp_path, one_thread, kills, steps):
     options, order, reached = replace(run, steps=steps), random.Random(kills), []
     whole = pretrain(replace(options, out=tmp_path / "whole"))
@@ -216,6 +198,7 @@ def _readable(path):
 
 
 def test_a_directory_with_another_run_is_left_unchanged_unless_fresh_is_given(run):
+    run = replace(run, steps=1)
     pretrain(run)
     before = (run.out / CHECKPOINT).read_bytes()
     other = replace(run, seed=1)
@@ -223,20 +206,6 @@ def test_a_directory_with_another_run_is_left_unchanged_unless_fresh_is_given(ru
         pretrain(other)
     assert (run.out / CHECKPOINT).read_bytes() == before
     assert pretrain(replace(other, fresh=True)).options.seed == 1
-
-
-def trained_loop(rows=ROWS, **settings):
-    """A loop after one epoch; its last batch has one row."""
-    loop = untrained_loop(rows, **settings)
-    for batches in loop.groups():
-        loop.step(batches)
-    return loop
-
-
-def untrained_loop(rows=ROWS, **settings):
-    decoder, settings = small_decoder(), TrainingSettings(epochs=1, batch_size=2, **settings)
-    learner = TorchLearner(dict(decoder.named_parameters()), partial(language_model_loss, decoder), settings)
-    return Loop(learner, rows, lambda row: len(row.ids), settings)
 
 
 def test_a_damaged_checkpoint_raises(tmp_path):
@@ -265,31 +234,12 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [CHECKPOINT]
 
 
-DISTRIBUTED = """
-import json
-import torch
-from minillm.runtime import distributed
-from tests.training.test_pretraining import unequal_loop
-with distributed.joined(torch.device("cpu")):
-    loop = unequal_loop()
-    if not distributed.is_first():
-        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
-"""
-
-
-def unequal_loop():
-    """Rows of unequal lengths, and a last batch of one row, of which one process gets nothing."""
-    rows = [*ROWS, PackedRow([1, 3, 5, 7], [1, 3, 5, 7]), PackedRow([2, 4], [2, 4])]
-    # AdamW divides a gradient by its own size: the rounding of one near 0 moves a weight by up to rate / 1e-8 of it.
-    return trained_loop(rows, learning_rate=1e-4, clip=0.1)
-
-
 def test_two_processes_take_the_same_steps_as_one():
     one = unequal_loop()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
     both = [
         subprocess.Popen(
-            [sys.executable, "-c", DISTRIBUTED], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE,
+            [sys.executable, "-m", "tests.training.small_loop"], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE,
             cwd=ROOT, text=True,
         )
         for rank in ("0", "1")
