@@ -239,8 +239,8 @@ def test_two_processes_take_the_same_steps_as_one():
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
     both = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.training.small_loop"], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE,
-            cwd=ROOT, text=True,
+            [sys.executable, "-m", "tests.training.small_loop"], env={**os.environ, **place, "RANK": rank},
+            stdout=subprocess.PIPE, cwd=ROOT, text=True,
         )
         for rank in ("0", "1")
     ]  # fmt: skip
