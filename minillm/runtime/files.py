@@ -41,24 +41,24 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_sealed(path: Path, described: Mapping[str, Any]) -> None:
-    """Write JSON, which has a `format`, with a sha256 of its content."""
+    """JSON with a sha256 over its content, which has a `format`."""
     write_text(path, json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n")
 
 
 def read_sealed(path: Path, expected: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError if it is missing, damaged, edited or of another format."""
+    """The content of such a file. Raises InputError where it is missing, damaged, edited or of another format."""
     try:
         found = json.loads(path.read_text("utf-8"))
-        intact = found.pop("sha256") == _seal(found)
+        whole = found.pop("sha256") == _seal(found)
         written = found["format"]
     except OSError as problem:
         raise InputError(f"{path} cannot be read: {problem.strerror}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
-        raise InputError(f"{path} is not JSON with a sha256 of its content: {problem!r}"[:500]) from None
-    if not intact:
+        raise InputError(f"{path} is not JSON with a sha256 over its content: {problem!r}"[:500]) from None
+    if not whole:
         raise InputError(f"{path} was damaged or edited after it was written: its sha256 differs")
     if written != expected:
-        raise InputError(f"{path} has the format {written}; this version of minillm supports {expected}")
+        raise InputError(f"{path} has the format {written}; this minillm reads {expected}")
     return found
 
 

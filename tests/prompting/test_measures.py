@@ -1,5 +1,7 @@
 """The four measures equal what lm-eval computes under these names."""
 
+import copy
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -32,14 +34,6 @@ def test_an_empty_answer_raises():
         measured(torch.zeros(1, 2), (" yes", " "), torch.zeros(2))
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    save(DECODER.float(), TOKENIZER, directory)
-    DECODER.double()
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-
-
 def log_likelihood(model, context, answer):
     """As lm-eval's Hugging Face model computes it, row by row: context and continuation are encoded together."""
     before = TOKENIZER.encode(context) or [TOKENIZER.bos]
@@ -50,7 +44,9 @@ def log_likelihood(model, context, answer):
     return sum(logits[place - 1, whole[place]].item() for place in range(len(before), len(whole)))
 
 
-def test_they_equal_those_of_transformers_row_by_row(theirs):
+def test_they_equal_those_of_transformers_row_by_row(tmp_path):
+    save(copy.deepcopy(DECODER).float(), TOKENIZER, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     contexts = ["the theme of the film is", "don't", "it is 12"]
     ids = [TOKENIZER.encode(answer) for answer in ANSWERS]
     assert {len(answer) for answer in ids} != {1}

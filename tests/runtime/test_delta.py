@@ -81,22 +81,11 @@ def test_a_decompression_bomb_raises_before_it_takes_memory():
     tracemalloc.stop()
 
 
-WHOLE = zlib.compress(bytes(60))
-DAMAGED = {
-    "short": zlib.compress(bytes(59)),
-    "long": zlib.compress(bytes(61)),
-    "cut": WHOLE[:-1],
-    "trailing": WHOLE + b"0",
-    "nothing": b"",
-    "noise": bytes(range(60)),
-    "twice": WHOLE + WHOLE,
-}
-
-
-@pytest.mark.parametrize("stored", DAMAGED.values(), ids=DAMAGED)
-def test_a_damaged_difference_raises(stored):
-    with pytest.raises(InputError, match="a difference to the base"):
-        decode(torch.tensor(list(stored), dtype=torch.uint8), torch.zeros(5, 3))
+def test_a_damaged_difference_raises():
+    whole, short, long = (zlib.compress(bytes(size)) for size in (60, 59, 61))
+    for stored in (short, long, whole[:-1], whole + b"0", whole + whole, b"", bytes(range(60))):
+        with pytest.raises(InputError, match="a difference to the base"):
+            decode(torch.tensor(list(stored), dtype=torch.uint8), torch.zeros(5, 3))
 
 
 def test_differences_chain_each_on_its_predecessor(tmp_path):
