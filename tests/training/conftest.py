@@ -4,7 +4,7 @@ import pytest
 
 from minillm.lab.pretrain import Pretrain
 
-TEXT = "she sells sea shells by the sea shore; the shells she sells are surely sea shells.\n" * 45
+TEXT = "she sells sea shells by the sea shore; the shells she sells are surely sea shells.\n" * 17
 
 
 @pytest.fixture

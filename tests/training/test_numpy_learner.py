@@ -16,7 +16,7 @@ from minillm.training.learners import TorchLearner
 from minillm.training.numpy_learner import NumpyLearner
 from tests.tolerances import assert_close
 
-LOSSES = 20
+LOSSES = 10
 
 
 def torch_in_float64(options):
@@ -29,23 +29,23 @@ def torch_in_float64(options):
     return run
 
 
-def test_numpy_and_torch_have_the_same_first_twenty_losses(run):
-    options = replace(run, backend="numpy", steps=LOSSES, eval_every=10)
+def test_numpy_and_torch_have_the_same_losses(run):
+    options = replace(run, backend="numpy", steps=LOSSES, eval_every=5)
     ours, torchs = pretrain(options), torch_in_float64(options)
     assert isinstance(ours.loop.learner, NumpyLearner)
     assert isinstance(torchs.loop.learner, TorchLearner)
     losses = ours.loop.history.losses
     assert len(set(losses)) == LOSSES
     assert_close(np.array(losses), np.array(torchs.loop.history.losses), what="the losses")
-    assert [measured["step"] for measured in ours.measured] == [10, 20]
+    assert [measured["step"] for measured in ours.measured] == [5, 10]
     for mine, other in zip(ours.measured, torchs.measured, strict=True):
         assert mine["sample"] == other["sample"]
         assert mine["nats"] == pytest.approx(other["nats"], rel=1e-9)
-    assert losses[-1] < losses[0] - 1, "it learns"
+    assert losses[-1] < losses[0] - 0.5, "it learns"
 
 
 def test_numpy_and_torch_write_the_same_files(run, tmp_path):
-    options = replace(run, steps=4)
+    options = replace(run, steps=2)
     trained = pretrain(replace(options, backend="numpy", out=tmp_path / "numpy"))
     pretrain(replace(options, out=tmp_path / "torch"))
     assert sorted(os.listdir(tmp_path / "numpy")) == sorted(os.listdir(tmp_path / "torch"))
@@ -61,7 +61,7 @@ def test_numpy_and_torch_write_the_same_files(run, tmp_path):
 
 @pytest.mark.parametrize(("backend", "other"), [("torch", "numpy"), ("numpy", "torch")])
 def test_an_interrupted_run_resumes_bit_for_bit_in_its_backend(run, tmp_path, backend, other):
-    options = replace(run, backend=backend, steps=4)
+    options = replace(run, backend=backend, steps=2, eval_every=1)
     whole, before = pretrain(replace(options, out=tmp_path / "whole")), signal.getsignal(signal.SIGINT)
 
     def interrupt(measured):

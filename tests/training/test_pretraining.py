@@ -130,15 +130,15 @@ def test_a_closed_vocabulary_has_the_most_common_tokens_and_the_rest_is_unknown(
 
 def test_the_trained_model_can_be_loaded_and_a_finished_run_is_not_trained_again(tmp_path):
     measured = []
-    options = Pretrain(task="word_problems", preset="nano", steps=2, device="cpu", eval_every=1, out=tmp_path)
+    options = Pretrain(task="word_problems", preset="nano", steps=1, device="cpu", out=tmp_path)
     trained = pretrain(options, measured.append)
-    assert [one["step"] for one in measured] == [1, 2]
-    assert len(trained.loop.history.losses) == 2
+    assert [one["step"] for one in measured] == [1]
+    assert len(trained.loop.history.losses) == 1
     decoder, tokenizer = minillm.load(tmp_path)
     ids = torch.tensor([tokenizer.encode("Question: A juggler can juggle 48 balls.")])
     assert torch.equal(decoder(ids), trained.decoder.eval()(ids))
     again = pretrain(options, measured.append)
-    assert len(measured) == 2
+    assert len(measured) == 1
     assert torch.equal(again.decoder(ids), decoder(ids))
 
 
@@ -237,15 +237,9 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 def test_two_processes_take_the_same_steps_as_one():
     one = unequal_loop()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.training.small_loop"], env={**os.environ, **place, "RANK": rank},
-            stdout=subprocess.PIPE, cwd=ROOT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    (_, printed) = (process.communicate(timeout=120)[0] for process in both)
-    losses, parameters = json.loads(printed)
+    command = [sys.executable, "-m", "tests.training.small_loop"]
+    both = subprocess.run(command, env=os.environ | place, stdout=subprocess.PIPE, cwd=ROOT, text=True, timeout=120)
+    losses, parameters = json.loads(both.stdout)
     assert_close(np.array(losses), np.array(one.history.losses), "law", terms=one.steps)
     for name, parameter in one.learner.parameters.items():
         assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name, terms=one.steps)
