@@ -6,6 +6,7 @@ have a bias and its GELU is the tanh approximation, as ours, so that both comput
 """
 
 import math
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from minillm.decoder import Decoder
 from minillm.runtime.device import keep_freed_memory
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
-from minillm.training.pretraining import LanguageModelTraining, PackedRow
+from minillm.training.pretraining import PackedRow, language_model_loss
 from minillm.training.schedule import TrainingSettings
 
 CONFIG = DecoderConfig(
@@ -45,19 +46,20 @@ class Ours:
     def __init__(self):
         keep_freed_memory()
         torch.manual_seed(0)
-        self.model = LanguageModelTraining(Decoder(CONFIG).train())
-        learner = TorchLearner(self.model, self.model.loss, SETTINGS)
+        self.decoder = Decoder(CONFIG).train()
+        weights = dict(self.decoder.named_parameters())
+        learner = TorchLearner(weights, partial(language_model_loss, self.decoder), SETTINGS)
         self.loop = Loop(learner, [], lambda row: len(row.ids), SETTINGS, steps=STEPS)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: parameter.detach().numpy() for name, parameter in self.model.trainable().items()}
+        return {name: parameter.detach().numpy() for name, parameter in self.decoder.named_parameters()}
 
     def probe(self, batch: list[list[int]]) -> dict:
-        summed, count = self.model.loss([PackedRow(row, row) for row in batch])
+        summed, count = language_model_loss(self.decoder, [PackedRow(row, row) for row in batch])
         (summed / count).backward()
-        gradients = {name: parameter.grad for name, parameter in self.model.trainable().items()}
+        gradients = {name: parameter.grad for name, parameter in self.decoder.named_parameters()}
         found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
-        self.model.decoder.zero_grad()
+        self.decoder.zero_grad()
         return {"loss": np.array([summed.item() / count]), "gradients": found}
 
     def train(self, batches: list[list[list[int]]]) -> list[float]:

@@ -73,7 +73,7 @@ class Training:
         self.method = built(method, precision).train()
         self.cached = cache(self.method)
         settings = TrainingSettings(epochs=epochs, learning_rate=rate, batch_size=batch, precision=precision)
-        learner = TorchLearner(self.method, self.loss, settings)
+        learner = TorchLearner(self.method.trainable(), self.loss, settings)
         self.loop = Loop(learner, range(len(work.prompts)), lambda row: len(work.prompts[row]), settings)
 
     def loss(self, batch: list[int]) -> tuple[torch.Tensor, int]:

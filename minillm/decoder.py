@@ -17,7 +17,7 @@ from minillm import operations as ops
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
 from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation
-from minillm.runtime.source import Source
+from minillm.runtime.fingerprint import Source
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
 

@@ -66,7 +66,7 @@ _ROWS = [
     (7, "prefix, unshifted", "a file that forgets whether positions are shifted", "adapt/prefix_tuning.py",
         '"gated", "shift_positions")', '"gated")'),
     (7, "LoRA", "an alpha that is not in the file", "adapt/low_rank.py", ".low_rank)", '.low_rank) | {"alpha": 1}'),
-    (7, "last block", "a delta loaded as weights", "runtime/delta.py", ".reshape(-1) ^ _bits(base)", ".reshape(-1)"),
+    (7, "last block", "a delta loaded as weights", "runtime/delta.py", "(-1) ^ tensor_bytes(base)", "(-1)"),
     (8, "LoRA", "a B that is not zero at the start", "adapt/lora.py", '"b": b', '"b": b + 1'),
     (8, "prefix, gated", "a gate that is not zero at the start", "adapt/prefix_tuning.py",
         ".new_zeros(self.config.layers, self.config.heads)", ".new_ones(self.config.layers, self.config.heads)"),

@@ -16,7 +16,7 @@ from minillm.adapt.method import Adaptation, Method
 from minillm.adapt.surgery import replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.runtime.source import Source
+from minillm.runtime.fingerprint import Source
 from minillm.shapes import Float, Int
 
 ROUNDINGS = (torch.float32, torch.bfloat16)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.runtime.source import Source
+from minillm.runtime.fingerprint import Source
 from minillm.tokenizer import Tokenizer
 
 __all__ = ["load", "save"]

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -36,10 +37,10 @@ from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
 from minillm.training.pretraining import (
     CONTEXT,
-    LanguageModelTraining,
     PackedRow,
     PretrainingRecipe,
     held_out_loss,
+    language_model_loss,
     pack,
     pack_exchanges,
 )
@@ -178,11 +179,9 @@ class Run:
         self.precision = "float64" if in_numpy else best_precision(device) if device.type == "cuda" else "float32"
         torch.manual_seed(options.seed)
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary, options.max_length)).to(device)
-        self.model = LanguageModelTraining(self.decoder)
         training = self.recipe.settings(self.precision, options.seed)
-        learner = (
-            NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(self.model, self.model.loss, training)
-        )
+        parameters, loss = dict(self.decoder.named_parameters()), partial(language_model_loss, self.decoder)
+        learner = NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(parameters, loss, training)
         self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
         self.bytes = token_bytes(self.rows.tokenizer)
         self.measured: list[dict[str, Any]] = []
@@ -202,7 +201,8 @@ class Run:
 
     def measure(self) -> dict[str, Any]:
         """The validation loss, and a continuation of a validation text."""
-        found = held_out_loss(self.model, self.rows.held_out, self.bytes, self.recipe.batch_size, self.precision)
+        batch = self.recipe.batch_size
+        found = held_out_loss(self.decoder, self.rows.held_out, self.bytes, batch, self.precision)
         start = self.rows.held_out[0].ids[:16]
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()
@@ -221,7 +221,7 @@ class Run:
         }
 
     def checkpoint(self) -> None:
-        if distributed.rank() == 0:
+        if distributed.is_first():
             save_checkpoint(self.options.out, self.loop, {"settings": self.described(), "measured": self.measured})
 
     def resume(self) -> None:
@@ -269,7 +269,7 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
         run = Run(options, device)
         run.resume()
         _train(run, on_measured)
-        if distributed.rank() == 0:
+        if distributed.is_first():
             run.finish()
     return run
 
@@ -282,7 +282,7 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
             bar.update()
             if run.done % run.options.eval_every == 0 or run.done == run.loop.steps:
                 run.measured.append(run.measure())
-                if distributed.rank() == 0:
+                if distributed.is_first():
                     on_measured(run.measured[-1])
                 run.checkpoint()
             if distributed.any_process(interrupted(), run.device):

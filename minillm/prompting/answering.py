@@ -1,11 +1,12 @@
-"""Generated answers: the text after a prompt, in one stage or two, once or several times.
+"""Generated answers, in one stage or two, once or several times.
 
-Two stages are Kojima et al.'s (2022): first the chain of thought, and behind it "Therefore, the answer is". Several
-times is self-consistency (Wang et al. 2022): chains are sampled, and the most frequent answer is taken.
+Two stages (Kojima et al. 2022): first the chain of thought, then, after "Therefore, the answer is", the answer. Several
+times (self-consistency, Wang et al. 2022): chains are sampled, and the most frequent answer is taken.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from minillm.data.batches import length_buckets, pad_left
 from minillm.data.extraction import AnswerForm, majority
@@ -18,12 +19,12 @@ from minillm.tokenizer import Tokenizer
 
 BATCH = 32
 CONCLUSION_TOKENS = 16
-"""The most tokens of a conclusion."""
+"""The maximum length of a conclusion."""
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """How many tokens at most, at which temperature (0: the most likely token), and at which texts an answer ends."""
+    """The maximum length, the temperature (0: greedy), the seed, and the texts at which an answer ends."""
 
     max_new_tokens: int = 96
     temperature: float = 0.0
@@ -35,10 +36,10 @@ def complete(
     model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], settings: GenerationSettings,
     name: str = "answers",
 ) -> list[str]:  # fmt: skip
-    """The text generated after each prompt, up to the first stop text or the model's own end."""
+    """The text generated after each prompt, up to the first stop text or stop token."""
     device = model.decoder.embed.weight.device
-    words = [tokenizer.encode(text) for text in settings.stop]
-    stop = {*tokenizer.stop, *(ids[0] for ids in words if len(ids) == 1)}
+    texts = [tokenizer.encode(text) for text in settings.stop]
+    stop = {*tokenizer.stop, *(ids[0] for ids in texts if len(ids) == 1)}
     found = [""] * len(prompts)
     batches = length_buckets([len(prompt) for prompt in prompts], BATCH)
     for number, batch in enumerate(progress(batches, desc=name, unit="batch")):
@@ -48,12 +49,9 @@ def complete(
             temperature=settings.temperature, seed=settings.seed + number, stop=stop,
         )[:, ids.shape[1] :]  # fmt: skip
         for index, row in zip(batch, new.tolist(), strict=True):
-            found[index] = _cut(tokenizer.decode(_until(row, tokenizer.stop)), settings.stop)
+            tokens = list(takewhile(lambda token: token not in tokenizer.stop, row))
+            found[index] = _cut(tokenizer.decode(tokens), settings.stop)
     return found
-
-
-def _until(row: list[int], ends: Sequence[int]) -> list[int]:
-    return row[: next((place for place, token in enumerate(row) if token in ends), len(row))]
 
 
 def _cut(text: str, stop: Sequence[str]) -> str:
@@ -64,7 +62,7 @@ def generated_answers(
     cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], settings: GenerationSettings,
     name: str = "answers",
 ) -> list[str]:  # fmt: skip
-    """The answer to each question, its given beginning included; what the prompts have in common is processed once."""
+    """The answer to each question, including its given start; the shared prefix of the prompts is processed once."""
     cached = cache.process([question.encode(tokenizer) for question in questions])
     texts = complete(cached.model, tokenizer, cached.rests, settings, name)
     return [q.template.answer_start + q.generated + text for q, text in zip(questions, texts, strict=True)]
@@ -74,7 +72,7 @@ def concluded_answers(
     cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], settings: GenerationSettings,
     name: str = "answers",
 ) -> list[str]:  # fmt: skip
-    """`generated_answers`; a chain of thought without a conclusion gets one in a second stage."""
+    """`generated_answers`; chains of thought without a conclusion get one in a second stage."""
     found = generated_answers(cache, tokenizer, questions, settings, name)
     open_ended = [n for n, q in enumerate(questions) if q.template.chain and q.template.conclusion not in found[n]]
     if open_ended:
@@ -89,12 +87,15 @@ def concluded_answers(
 def self_consistent(
     answer: Callable[[GenerationSettings], list[str]], settings: GenerationSettings, samples: int, form: AnswerForm
 ) -> list[str]:
-    """For each question one of its sampled answers, one that agrees with most of them.
+    """For each question, one of its sampled answers that agrees with the majority.
 
-    Raises InputError where the temperature is 0, at which all samples are the same.
+    Raises InputError at temperature 0, where all samples are equal.
     """
     if samples < 1 or settings.temperature == 0:
-        raise InputError(f"{samples} samples at a temperature of {settings.temperature:g} are no vote: raise both")
-    # Batches take seeds one after another, and no two samples may have one in common.
+        raise InputError(
+            f"self-consistency needs samples of at least 1 and a temperature above 0, got {samples} samples at "
+            f"temperature {settings.temperature:g}"
+        )
+    # Batches take consecutive seeds, so the samples' seeds are far apart.
     sampled = [answer(replace(settings, seed=settings.seed + 10_000 * sample)) for sample in range(samples)]
     return [majority(each, form) for each in zip(*sampled, strict=True)]

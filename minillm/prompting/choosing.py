@@ -1,6 +1,6 @@
-"""Which solved examples a prompt shows: by seed, balanced, in file order, or nearest to the text; and in what order.
+"""The examples of a few-shot prompt, random, balanced, in file order or nearest to the text, and their order.
 
-The choice and the order change a small model's accuracy by more than most methods do (Lu et al. 2022).
+Their choice and order change a small model's accuracy by more than most methods do (Lu et al. 2022).
 """
 
 import math
@@ -23,23 +23,21 @@ CHOICES = ("balanced", "seed", "nearest", "ordered")
 
 
 def balanced_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
-    """Training rows, as many of each class as `count` allows, in random order. Raises InputError for too few."""
-    order = random.Random(seed)
+    """Random training rows with equal class counts, up to 1. Raises InputError if there are too few."""
+    order, classes = random.Random(seed), len(task.answers)
     rows = order.sample(task.train, len(task.train))
-    classes = range(len(task.answers))
-    shots = [
-        row
-        for label in classes
-        for row in [row for row in rows if row.label == label][: count // len(classes) + (label < count % len(classes))]
-    ]
+    shots = []
+    for label in range(classes):
+        share = count // classes + (label < count % classes)
+        shots += [row for row in rows if row.label == label][:share]
     if len(shots) < count:
-        raise InputError(f"the {len(rows)} training rows do not hold {count} shots with every class equally often")
+        raise InputError(f"the {len(rows)} training rows do not hold {count} shots with balanced classes")
     order.shuffle(shots)
     return shots
 
 
 def seeded_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
-    """Random training rows, whatever their classes."""
+    """Random training rows of any class."""
     return random.Random(seed).sample(task.train, _enough(task, count))
 
 
@@ -57,32 +55,31 @@ def _enough(task: Task, count: int) -> int:
 def nearest_shots(
     decoder: Decoder, tokenizer: Tokenizer, task: Task, texts: Sequence[str], count: int, pooling: str = "mean"
 ) -> list[list[LabelledText]]:
-    """For each text the training rows whose features have the highest cosine with its own, the nearest last.
+    """For each text, the training rows with the most similar features (cosine), the nearest last.
 
-    The features are the frozen decoder's (kNN examples, Liu et al. 2022): the mean over a text's tokens, or the
-    last token's. A text that is itself a training row is not shown to itself.
+    The features are those of the frozen decoder (Liu et al. 2022), pooled over the tokens. A training row that equals
+    the text is excluded.
     """
     _enough(task, count + 1)
     recipe = FeatureRecipe(pooling=pooling)
 
     def directions(some: Sequence[str], name: str) -> Float[Tensor, "N D"]:
-        # A text without tokens has no features: a newline stands for it.
+        # An empty text has no features: a newline replaces it.
         found = compute_features(decoder, [tokenizer.encode(text or "\n") for text in some], recipe, name)
         return F.normalize(found, dim=-1)
 
     known = [row.text for row in task.train]
     cosines = directions(texts, "features of the texts") @ directions(known, "features of the examples").mT
-    for index, text in enumerate(texts):
-        cosines[index, torch.tensor([text == other for other in known])] = -torch.inf
+    cosines[torch.tensor([[text == other for other in known] for text in texts])] = -torch.inf
     best = cosines.topk(count).indices.flip(-1)
     return [[task.train[index] for index in row] for row in best.tolist()]
 
 
 def orders(shots: Sequence[LabelledText], count: int, seed: int) -> list[list[LabelledText]]:
-    """Different orders of the same examples, the given one first. Raises InputError where there are not so many."""
+    """Different orders of the same examples, the given one first. Raises InputError if there are not so many."""
     draw, places = random.Random(seed), range(len(shots))
     if count > math.factorial(len(shots)):
-        raise InputError(f"{len(shots)} examples have {math.factorial(len(shots))} orders, and {count} are asked for")
+        raise InputError(f"{len(shots)} examples have only {math.factorial(len(shots))} orders, got orders {count}")
     found = [tuple(places)]
     while len(found) < count:
         order = tuple(draw.sample(places, len(places)))

@@ -1,9 +1,4 @@
-"""Fitting a method to prompts and answers, one function for each kind of loss.
-
-fit_to_labels   cross-entropy of log P(answer | prompt) over the answers of all labels
-fit_head        a logistic regression on stored features
-train           cross-entropy of the answer's own tokens, for answers in words
-"""
+"""Fitting a method: on labels (`fit_to_labels`), on stored features (`fit_head`), on answers in words (`train`)."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,25 +19,25 @@ from minillm.training.loop import History
 from minillm.training.schedule import TrainingSettings
 
 PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
-"""The values of C, the inverse strength of the penalty on a logistic regression's weights, that are tried."""
+"""The grid of C, the inverse strength of a logistic regression's penalty."""
 HELD_OUT = 5
-"""Without validation rows, every fifth row of each class is held out to choose C."""
+"""Without validation rows, C is chosen on every fifth row of each class."""
 EncodedRow = tuple[list[int], list[int]]
 """Prompt ids, answer ids."""
 
 
 def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int]]:
-    """The answers' ids. Raises InputError for two that are equal, as words that the tokenizer lacks may be."""
+    """The answers' ids. Raises InputError if two are equal, as words outside the tokenizer's vocabulary may be."""
     encoded = [tokenizer.encode(answer) for answer in answers]
     for index, answer in enumerate(encoded):
         if (first := encoded.index(answer)) < index:
             same = " and ".join(repr(answers[place]) for place in (first, index))
-            raise InputError(f"the answers {same} are the same to this base's tokenizer: give other labels")
+            raise InputError(f"the answers {same} are the same to this base's tokenizer; give other labels")
     return encoded
 
 
 def _scored(method: Method, answers: Sequence[list[int]]) -> Sequence[list[int]]:
-    """If a classifier is in the head's place, the answers are its classes."""
+    """The answers' ids, or the classes of a classifier in the head's place."""
     classifies = isinstance(method, FineTune) and method.classes is not None
     return [[label] for label in range(len(answers))] if classifies else answers
 
@@ -51,7 +46,7 @@ def score_labels(
     method: Method, prompts: Sequence[list[int]], answers: Sequence[list[int]], precision: str, name: str,
     features: Features | None = None,
 ) -> Float[Tensor, "N C"]:  # fmt: skip
-    """Each answer's score after each prompt, in the precision of training."""
+    """The score of each answer after each prompt, in the precision of training."""
     device, answers = method.decoder.embed.weight.device, _scored(method, answers)
 
     def score(batch: list[int]) -> Tensor:
@@ -66,9 +61,9 @@ def fit_to_labels(
     validation: tuple[Sequence[list[int]], Int[Tensor, "_"]] | None, settings: TrainingSettings,
     on_interrupt: Callable[[], None], name: str,
 ) -> History:  # fmt: skip
-    """Gradient descent on the cross-entropy over all answers; the epoch is chosen on the validation rows, if given.
+    """Gradient descent on the cross-entropy over the answers of all labels, with the epoch of best validation accuracy.
 
-    The hidden states of frozen layers are computed once for each row.
+    The hidden states of frozen layers are computed once per row.
     """
     cached = ActivationCache(method).features if lowest_trained_stage(method) else None
     scored = _scored(method, answers)
@@ -93,11 +88,11 @@ def fit_head(
     decoder: Decoder, classes: int, features: Float[Tensor, "N D"], labels: Int[Tensor, "N"],
     validation: tuple[Float[Tensor, "_ D"], Int[Tensor, "_"]] | None,
 ) -> tuple[FrozenHead, float]:  # fmt: skip
-    """The logistic regression, and the C under which the validation labels are most likely.
+    """The logistic regression, and its C: that of the lowest validation loss.
 
-    (Their accuracy would choose by a handful of rows.) Standardised features need no other grid for another decoder.
+    Accuracy would decide by a handful of rows. Features are standardised, so one grid fits every decoder.
     """
-    kept, held = (slice(None), validation) if validation is not None else _held_out(features, labels)
+    train_rows, held = (slice(None), validation) if validation is not None else _held_out(features, labels)
 
     def fitted(c: float, rows: Tensor | slice = slice(None)) -> FrozenHead:
         method = FrozenHead(decoder, classes, settings={"c": c, "standardise": True})
@@ -105,14 +100,14 @@ def fit_head(
         return method
 
     def loss(c: float) -> float:
-        return F.cross_entropy(fitted(c, kept).classifier.scores(held[0]), held[1]).item()
+        return F.cross_entropy(fitted(c, train_rows).classifier.scores(held[0]), held[1]).item()
 
     best = min(PENALTIES, key=loss)
     return fitted(best), best
 
 
 def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[Tensor, Tensor]]:
-    """The rows to fit and those to choose C by; all of them for both where a class has too few."""
+    """The rows to fit, and the rows to choose C on; all rows for both if a class has too few."""
     if labels.bincount().min() < HELD_OUT:
         return slice(None), (features, labels)
     places = torch.stack([(labels[:row] == label).sum() for row, label in enumerate(labels)])
@@ -121,9 +116,9 @@ def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[T
 
 
 def encode_exchanges(tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]]) -> list[EncodedRow]:
-    """The ids of prompts and of answers, with the end of text: a model must also learn where an answer ends."""
+    """The ids of prompts and of answers with the end of text. Raises InputError if the tokenizer has none."""
     if tokenizer.eos is None:
-        raise InputError("this tokenizer has no end of text, and free answers need one")
+        raise InputError("training on answers in words needs a tokenizer with an end of text (eos); this one has none")
     return [(tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos]) for prompt, answer in exchanges]
 
 
@@ -131,7 +126,7 @@ def fit_to_answers(
     method: Method, rows: Sequence[EncodedRow], settings: TrainingSettings,
     validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
 ) -> History:  # fmt: skip
-    """Gradient descent on the mean cross-entropy of the answers' tokens; the prompts have no loss."""
+    """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts."""
 
     def loss(rows: list[EncodedRow]) -> tuple[Tensor, int]:
         prompts, answers = zip(*rows, strict=True)

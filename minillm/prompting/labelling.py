@@ -1,4 +1,4 @@
-"""Which label does a model prefer for a text? The scores of all labels, before and after calibration."""
+"""The scores of all labels after each text, before and after calibration."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from minillm.tokenizer import Tokenizer
 
 
 def content_free_questions(questions: Sequence[Question]) -> list[Question]:
-    """The questions to calibrate by: one set, or one after another for each question's own template."""
+    """The questions that calibrate these: one set, or a set for each question if their templates differ."""
     templates = [question.template for question in questions]
     if all(template == templates[0] for template in templates):
         templates = templates[:1]
@@ -27,7 +27,7 @@ def content_free_questions(questions: Sequence[Question]) -> list[Question]:
 class LabelScores:
     """log P(answer | prompt) of the questions and of the content-free ones, and log P(answer) without a prompt.
 
-    `tokens` counts what was processed.
+    `tokens` is the number of tokens processed.
     """
 
     answers: Sequence[str]
@@ -37,11 +37,11 @@ class LabelScores:
     tokens: int
 
     def before(self) -> dict[str, Float[Tensor, "N C"]]:
-        """The scores under each measure; the highest is the answer."""
+        """The scores under each measure; the highest is the prediction."""
         return measured(self.scores, self.answers, self.prior)
 
     def after(self) -> dict[str, Float[Tensor, "N C"]]:
-        """The same, calibrated under each measure by the content-free questions: log-probabilities."""
+        """The log-probabilities under each measure, calibrated by the content-free questions."""
         content_free = measured(self.content_free, self.answers, self.prior)
         return {name: calibrated(scores, content_free[name]) for name, scores in self.before().items()}
 
@@ -50,7 +50,7 @@ def label_scores(
     cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], content_free: Sequence[Question],
     answers: Sequence[str], name: str = "scoring",
 ) -> LabelScores:  # fmt: skip
-    """Score every answer to every question; what the prompts of a template share is processed once for all of them."""
+    """Score every answer to every question; the shared prefix of a template's prompts is processed once."""
     everything = [*questions, *content_free]
     places: dict[Template, list[int]] = {}
     for place, question in enumerate(everything):

@@ -1,8 +1,8 @@
-"""Four ways to choose among answers by their scores, under the names that lm-eval (the Evaluation Harness) gives them.
+"""Four ways to choose among answers by their scores, under the names of lm-eval (the Evaluation Harness).
 
 A score is log P(answer | prompt), the sum over the answer's tokens. Long answers score low and common ones high,
-whatever the question: three of the four correct for that. Lengths are counted without the space before the answer,
-which lm-eval keeps apart as its `target_delimiter`.
+whatever the question; three of the measures correct for this. Lengths do not count the space before the answer, which
+in lm-eval is the `target_delimiter`.
 """
 
 from collections.abc import Sequence
@@ -29,13 +29,10 @@ MEASURES = {
 def measured(
     scores: Float[Tensor, "*N C"], answers: Sequence[str], unconditional: Float[Tensor, "C"]
 ) -> dict[str, Float[Tensor, "*N C"]]:
-    """The scores under each measure. `unconditional` are the scores of `prior_scores`.
-
-    Raises InputError for an answer without a character.
-    """
+    """The scores under each measure, given those of `prior_scores`. Raises InputError for an empty answer."""
     words = [answer.removeprefix(" ") for answer in answers]
     if not all(words):
-        raise InputError("an answer is empty, and its score cannot be divided by its length")
+        raise InputError(f"answers must not be empty, got {list(answers)}: scores are divided by their length")
     characters, lengths = ([len(w) for w in words], [len(w.encode()) for w in words])
     return {
         "acc": scores,
@@ -46,8 +43,6 @@ def measured(
 
 
 @torch.no_grad()
-def prior_scores(
-    model: LanguageModel, tokenizer: Tokenizer, answers: Sequence[Sequence[int]]
-) -> Float[Tensor, "C"]:  # fmt: skip
-    """log P(answer) of each answer by itself, after the token that stands for an empty prompt (`start_token`)."""
+def prior_scores(model: LanguageModel, tokenizer: Tokenizer, answers: Sequence[Sequence[int]]) -> Float[Tensor, "C"]:
+    """log P(answer) of each answer without a prompt, after the tokenizer's `start_token`."""
     return answer_scores(model, [[start_token(tokenizer)]], answers)[0]

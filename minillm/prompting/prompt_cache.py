@@ -1,7 +1,7 @@
-"""What all prompts have in common is processed once, and its keys and values are cached.
+"""The prompt cache: the keys and values of the tokens that all prompts share are computed once.
 
-A template's instruction and examples come first and the decoder is causal, so their keys and values do not depend on
-the text behind them. An evaluation computes them once; each row adds only its own tokens.
+A template's instruction and examples come first and attention is causal, so their keys and values do not depend on the
+text that follows. Each row then processes only its own tokens.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,13 @@ from minillm.shapes import Float
 
 
 def common_start(rows: Sequence[list[int]]) -> int:
-    """How many leading tokens all rows share, at least one token being left to each.
+    """The length of the longest shared prefix that leaves each row at least one token.
 
-    Prompts are tokenised whole and split afterwards, since tokens do not end where strings do: an empty line before
-    `Review` is one token at the end of a string and two within it.
+    Prompts are tokenised whole and split afterwards, since token boundaries are not string boundaries: an empty line
+    before `Review` is one token at the end of a string and two within it.
     """
-    first, last = min(rows), max(rows)
-    shared = next(
-        (index for index, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first)
-    )
+    pairs = enumerate(zip(min(rows), max(rows), strict=False))
+    shared = next((index for index, (first, last) in pairs if first != last), len(min(rows)))
     return min(shared, min(len(row) for row in rows) - 1)
 
 
@@ -34,7 +32,7 @@ def common_start(rows: Sequence[list[int]]) -> int:
 class CachedPrompt:
     """A model with the first `shared` tokens of some prompts in its cache, and the rest of each prompt.
 
-    `tokens` counts what is processed if each rest is processed once; a start that was cached before costs nothing.
+    `tokens` is the number of tokens to process, without a start that was cached before.
     """
 
     model: LanguageModel
@@ -44,21 +42,22 @@ class CachedPrompt:
 
     def score(self, answers: Sequence[Sequence[int]], name: str = "scoring") -> Float[Tensor, "N C"]:
         """log P of every answer after every prompt."""
-        lengths = [len(rest) for rest in self.rests]
-        return score_all(
-            lambda batch: answer_scores(self.model, [self.rests[index] for index in batch], answers), lengths, name
-        )
+
+        def score(batch: list[int]) -> Float[Tensor, "B C"]:
+            return answer_scores(self.model, [self.rests[index] for index in batch], answers)
+
+        return score_all(score, [len(rest) for rest in self.rests], name)
 
 
 class PromptCache:
-    """A decoder that caches what prompts have in common, for them and for those that come after."""
+    """A decoder with the shared start of the last prompts in its cache, which later prompts may share too."""
 
     def __init__(self, decoder: Decoder):
         self.decoder, self.start = decoder.eval(), list[int]()
         self.model: LanguageModel = self.decoder
 
     def process(self, prompts: Sequence[list[int]]) -> CachedPrompt:
-        """Behind the cached start, where it is most of what these prompts have in common; else behind a new one."""
+        """Uses the cached start if it is most of the prompts' shared prefix, else caches that prefix."""
         shared = common_start(prompts)
         known = shared >= len(self.start) > shared // 2 and prompts[0][: len(self.start)] == self.start
         if not known:

@@ -1,6 +1,1 @@
-"""What every room stands on and none of it knows a decoder: the machine, and values on it and on the disk.
-
-Devices and their memory (`device`), several processes (`distributed`), interrupts and progress bars; files that are
-written whole or not at all (`files`); the sha256 of named tensors (`fingerprint`), the source that weights were loaded
-from (`source`), and lossless differences between tensors (`delta`).
-"""
+"""The machine, files and named tensors: everything the other rooms build on, without knowledge of a decoder."""

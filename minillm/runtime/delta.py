@@ -1,10 +1,9 @@
-"""We only publish dW: the weights of a fine-tune as their exact difference to the base (Llama, then Alpaca on it).
+"""Lossless differences to a base, for publishing dW alone (as Alpaca did for Llama).
 
-A subtraction would round. The difference is taken of the bits (exclusive or), so that base and difference restore the
-fine-tune bit for bit, and the difference alone is nothing: without the base its bits mean no number. Small updates
-leave sign, exponent and the first digits as they are. The bytes are therefore sorted by significance: those of one
-place have one distribution, and unchanged ones are runs of zeros. After 500 reviews a full fine-tune of SmolLM2 in
-float32 packs to 58 % (the bytes' own entropy is 57 %). How large the result may become is known from the base.
+Subtraction would round, so the difference is the exclusive or of the bits: base and difference restore the fine-tune
+bit for bit, and without the base the bits encode no number. Small updates leave the sign, the exponent and the leading
+digits unchanged. The bytes are therefore sorted by significance, so that unchanged ones form runs of zeros. After 500
+reviews a full fine-tune of SmolLM2 in float32 compresses to 58 % (the entropy of the bytes is 57 %).
 """
 
 import zlib
@@ -14,13 +13,14 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
+from minillm.runtime.fingerprint import tensor_bytes
 
 
 def encode(tensor: Tensor, base: Tensor) -> Tensor:
-    """The compressed difference, bytes in one axis, of two tensors of one shape and dtype."""
-    difference = _bits(tensor) ^ _bits(base)
+    """The compressed difference, a vector of bytes, of two tensors of the same shape and dtype."""
+    difference = tensor_bytes(tensor) ^ tensor_bytes(base)
     by_significance = np.ascontiguousarray(difference.reshape(-1, tensor.element_size()).T)
-    # Runs and frequencies are all there is to find: looking for repeated words took longer and packed worse.
+    # Run lengths and byte frequencies suffice: the default strategy took longer and compressed less.
     packer = zlib.compressobj(level=1, strategy=zlib.Z_RLE)
     return torch.frombuffer(bytearray(packer.compress(by_significance.data) + packer.flush()), dtype=torch.uint8)
 
@@ -28,21 +28,17 @@ def encode(tensor: Tensor, base: Tensor) -> Tensor:
 def decode(stored: Tensor, base: Tensor) -> Tensor:
     """The tensor whose difference to `base` was encoded, on the CPU.
 
-    Raises InputError for what does not unpack to exactly the base's size: never more memory than that is taken.
+    Raises InputError for data that does not decompress to exactly the base's size, without allocating more than that.
     """
     size = base.numel() * base.element_size()
     unpacker = zlib.decompressobj()
     try:
-        # One byte more than is allowed: a whole difference ends before it.
+        # One byte more than allowed shows that the data is too long.
         unpacked = unpacker.decompress(stored.numpy().data, size + 1)
     except zlib.error as problem:
-        raise InputError(f"a difference to the base cannot be unpacked ({problem})") from None
+        raise InputError(f"a difference to the base cannot be decompressed ({problem})") from None
     if len(unpacked) != size or not unpacker.eof or unpacker.unused_data:
-        raise InputError(f"a difference to the base does not unpack to the {size} bytes that the base has there")
+        raise InputError(f"a difference to the base does not decompress to the {size} bytes of the base's tensor")
     by_significance = np.frombuffer(unpacked, np.uint8).reshape(base.element_size(), -1)
-    bits = np.ascontiguousarray(by_significance.T).reshape(-1) ^ _bits(base)
+    bits = np.ascontiguousarray(by_significance.T).reshape(-1) ^ tensor_bytes(base)
     return torch.from_numpy(bits).view(base.dtype).reshape(base.shape)
-
-
-def _bits(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

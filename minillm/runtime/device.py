@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: the device, the precision of its matrix products, and the memory behind it."""
+"""The device, the precision of its matrix products, CPU threads and memory."""
 
 import ctypes
 import platform
@@ -10,33 +10,30 @@ import torch
 
 from minillm.errors import InputError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-
 
 def pick_device(name: str = "auto") -> torch.device:
-    """`auto`, the best there is, or the device of that name. Raises InputError where there is none of it."""
+    """The named device, or the best one for `auto`. Raises InputError if it is not available."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, there in available.items() if there)
-    if not available.get(name.split(":")[0]):
-        there = ", ".join(kind for kind, is_there in available.items() if is_there)
-        raise InputError(f"there is no device {name!r} here; there is: {there}")
+    kinds = [kind for kind, found in available.items() if found]
+    name = kinds[0] if name == "auto" else name
+    if name.split(":")[0] not in kinds:
+        raise InputError(f"no device {name!r} on this machine; available: {', '.join(kinds)}")
     return torch.device(name)
 
 
 def use_threads(count: int | None = None) -> int:
-    """Compute on so many CPU threads, or on as many as torch finds; returns how many. Raises InputError below 1."""
+    """Set the number of CPU threads (None: torch's choice) and return it. Raises InputError below 1."""
     count = torch.get_num_threads() if count is None else count
     if count < 1:
-        raise InputError(f"threads is {count}; it must be at least 1")
+        raise InputError(f"threads must be at least 1, got {count}")
     torch.set_num_threads(count)
     return count
 
 
 def best_precision(device: torch.device) -> str:
-    """bfloat16 where the device multiplies it natively and torch makes use of that, else float32.
+    """bfloat16 if the device multiplies it natively and torch uses these instructions, else float32.
 
-    A CPU that could is not enough: ATEN_CPU_CAPABILITY limits which of its instructions torch uses.
+    On a CPU, ATEN_CPU_CAPABILITY limits the instructions that torch uses.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -47,31 +44,28 @@ def best_precision(device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Matrix products in bfloat16 and everything else as it is; for float32, nothing at all."""
+    """torch.autocast to bfloat16 if that is the precision, else no change."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a tensor frees for the next one. For the main program, as it changes the whole process.
+    """Tell glibc to reuse the memory of freed tensors. Affects the whole process: for the main program only.
 
-    By default every array above some size is mapped page by page from the kernel, each time: an RMS norm's
-    backward pass over 16 x 40 x 576 numbers took 6.1 ms so and 0.4 ms when the memory was kept.
+    By default glibc maps every large array from the kernel again: the backward pass of an RMS norm over
+    16 x 40 x 576 numbers took 6.1 ms so, and 0.4 ms with reused memory.
     """
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """The most memory that this process has held at once, in bytes: on a GPU its tensors, else its resident pages.
-
-    None where the system does not say (Windows).
-    """
+    """The process's peak memory in bytes: allocated tensors on a GPU, else resident pages. None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    if status.exists():  # ru_maxrss would count the parent's pages too, from before this program was executed
+    if status.exists():  # ru_maxrss would include the parent's pages from before exec
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
     if sys.platform == "win32":

@@ -1,7 +1,6 @@
-"""Several processes that train one model, as `torchrun` starts them: each takes its part of every batch.
+"""Data parallelism under torchrun: every process takes its rows of each batch, and the gradients are summed.
 
-The gradients are sums over rows, and the sum over the processes is that of the whole batch: no more is needed to train
-as one process would. Outside torchrun there is one process, and nothing here costs anything.
+Outside torchrun there is one process, and these functions do nothing.
 """
 
 import os
@@ -18,7 +17,7 @@ Item = TypeVar("Item")
 
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
-    """Join the other processes, if torchrun has started several, and leave them at the end."""
+    """Join the process group for the duration of the block, if torchrun has started several processes."""
     if started() == 1:
         yield
         return
@@ -30,47 +29,38 @@ def joined(device: torch.device) -> Iterator[None]:
 
 
 def started() -> int:
-    """How many processes torchrun has started, whether they are joined yet or not."""
+    """How many processes torchrun has started, joined or not."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def process_count() -> int:
-    """How many processes there are, once joined."""
-    return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
-
-
-def rank() -> int:
-    """The index of this process; process 0 writes files and prints."""
-    return processes.get_rank() if process_count() > 1 else 0
-
-
 def is_first() -> bool:
-    """Whether this process prints: also known before the others are joined and after they are left."""
+    """Whether this process writes files and prints, joined or not."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def local_device(device: torch.device) -> torch.device:
-    """The GPU of this process, where every process has one of its own."""
+    """The GPU of this process, if the device is a GPU."""
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
+def process_count() -> int:
+    """How many processes have joined."""
+    return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
+
+
 def part(batch: Sequence[Item]) -> list[Item]:
-    """This process's rows of a batch; there may be none."""
-    return list(batch[rank() :: process_count()])
+    """This process's rows of a batch, possibly none."""
+    return list(batch[processes.get_rank() :: process_count()] if process_count() > 1 else batch)
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Each tensor becomes its sum over all processes, in place."""
-    if process_count() == 1:
-        return
-    for tensor in tensors:
+    """Replace each tensor by its sum over all processes, in place."""
+    for tensor in tensors if process_count() > 1 else ():
         processes.all_reduce(tensor)
 
 
-def any_process(yes: bool, device: torch.device) -> bool:
-    """Whether it is true in one process at least, so that all of them do the same."""
-    if process_count() == 1:
-        return yes
-    votes = torch.tensor([int(yes)], device=device)
-    processes.all_reduce(votes)
+def any_process(condition: bool, device: torch.device) -> bool:
+    """Whether the condition holds in at least one process."""
+    votes = torch.tensor([int(condition)], device=device)
+    sum_over_processes([votes])
     return bool(votes.item())

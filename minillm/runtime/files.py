@@ -1,4 +1,4 @@
-"""Writing files atomically: a file is complete or absent."""
+"""Atomic file writing: a file is complete or absent."""
 
 import hashlib
 import json
@@ -17,10 +17,7 @@ LARGEST = 32 * 2**20
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name next to `path` to write to; at the end it is flushed to the disk and renamed to `path`.
-
-    An error on the way removes it, and what stood at `path` stays as it was.
-    """
+    """A temporary path next to `path`; at the end it is flushed to disk and renamed, or removed after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -33,12 +30,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_directory(directory: Path) -> None:
-    """Raises InputError where this cannot be a directory to write into: better before an hour's work than after it."""
-    there = next(path for path in (directory, *directory.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise InputError(f"{there} is a file; {directory} cannot be a directory to write into")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{directory} cannot be written: {there} does not allow it")
+    """Raises InputError if this cannot be an output directory. Creates nothing: to be called before the work."""
+    existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"{directory} cannot be an output directory: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"{directory} cannot be an output directory: no permission to write in {existing}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -87,7 +84,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def file_fingerprint(path: Path) -> str:
-    """The sha256 of a file. Raises InputError where it is missing."""
+    """The sha256 of a file. Raises InputError if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as problem:

@@ -1,4 +1,4 @@
-"""Ctrl-C where an unfinished step must not be left behind."""
+"""Ctrl-C between two training steps, so that the saved state is consistent."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C takes effect between two steps, where the state is whole; the second time, at once."""
+    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C takes effect immediately."""
     interrupted = False
 
     def note(number: int, frame: object) -> None:

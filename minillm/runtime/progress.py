@@ -1,4 +1,4 @@
-"""The progress bar of long work: on a terminal only, and gone when the work is done."""
+"""The progress bar of long work, on a terminal only; it disappears when the work is done."""
 
 from functools import partial
 

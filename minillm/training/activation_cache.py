@@ -1,18 +1,14 @@
-"""Frozen layers run once: below the lowest trained stage, a row of tokens has the same hidden states in every epoch.
+"""The activation cache: frozen layers run once per row of tokens, since their output is the same in every epoch.
 
-The hidden states that enter the lowest trained stage (a block, the last norm or the head) are cached the first time
-that a row is processed; gradients go no further down than that in any case. So an epoch costs the trained blocks alone.
-The losses are those of the plain method: bit for bit in the same batches (only padding, which no position attends to,
-can differ), and to rounding in others.
+The hidden states that enter the lowest trained stage (a block, the last norm or the head) are cached when a row is
+first processed. No gradient goes below that stage, so an epoch costs only the trained blocks. The losses are those of
+training without a cache, bit for bit in the same batches and to rounding in others.
 """
 
-import tempfile
-import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from minillm.adapt.method import Method
@@ -20,72 +16,53 @@ from minillm.data.batches import pad_right
 from minillm.errors import InputError
 from minillm.shapes import Float
 
-CHUNK_BYTES = 1 << 26
-
 
 def lowest_trained_stage(method: Method) -> int:
-    """The lowest stage of `Decoder.run_blocks` that is trained: a block, L for the last norm, L + 1 for the head.
+    """The lowest trained stage of `Decoder.run_blocks`: a block, L for the last norm, L + 1 for the head.
 
-    0 if nothing below is frozen: an embedding or a prefix is trained.
+    0 if no hidden states can be cached: an embedding is trained, or nothing, or the layers attend to a prefix.
     """
-    return min((_stage(name, method.config.layers) for name, _ in _trained(method)), default=0)
-
-
-def _trained(method: Method) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad)
+    with torch.no_grad():
+        if method.prefix() is not None:
+            return 0
+    trained = (name for name, parameter in method.named_parameters() if parameter.requires_grad)
+    return min((_stage(name, method.config.layers) for name in trained), default=0)
 
 
 def _stage(name: str, layers: int) -> int:
-    """The stage of a method's parameter; those outside of the blocks, the last norm and the head come before all."""
+    """The stage of a method's parameter; 0 for those outside of the blocks, the last norm and the head."""
     path = name.split(".")
     if path[:2] == ["decoder", "blocks"]:
         return int(path[2])
     return {"decoder.norm": layers, "decoder.head": layers + 1}.get(".".join(path[:2]), 0)
 
 
-def _obstacle(method: Method) -> str | None:
-    """Why the hidden states of frozen layers cannot be cached, if they cannot."""
-    lowest = next((name for name, _ in _trained(method) if _stage(name, method.config.layers) == 0), None)
-    if lowest is not None:
-        return f"{lowest} is trained, and nothing below it is frozen"
-    if lowest_trained_stage(method) == 0:
-        return "nothing is trained"
-    with torch.no_grad():
-        prefix = method.prefix()
-    return None if prefix is None else "the trained layers attend to a prefix too"
-
-
 class ActivationCache:
-    """The hidden states of a method's rows of tokens, whose frozen layers run once for each row.
+    """The hidden states of a method's rows of tokens, whose frozen layers run once per row.
 
-    With a `directory` the cache lies in memory-mapped files there (removed with it), for data too large for memory; it
-    takes T x width numbers a row. Where nothing can be cached, a warning says why, and all layers run.
+    Raises InputError if `lowest_trained_stage` is 0.
     """
 
-    def __init__(self, method: Method, directory: Path | None = None):
-        self.method, self.start, self.obstacle = method, lowest_trained_stage(method), _obstacle(method)
+    def __init__(self, method: Method):
+        self.method, self.start = method, lowest_trained_stage(method)
         self._rows: dict[tuple[int, ...], Tensor] = {}
         self._versions: list[object] | None = None
-        self._files = None if directory is None else _MappedFiles(directory)
-        if self.obstacle is not None:
-            warnings.warn(f"activations are not cached: {self.obstacle}", stacklevel=2)
+        if self.start == 0:
+            raise InputError("there are no activations to cache: the first block is trained, or there is a prefix")
 
     def features(self, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
-        """`Decoder.features` of the rows, padded on the right, under the method, with gradients.
+        """`Decoder.features` of the rows under the method, padded on the right, with gradients.
 
-        Raises InputError with dropout in the frozen layers, and where these or the precision have changed since the
-        first call.
+        Raises InputError if the frozen layers have dropout, or if they or the precision have changed since the first
+        call.
         """
         body = self.method.decoder
-        device = body.embed.weight.device
-        if self.obstacle is not None:
-            return body.features(pad_right(rows)[0].to(device), prefix=self.method.prefix())
         self._check()
         missing = [row for row in dict.fromkeys(map(tuple, rows)) if row not in self._rows]
         if missing:
             self._run_frozen_layers(missing)
         states = pad_sequence([self._rows[tuple(row)] for row in rows], batch_first=True)
-        return body.run_blocks(states.to(device), start=self.start)
+        return body.run_blocks(states.to(body.embed.weight.device), start=self.start)
 
     @torch.no_grad()
     def _run_frozen_layers(self, rows: list[tuple[int, ...]]) -> None:
@@ -93,40 +70,21 @@ class ActivationCache:
         ids, last = pad_right(rows)
         hidden = body.run_blocks(body.embed(ids.to(body.embed.weight.device)), stop=self.start)
         for row, states, end in zip(rows, hidden, last.tolist(), strict=True):
-            real = states[: end + 1]
-            self._rows[row] = real.clone() if self._files is None else self._files.store(real)
+            self._rows[row] = states[: end + 1].clone()
 
     def _check(self) -> None:
-        """All that the cache depends on is unchanged, by its place in memory and its count of writes."""
+        """The frozen tensors are unchanged, by their addresses and counts of in-place writes, and the precision too."""
         body = self.method.decoder
         frozen = [module for block in body.blocks[: self.start] for module in block.modules()]
         dropping = [module for module in frozen if module.training and getattr(module, "dropout", 0) > 0]
         if dropping or (body.training and self.method.config.dropout > 0):
-            raise InputError("frozen layers with dropout differ at random each time: set dropout to 0")
+            raise InputError("frozen layers with dropout cannot be cached; set dropout to 0")
         tensors = [p for n, p in self.method.named_parameters() if _stage(n, len(body.blocks)) < self.start]
         if any(tensor.requires_grad for tensor in tensors):
-            raise InputError("a frozen layer has become trainable: make a new ActivationCache")
+            raise InputError("a frozen layer has become trainable; make a new ActivationCache")
         kind = body.embed.weight.device.type
         half = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         now = [half, *((tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in tensors)]
         if self._versions is not None and now != self._versions:
-            raise InputError("the frozen weights or the precision have changed: make a new ActivationCache")
+            raise InputError("the frozen weights or the precision have changed; make a new ActivationCache")
         self._versions = now
-
-
-class _MappedFiles:
-    """Hidden states in files of `CHUNK_BYTES`, mapped into memory, in a directory of their own."""
-
-    def __init__(self, directory: Path):
-        directory.mkdir(parents=True, exist_ok=True)
-        self.home = tempfile.TemporaryDirectory(dir=directory, prefix="activations-", ignore_cleanup_errors=True)
-        self.chunk, self.files = torch.empty(0), 0
-
-    def store(self, states: Float[Tensor, "T D"]) -> Float[Tensor, "T D"]:
-        needed = states.numel()
-        if self.chunk.numel() < needed or self.chunk.dtype != states.dtype:
-            path = Path(self.home.name) / f"{self.files:05d}"
-            size = max(needed, CHUNK_BYTES // states.element_size())
-            self.chunk, self.files = torch.from_file(str(path), True, size, dtype=states.dtype), self.files + 1
-        place, self.chunk = self.chunk[:needed].view(states.shape), self.chunk[needed:]
-        return place.copy_(states)

@@ -1,8 +1,7 @@
-"""A training run on disk: one file, complete at every moment, from which the run continues bit for bit.
+"""Checkpoints: one file, complete at every moment, from which a training run resumes bit for bit.
 
-The tensors of `Loop.state` are safetensors, and the rest is JSON in the same file's header, so that the two cannot
-disagree. A new checkpoint takes the old one's name only once it is complete on disk: whenever the process is killed,
-the last one can be read.
+The tensors of `Loop.state` are safetensors; the rest is JSON in the header of the same file, so that the two always
+match. A new checkpoint replaces the old one only once it is complete on disk.
 """
 
 import json
@@ -22,7 +21,7 @@ CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None:
-    """Write the state of a loop, and what describes its run, in JSON's types."""
+    """Write the state of a loop and the description of its run, in JSON's types."""
     tensors, rest = loop.state()
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     with replacing(directory / CHECKPOINT) as temporary:
@@ -30,12 +29,13 @@ def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None
 
 
 def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Put the loop where the checkpoint left it, and return what describes the run; None where there is no checkpoint.
+    """Restore the loop from the checkpoint and return the description of its run, or None without a checkpoint.
 
-    Raises InputError for a file that is damaged, and for a run of other `settings`, naming the first that differs.
+    Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.
     """
     path = directory / CHECKPOINT
-    _remove_unfinished(path)
+    for unfinished in directory.glob(f".{CHECKPOINT}.*"):  # left by a killed process
+        unfinished.unlink(missing_ok=True)
     if not path.exists():
         return None
     tensors, run, rest = _read(path)
@@ -44,7 +44,7 @@ def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any])
         if found.get(name) != settings[name]:
             raise InputError(
                 f"{directory} holds a run with {name} {found.get(name)!r}, and this one has {settings[name]!r}; "
-                "give another directory, or begin afresh (--fresh)"
+                "give another directory, or start over (--fresh)"
             )
     try:
         loop.restore(tensors, rest)
@@ -60,10 +60,4 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(metadata["run"]), json.loads(metadata["loop"])
     except (SafetensorError, OSError, KeyError, ValueError) as problem:
-        raise InputError(f"{path} is no readable checkpoint ({problem}); --fresh begins the run again") from None
-
-
-def _remove_unfinished(path: Path) -> None:
-    """Remove what a killed process left half-written."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+        raise InputError(f"{path} is not a readable checkpoint ({problem}); start over with --fresh") from None

@@ -1,8 +1,7 @@
-"""Features on disk: "embeddings can be stored beforehand", for a frozen decoder gives a text the same ones every time.
+"""Features on disk: a frozen decoder computes the same ones for a text every time, so they are computed once.
 
-A store is a directory: features.json describes all that the features depend on (weights, tokenizer, texts, layer,
-pooling, precision), features.safetensors holds them, with a sha256 over their numbers. They are memory-mapped, so those
-of many texts need no memory.
+A store is a directory. features.json describes everything that the features depend on: weights, tokenizer, texts,
+layer, pooling and precision. features.safetensors contains the features with their sha256, and is memory-mapped.
 """
 
 import hashlib
@@ -23,7 +22,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.device import autocast
 from minillm.runtime.files import replacing, write_text
-from minillm.runtime.fingerprint import fingerprint, tensor_fingerprint
+from minillm.runtime.fingerprint import tensor_fingerprint
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
 
@@ -35,7 +34,7 @@ MANIFEST, FEATURES = "features.json", "features.safetensors"
 def compute_features(
     decoder: Decoder, texts: Sequence[Sequence[int]], recipe: FeatureRecipe, name: str = "features"
 ) -> Float[Tensor, "N D"]:
-    """The features of texts, on the CPU and in the dtype of the embeddings; the decoder runs without dropout."""
+    """The features of texts, without dropout; on the CPU, in the dtype of the embeddings."""
     device, training = decoder.embed.weight.device, decoder.training
     found = torch.empty(len(texts), decoder.config.width, dtype=decoder.embed.weight.dtype)
     decoder.eval()
@@ -44,7 +43,7 @@ def compute_features(
             ids, last = pad_right([texts[index] for index in batch])
             with autocast(device, recipe.precision):
                 hidden = decoder.run_blocks(decoder.embed(ids.to(device)), stop=recipe.stage(decoder))
-            # Attention is causal, so padding on the right is masked in the pooling alone.
+            # Attention is causal, so only the pooling has to mask padding on the right.
             mask = torch.arange(ids.shape[1]) <= last[:, None]
             found[batch] = pooled(hidden, mask.to(device), recipe.pooling).to(found.dtype).cpu()
     finally:
@@ -56,13 +55,13 @@ def cached_features(
     decoder: Decoder, texts: Sequence[Sequence[int]], root: Path, recipe: FeatureRecipe,
     tokenizer_fingerprint: str | None = None, name: str = "features",
 ) -> Float[Tensor, "N D"]:  # fmt: skip
-    """`compute_features`, computed once: afterwards they are mapped from their store, a directory under `root`.
+    """`compute_features`, computed once and then mapped from their store, a directory under `root`.
 
-    Its name is a key over all that they depend on. Raises InputError for a damaged store and for one whose description
-    differs, naming the difference.
+    Its name is a digest of everything that the features depend on. Raises InputError for a store that is damaged or
+    stale, naming what has changed.
     """
     if not texts:
-        raise InputError("there are no texts to store features of")
+        raise InputError("features need at least one text, got none")
     described = _description(decoder, texts, recipe, tokenizer_fingerprint)
     key = _digest(described)
     store = root / key[:16]
@@ -77,9 +76,9 @@ def cached_features(
 def _description(
     decoder: Decoder, texts: Sequence[Sequence[int]], recipe: FeatureRecipe, tokenizer_fingerprint: str | None
 ) -> dict[str, Any]:
-    """All that features depend on: the same ids of another tokenizer are another text."""
+    """Everything that features depend on; the same ids of another tokenizer are another text."""
     return {
-        "weights": _digest(fingerprint(decoder.named_parameters())),
+        "weights": _digest({name: tensor_fingerprint(tensor) for name, tensor in decoder.named_parameters()}),
         "config": repr(decoder.config),
         "tokenizer": tokenizer_fingerprint,
         "texts": _digest([list(text) for text in texts]),
@@ -93,7 +92,7 @@ def _digest(value: Any) -> str:
 
 
 def _check_manifest(path: Path, described: dict[str, Any]) -> None:
-    """The store is of what is described; where there is none, it is begun."""
+    """Writes the description of a new store, and checks that of an existing one."""
     if not path.exists():
         write_text(path, json.dumps(described, indent=2))
         return
@@ -118,5 +117,5 @@ def _mapped(path: Path, key: str, shape: tuple[int, int]) -> Float[Tensor, "N D"
     if stored.get("key") != key or features.shape != shape:
         raise InputError(f"the stored features in {path} belong to another store; delete the file")
     if stored.get("sha256") != tensor_fingerprint(features):
-        raise InputError(f"the stored features in {path} are damaged: they are not what was written; delete the file")
+        raise InputError(f"the stored features in {path} are damaged: their sha256 differs; delete the file")
     return features

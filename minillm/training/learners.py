@@ -1,11 +1,11 @@
 """A training step: the gradient of the mean loss, and the optimizer step along it.
 
-The loop calls the two one after the other, so that it can check the loss before any parameter changes. `TorchLearner`
-trains every method. `minillm.training.numpy_learner` has another, which shares no arithmetic with it.
+They are two calls, so that the loop can check the loss before a parameter changes. `TorchLearner` trains every method;
+`minillm.training.numpy_learner` does the same with the numpy reference.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Learner(Protocol[Batched]):
     """What the loop needs: gradients, updates, and a state that can be saved."""
 
     def backward(self, batches: Sequence[Sequence[Batched]]) -> float:
-        """The mean loss over all targets of the batches, in nats; its gradient is stored."""
+        """The mean loss over all targets of the batches, in nats; stores its gradient."""
         ...
 
     def optimizer_step(self, rate: float) -> None:
@@ -32,41 +32,30 @@ class Learner(Protocol[Batched]):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """All that the steps to come depend on."""
+        """Everything that the following steps depend on."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from a `state`. Raises KeyError where a part of it is missing."""
+        """Continue from a `state`. Raises KeyError if a part of it is missing."""
         ...
 
 
-@runtime_checkable
-class Trainable(Protocol):
-    """What training needs of a method."""
-
-    def trainable(self) -> dict[str, nn.Parameter]: ...
-
-    def train(self, mode: bool = True) -> Any: ...
-
-    def eval(self) -> Any: ...
-
-
 class TorchLearner(Generic[Example]):
-    """Autograd and torch's AdamW, for the parameters that a method names as trainable.
+    """Autograd and torch's AdamW.
 
-    `loss(examples)` returns (the sum of their losses, how many were summed): the mean is over everything that one step
-    sums, so that accumulated batches of unequal size, or batches divided among processes, equal one big batch.
+    `loss(examples)` returns (the sum of their losses, the number of terms). The mean is over all terms of one step, so
+    accumulated batches of unequal size, or batches divided among processes, equal one big batch.
     """
 
     def __init__(
-        self, method: Trainable, loss: Callable[[list[Example]], tuple[Tensor, int]], settings: TrainingSettings
-    ):
-        self.loss, self.settings = loss, settings
-        self.parameters = method.trainable()
-        if not self.parameters:
-            raise InputError("this method has nothing to train")
-        self.optimizer = _adamw(list(self.parameters.values()), settings)
-        self.device = next(iter(self.parameters.values())).device
+        self, parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+        settings: TrainingSettings,
+    ):  # fmt: skip
+        if not parameters:
+            raise InputError("there are no trainable parameters")
+        self.parameters, self.loss, self.settings = parameters, loss, settings
+        self.optimizer = _adamw(list(parameters.values()), settings)
+        self.device = next(iter(parameters.values())).device
 
     def backward(self, batches: Sequence[Sequence[Example]]) -> float:
         total, count = 0.0, 0
@@ -80,7 +69,7 @@ class TorchLearner(Generic[Example]):
         return total / count
 
     def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
-        """The gradients, the loss and its count, of this process or summed over all."""
+        """The gradients, the loss and its count, summed over all processes."""
         if process_count() > 1:
             for parameter in self.parameters.values():
                 if parameter.grad is None:  # this process had no part of the batch

@@ -1,7 +1,7 @@
-"""One training loop for every method: AdamW, warm-up and cosine, clipping, exact accumulation, the best epoch.
+"""The training loop of every method: warm-up and cosine decay, clipping, gradient accumulation, the best epoch.
 
-The loop knows neither the task nor the method: it decides the order of the examples and the rate of each step, and
-records the losses. Everything that the rest of a run depends on is the loop's `state`: a restored run continues bit for
+The loop knows neither the task nor the method: it decides the order of the examples and the learning rate of each step,
+and records the losses. `Loop.state` is everything that the rest of a run depends on: a restored run continues bit for
 bit.
 """
 
@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
 from minillm.runtime.progress import progress
-from minillm.training.learners import Example, Learner, TorchLearner, Trainable
+from minillm.training.learners import Example, Learner, TorchLearner
 from minillm.training.schedule import TrainingSettings, rate_at
 
 
@@ -34,19 +34,12 @@ class History:
 
 
 class Loop(Generic[Example]):
-    """The state of one training run. `train` is what callers want; this is its inside, one method an idea.
-
-    The run is `settings.epochs` long, or as many `steps` as are given.
-    """
+    """One training run of `settings.epochs`, or of the given number of `steps`; `train` is its usual caller."""
 
     def __init__(
-        self,
-        learner: Learner[Example],
-        examples: Sequence[Example],
-        length: Callable[[Example], int],
-        settings: TrainingSettings,
-        steps: int | None = None,
-    ):
+        self, learner: Learner[Example], examples: Sequence[Example], length: Callable[[Example], int],
+        settings: TrainingSettings, steps: int | None = None,
+    ):  # fmt: skip
         self.learner, self.examples, self.settings = learner, examples, settings
         self.lengths = [length(example) for example in examples]
         self.order = random.Random(settings.seed)
@@ -56,7 +49,7 @@ class Loop(Generic[Example]):
         self.steps = steps or settings.epochs * math.ceil(batches / settings.accumulate)
 
     def groups(self) -> Iterator[list[list[int]]]:
-        """The batches of one optimizer step after another, for one epoch or, once restored, for what is left of it."""
+        """The batches of each optimizer step of one epoch or, once restored, of the rest of it."""
         self.epoch_order = self.order.getstate()
         batches = length_buckets(self.lengths, self.settings.batch_size, self.order)
         passes = self.settings.accumulate
@@ -69,10 +62,8 @@ class Loop(Generic[Example]):
         start, done = time.perf_counter(), len(self.history.losses)
         loss = self.learner.backward([[self.examples[index] for index in batch] for batch in batches])
         if not math.isfinite(loss):
-            raise InputError(
-                f"the loss is {loss} at step {done + 1}: a lower learning rate than "
-                f"{self.settings.learning_rate:g}, or float32, may help"
-            )
+            rate = f"{self.settings.learning_rate:g}"
+            raise InputError(f"the loss is {loss} at step {done + 1}: try a learning rate below {rate}, or float32")
         self.learner.optimizer_step(rate_at(done, self.steps, self.settings))
         self.steps_in_epoch += 1
         self.history.losses.append(loss)
@@ -81,13 +72,12 @@ class Loop(Generic[Example]):
         return loss
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the steps to come depend on: tensors by name, and what JSON can hold."""
+        """Everything that the following steps depend on: tensors by name, and values in JSON's types."""
         place = {"epoch_order": self.epoch_order, "steps_in_epoch": self.steps_in_epoch}
         return self.learner.state(), place | {"history": asdict(self.history)}
 
     def restore(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
-        """Go on from a `state` of a loop over the same examples and settings. Raises KeyError where a part of it is
-        missing."""
+        """Continue from a `state` with the same examples and settings. Raises KeyError if a part of it is missing."""
         self.learner.restore(tensors)
         version, words, gauss = rest["epoch_order"]
         self.order.setstate((version, tuple(words), gauss))
@@ -95,25 +85,30 @@ class Loop(Generic[Example]):
         self.history = History(**rest["history"])
 
 
-def train(
-    method: Trainable,
-    examples: Sequence[Example],
-    loss: Callable[[list[Example]], tuple[Tensor, int]],
-    length: Callable[[Example], int],
-    settings: TrainingSettings,
-    *,
-    validate: Callable[[], float] | None = None,
-    on_interrupt: Callable[[], None] | None = None,
-    name: str = "training",
-) -> History:
-    """Train what `method.trainable()` names, and end with the weights of the epoch that validated best.
+@runtime_checkable
+class Trainable(Protocol):
+    """What `train` needs of a method."""
 
-    `loss(examples)` returns (the sum of their losses, how many were summed). `validate()` scores the method, higher
-    is better; without it the last epoch stays. On Ctrl-C, if a step was taken, `on_interrupt` is called before the
-    interrupt is raised, to save what is trained so far. Raises InputError when the loss is not finite.
+    def trainable(self) -> dict[str, nn.Parameter]: ...
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def eval(self) -> Any: ...
+
+
+def train(
+    method: Trainable, examples: Sequence[Example], loss: Callable[[list[Example]], tuple[Tensor, int]],
+    length: Callable[[Example], int], settings: TrainingSettings, *, validate: Callable[[], float] | None = None,
+    on_interrupt: Callable[[], None] | None = None, name: str = "training",
+) -> History:  # fmt: skip
+    """Train the parameters in `method.trainable()`; the method ends with those of the best validated epoch.
+
+    `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns a score, higher is
+    better; without it the last epoch is used. On Ctrl-C after the first step, `on_interrupt` is called before
+    KeyboardInterrupt is raised, to save the weights trained so far. Raises InputError when the loss is not finite.
     """
     torch.manual_seed(settings.seed)
-    learner = TorchLearner(method, loss, settings)
+    learner = TorchLearner(method.trainable(), loss, settings)
     loop = Loop(learner, examples, length, settings)
     best: dict[str, Tensor] = {}
     try:
@@ -130,8 +125,9 @@ def train(
                 bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
                 if loop.history.validation[-1] > max(loop.history.validation[:-1], default=-math.inf):
                     loop.history.best_epoch = epoch
-                    # The last epoch's weights are the method's own: no copy of them is needed.
-                    best = _copy(learner.parameters) if epoch + 1 < settings.epochs else {}
+                    # After the last epoch the method has these weights itself.
+                    last = epoch + 1 == settings.epochs
+                    best = {} if last else {name: p.detach().clone() for name, p in learner.parameters.items()}
     except KeyboardInterrupt:
         if on_interrupt is not None and loop.history.losses:
             on_interrupt()
@@ -141,7 +137,3 @@ def train(
             learner.parameters[parameter_name].copy_(value)
     method.eval()
     return loop.history
-
-
-def _copy(parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in parameters.items()}

@@ -1,8 +1,7 @@
-"""A decoder from scratch: token ids in packed rows, the loss at every position, a recipe that follows from the depth.
+"""A decoder from scratch: packed rows, the loss, the evaluation on held-out text, and a recipe for each depth.
 
-The loop is `training.loop`. Here are the rows (packing), the loss (cross-entropy of the next token, wherever there is
-a label), and the measures on held-out text: nats per token, and bits per byte, which do not depend on the tokenizer
-(Gao et al. 2020, section 3.1).
+The loss is the cross-entropy of the next token. Held-out text is measured in nats per token and in bits per byte, which
+does not depend on the tokenizer (Gao et al. 2020, section 3.1).
 """
 
 import math
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from minillm.config import DEPTHS, WIDTH_PER_LAYER, DecoderConfig
 from minillm.data.batches import pad_right
@@ -26,10 +25,10 @@ CONTEXT = 384
 
 @dataclass(frozen=True)
 class PretrainingRecipe:
-    """How long, and at which rate, a decoder of this depth is trained; a batch has 1.5 rows of 384 tokens a layer.
+    """Steps, learning rate and batch size of a decoder of this depth: 1.5 rows of 384 tokens per layer.
 
-    Of the same tokens, twice as many steps over half as many rows taught more (word problems, depth 4: 0.33 and 0.39
-    nats after 8,400 rows).
+    With twice the batch size and half the steps the loss was higher (word problems, depth 4: 0.39 and not 0.33 nats
+    after 8,400 rows).
     """
 
     depth: int
@@ -39,42 +38,37 @@ class PretrainingRecipe:
 
     @classmethod
     def from_preset(cls, preset: str, steps: int | None = None) -> "PretrainingRecipe":
-        """The recipe of `nano`, `tiny` or `small`. Raises InputError for another name, or for no steps at all."""
+        """The recipe of `nano`, `tiny` or `small`. Raises InputError for another name, and for steps below 1."""
         if preset not in DEPTHS:
-            raise InputError(f"there is no preset {preset!r}; there are: {', '.join(DEPTHS)}")
+            raise InputError(f"no preset {preset!r}; available: {', '.join(DEPTHS)}")
         if steps is not None and steps < 1:
-            raise InputError(f"{steps} steps are too few; a run has 1 at least")
+            raise InputError(f"steps must be at least 1, got {steps}")
         depth = DEPTHS[preset]
-        # Wider matrices add up more: the rate falls with the root of the width (as in nanochat).
+        # Proportional to 1 / sqrt(width), as in nanochat.
         rate = 3e-3 * math.sqrt(128 / (WIDTH_PER_LAYER * depth))
         return cls(depth, steps or 600 * depth, rate, 3 * depth // 2)
 
     def settings(self, precision: str, seed: int) -> TrainingSettings:
         return TrainingSettings(
-            learning_rate=self.learning_rate,
-            batch_size=self.batch_size,
-            warmup=0.05,
-            weight_decay=0.1,
-            beta2=0.99,
-            precision=precision,
-            seed=seed,
-        )
+            learning_rate=self.learning_rate, batch_size=self.batch_size, warmup=0.05, weight_decay=0.1, beta2=0.99,
+            precision=precision, seed=seed,
+        )  # fmt: skip
 
     def config(self, vocabulary: int, max_length: int = CONTEXT) -> DecoderConfig:
         return DecoderConfig.from_depth(self.depth, vocabulary, max_length)
 
 
 class PackedRow(NamedTuple):
-    """Token ids, and the labels: the same ids, or IGNORED where there is no target."""
+    """Token ids, and their labels: the same ids, or IGNORED for tokens without a loss."""
 
     ids: list[int]
     labels: list[int]
 
 
 def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) -> list[PackedRow]:
-    """All documents as one stream with an `end` before, between and behind them, cut into rows of `length` + 1.
+    """All documents as one stream with an `end` before, between and after them, cut into rows of `length` + 1 tokens.
 
-    A row begins with the last token of the one before: every token but the first is a target exactly once.
+    Each row starts with the last token of the previous one, so that every token but the first is a target once.
     """
     stream = [end]
     for document in documents:
@@ -84,16 +78,15 @@ def pack(documents: Sequence[Sequence[int]], end: int, length: int = CONTEXT) ->
 
 
 def pack_exchanges(exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], length: int = CONTEXT) -> list[PackedRow]:
-    """Rows of up to `length` + 1 tokens, each as many whole exchanges as fit, in their order; none is cut.
+    """Rows of up to `length` + 1 tokens with as many whole (question, answer) exchanges as fit, in their order.
 
-    An exchange is a question, which has no labels (nothing predicts it), and its answer. Raises InputError
-    for one that is longer than a row.
+    Questions have no labels. Raises InputError for an exchange that is longer than a row.
     """
     rows = [PackedRow([], [])]
     for question, answer in exchanges:
         size = len(question) + len(answer)
         if size > length + 1:
-            raise InputError(f"a question and its answer have {size} tokens; a row has room for {length + 1}")
+            raise InputError(f"a question and its answer must fit into a row of {length + 1} tokens, got {size}")
         if len(rows[-1].ids) + size > length + 1:
             rows.append(PackedRow([], []))
         rows[-1].ids.extend([*question, *answer])
@@ -101,32 +94,17 @@ def pack_exchanges(exchanges: Sequence[tuple[Sequence[int], Sequence[int]]], len
     return [row for row in rows if row.ids]
 
 
-class LanguageModelTraining:
-    """A decoder whose weights are all trained, and the loss of its rows: what `TorchLearner` needs."""
-
-    def __init__(self, decoder: Decoder):
-        self.decoder = decoder
-
-    def trainable(self) -> dict[str, nn.Parameter]:
-        return dict(self.decoder.named_parameters())
-
-    def train(self, mode: bool = True) -> Decoder:
-        return self.decoder.train(mode)
-
-    def eval(self) -> Decoder:
-        return self.decoder.eval()
-
-    def loss(self, rows: list[PackedRow]) -> tuple[Tensor, int]:
-        """The sum of -log P(label | the tokens before it in its row), in nats, and how many labels there are."""
-        ids, labels = pad_right([row.ids for row in rows])[0], pad_right([row.labels for row in rows], IGNORED)[0]
-        device, labels = self.decoder.embed.weight.device, labels[:, 1:].flatten()
-        hidden = self.decoder.features(ids[:, :-1].to(device))
-        total = linear_cross_entropy(hidden.flatten(0, 1), self.decoder.head.weight, labels.to(device))
-        return total, int((labels != IGNORED).sum())
+def language_model_loss(decoder: Decoder, rows: Sequence[PackedRow]) -> tuple[Tensor, int]:
+    """The sum of -log P(label | previous tokens of its row), in nats, and the number of labels."""
+    ids, labels = pad_right([row.ids for row in rows])[0], pad_right([row.labels for row in rows], IGNORED)[0]
+    device, labels = decoder.embed.weight.device, labels[:, 1:].flatten()
+    hidden = decoder.features(ids[:, :-1].to(device))
+    total = linear_cross_entropy(hidden.flatten(0, 1), decoder.head.weight, labels.to(device))
+    return total, int((labels != IGNORED).sum())
 
 
 class HeldOut(NamedTuple):
-    """The loss on text that was not trained on."""
+    """The loss on held-out text, in nats per token and in bits per byte."""
 
     nats: float
     bits_per_byte: float
@@ -134,14 +112,14 @@ class HeldOut(NamedTuple):
 
 @torch.no_grad()
 def held_out_loss(
-    model: LanguageModelTraining, rows: Sequence[PackedRow], token_bytes: Sequence[int], batch_size: int, precision: str
+    decoder: Decoder, rows: Sequence[PackedRow], token_bytes: Sequence[int], batch_size: int, precision: str
 ) -> HeldOut:
-    """The mean loss over the labels, and the total loss over the bytes of text that they encode."""
-    model.eval()
+    """The loss per label, and per byte of the text that the labels encode."""
+    decoder.eval()
     total, count = 0.0, 0
     for start in range(0, len(rows), batch_size):
-        with autocast(model.decoder.embed.weight.device, precision):
-            summed, counted = model.loss(list(rows[start : start + batch_size]))
+        with autocast(decoder.embed.weight.device, precision):
+            summed, counted = language_model_loss(decoder, rows[start : start + batch_size])
         total, count = total + summed.item(), count + counted
     size = sum(token_bytes[label] for row in rows for label in row.labels[1:] if label != IGNORED)
     return HeldOut(total / count, total / math.log(2) / size)

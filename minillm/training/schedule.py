@@ -1,4 +1,4 @@
-"""How a method is trained: for how long, in which portions, and at which rate each step."""
+"""The settings of training, and the learning rate of each step."""
 
 import math
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ PRECISIONS = ("bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train: `batch_size` counts examples a pass, `accumulate` passes a step, `warmup` is a share of the steps.
+    """How to train. A step accumulates the gradients of `accumulate` batches; `warmup` is a share of the steps.
 
-    Weight decay is for matrices alone; `beta2` is how much AdamW's mean square keeps of what it was. Matrices are
-    multiplied in bfloat16 or, for any other precision, in that of the weights.
+    Weight decay applies to matrices only. With precision bfloat16, matrices are multiplied in it, else in the
+    precision of the weights.
     """
 
     epochs: int = 2
@@ -35,11 +35,11 @@ class TrainingSettings:
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.precision not in PRECISIONS:
-            raise InputError(f"precision is {self.precision!r}; it can be {', '.join(PRECISIONS)}")
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 def rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
-    """The learning rate of a step: a straight line up to `learning_rate`, then half a cosine down to a tenth of it."""
+    """The learning rate of a step: linear warm-up to `learning_rate`, then cosine decay to a tenth of it."""
     warm = max(1, math.ceil(settings.warmup * steps))
     if step < warm:
         return settings.learning_rate * (step + 1) / warm

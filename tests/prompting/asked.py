@@ -1,4 +1,4 @@
-"""A task, a tokenizer and a decoder that are small, and how many tokens a decoder reads."""
+"""A small task, tokenizer and decoder, and a count of the tokens that a decoder processes."""
 
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,16 +18,16 @@ DECODER = random_decoder(replace(STYLES["Llama"], vocabulary=TOKENIZER.vocabular
 
 
 @contextmanager
-def tokens_read():
-    """A list that gets the number of tokens of every batch that any decoder embeds."""
-    read = []
+def tokens_processed():
+    """A list that receives the number of tokens of every batch that any decoder embeds."""
+    processed = []
 
     def count(module, inputs, _):
         if isinstance(module, Embedding):
-            read.append(inputs[0].numel())
+            processed.append(inputs[0].numel())
 
     handle = torch.nn.modules.module.register_module_forward_hook(count)
     try:
-        yield read
+        yield processed
     finally:
         handle.remove()

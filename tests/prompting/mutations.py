@@ -1,4 +1,4 @@
-"""Ways to break prompts, all of which the tests must notice; as in `tests/mutations.py`."""
+"""Mutations of the prompts, each of which a test must detect; as in `tests/mutations.py`."""
 
 from tests.mutations import mutation
 
@@ -17,7 +17,7 @@ PROMPTING_MUTATIONS = [
     mutation("a space at the start of a turn", TEMPLATE, "(self.answer_start + generated).lstrip()",
         "(self.answer_start + generated)"),
     mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
-    mutation("a conclusion that is drawn twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
+    mutation("a conclusion that stands twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
     mutation("a trailing space let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
     mutation("a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):",
         "== tokenizer.encode(answer):"),
@@ -28,19 +28,19 @@ PROMPTING_MUTATIONS = [
     mutation("a start processed again for each row", CACHE, "prompt[len(self.start) :] for", "prompt for"),
     mutation("a start of which a token is lost", CACHE, "torch.tensor([self.start],", "torch.tensor([self.start[1:]],"),
     mutation("a start that leaves a row nothing", CACHE, "for row in rows) - 1)", "for row in rows))"),
-    mutation("the token after the one foretold", SCORING, "range(len(prompt) - 1, len(prompt) +",
+    mutation("the token after the target", SCORING, "range(len(prompt) - 1, len(prompt) +",
         "range(len(prompt), len(prompt) + 1 +"),
-    mutation("a prompt read for every answer", SCORING, "different = list(dict.fromkeys(inputs))",
+    mutation("a prompt processed for every answer", SCORING, "different = list(dict.fromkeys(inputs))",
         "different = list(inputs)"),
     mutation("another branch's answer", SCORING, "if _starts_with(some, answer[:-1]))", "if True)"),
     mutation("lengths with the space", MEASURES, 'answer.removeprefix(" ") for', "answer for"),
     mutation("bytes for characters", MEASURES, "[len(w) for w in words]", "[len(w.encode()) for w in words]"),
-    mutation("information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),
+    mutation("mutual information with the wrong sign", MEASURES, "scores - unconditional", "scores + unconditional"),
     mutation("a mean of log-probabilities", CALIBRATION, ".exp().mean(1).log()", ".mean(1)"),
     mutation("probabilities over all words", CALIBRATION, "(log_softmax(scores) - expected)",
         "(scores * 2 - expected)"),
     mutation("a stop text that stays", ANSWERING, "_cut(tokenizer.decode", "(lambda text, _: text)(tokenizer.decode"),
-    mutation("one seed for all samples", ANSWERING, "settings.seed + 10_000 * sample", "settings.seed"),
+    mutation("the same seed for all samples", ANSWERING, "settings.seed + 10_000 * sample", "settings.seed"),
     mutation("a second stage without the first", ANSWERING,
         "_replace(generated=questions[n].template.conclude(found[n]))",
         "_replace(generated=questions[n].template.conclusion)"),
@@ -49,7 +49,7 @@ PROMPTING_MUTATIONS = [
     mutation("the first number there is", EXTRACTION, "flexible[-1]", "flexible[0]"),
     mutation("the shortest label that fits", EXTRACTION, "key=len, reverse=True", "key=len"),
     mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
-    mutation("a missing answer that votes", EXTRACTION, "if answer is not None)", ")"),
+    mutation("a missing answer that is counted", EXTRACTION, "if answer is not None)", ")"),
     mutation("one set of content-free texts for all", LABELLING, "templates = templates[:1]",
         "templates = templates[:2]"),
     mutation("content-free texts in the wrong template", LABELLING, "[order.argsort()]", ""),

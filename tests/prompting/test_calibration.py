@@ -1,4 +1,4 @@
-"""After calibration a text that says nothing prefers nothing; a prompt without a preference is left as it was."""
+"""After calibration a content-free text prefers no answer; a prompt without a preference is unchanged."""
 
 import torch
 from hypothesis import given
@@ -15,21 +15,15 @@ def tensor(rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-@given(SCORES)
-def test_a_content_free_text_has_equal_probabilities(neutral):
-    found = calibrated(tensor([neutral]), tensor([[neutral]])).exp()
-    assert_close(found, torch.full((1, 3), 1 / 3, dtype=torch.float64), "law")
-
-
-@given(st.lists(SCORES, min_size=2, max_size=4))
-def test_of_several_it_is_their_mean_probability_that_becomes_equal(neutral):
+@given(st.lists(SCORES, min_size=1, max_size=4))
+def test_the_mean_of_content_free_texts_has_equal_probabilities(neutral):
     mean = softmax(tensor(neutral)).mean(0)
     found = calibrated(mean.log()[None], tensor([neutral])).exp()
     assert_close(found, torch.full((1, 3), 1 / 3, dtype=torch.float64), "law")
 
 
 @given(SCORES, st.floats(-9, 0))
-def test_a_prompt_without_a_preference_changes_nothing(scores, level):
+def test_a_prompt_without_a_preference_is_unchanged(scores, level):
     assert_close(calibrated(tensor([scores]), tensor([[[level] * 3]])).exp(), softmax(tensor([scores])), "law")
 
 
@@ -40,14 +34,14 @@ def test_by_hand():
 
 
 @given(SCORES, SCORES)
-def test_its_order_is_that_of_the_papers_softmax_of_w_p(scores, neutral):
+def test_it_is_the_papers_w_p_divided_by_its_sum(scores, neutral):
     p, expected = softmax(tensor(scores)), softmax(tensor(neutral))
     papers = torch.diag(1 / expected) @ p
     found = calibrated(tensor([scores]), tensor([[neutral]]))[0]
     assert_close(found.exp(), papers / papers.sum(), "law")
 
 
-def test_each_row_may_have_content_free_texts_of_its_own():
+def test_each_row_may_have_its_own_content_free_texts():
     scores, neutral = tensor([[0.0, -1.0], [-1.0, 0.0]]), tensor([[[0.0, -2.0]], [[-3.0, 0.0]]])
     found = calibrated(scores, neutral)
     for row in range(2):

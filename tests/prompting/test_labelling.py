@@ -1,4 +1,4 @@
-"""A label's score is its log-probability behind the whole prompt, and content-free texts are asked in the same way."""
+"""A label's score is its log-probability after the whole prompt; content-free texts use the same prompt."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from minillm.prompting.calibration import CONTENT_FREE, calibrated
 from minillm.prompting.labelling import content_free_questions, label_scores
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import answer_scores
-from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
+from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_processed
 from tests.tolerances import assert_close
 
 ANSWERS = (" the", " not at all", " café")
@@ -19,13 +19,13 @@ QUESTIONS = [Question(SHARED, text) for text in ("a", "a longer text", "", "the 
 
 
 def whole(questions, answers=ANSWERS):
-    """One prompt at a time, nothing shared."""
+    """One prompt at a time, without a cache."""
     ids = [TOKENIZER.encode(answer) for answer in answers]
     with torch.no_grad():
         return torch.cat([answer_scores(DECODER, [question.encode(TOKENIZER)], ids) for question in questions])
 
 
-def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
+def test_scores_and_calibration_equal_those_of_prompts_one_by_one():
     content_free = content_free_questions(QUESTIONS)
     assert [question.text for question in content_free] == list(CONTENT_FREE)
     found = label_scores(PromptCache(DECODER), TOKENIZER, QUESTIONS, content_free, ANSWERS)
@@ -36,7 +36,7 @@ def test_scores_and_calibration_are_those_of_prompts_read_one_by_one():
     assert_close(found.before()["acc_norm"][:, 2], whole(QUESTIONS)[:, 2] / 4, "law")
 
 
-def test_where_each_text_has_examples_of_its_own_it_has_content_free_prompts_of_its_own():
+def test_questions_with_different_examples_have_their_own_content_free_prompts():
     own = [Question(task_template(TASK, [TRAIN[n]]), question.text) for n, question in enumerate(QUESTIONS)]
     content_free = content_free_questions(own)
     assert len(content_free) == len(own) * len(CONTENT_FREE)
@@ -46,26 +46,26 @@ def test_where_each_text_has_examples_of_its_own_it_has_content_free_prompts_of_
         assert_close(found[row], alone.after()["acc"][0], "law")
 
 
-def test_a_content_free_question_comes_out_even():
-    """With one content-free text; with three it is their mean that comes out even."""
+def test_the_scores_of_a_content_free_question_are_equal_after_calibration():
+    """With one content-free text; with several the probabilities of their mean are equal."""
     question = Question(SHARED, CONTENT_FREE[0])
     found = label_scores(PromptCache(DECODER), TOKENIZER, [question], [question] * len(CONTENT_FREE), ANSWERS)
     for name, scores in found.after().items():
         assert_close(scores.exp(), torch.full((1, 3), 1 / 3, dtype=torch.float64), "law", name)
 
 
-def test_the_examples_are_read_once_for_rows_and_content_free_texts_together():
+def test_the_examples_are_processed_once_for_rows_and_content_free_texts_together():
     questions = [Question(task_template(TASK, TRAIN[:8]), f"film {n}") for n in range(100, 150)]
     content_free = content_free_questions(questions)
-    with tokens_read() as read:
+    with tokens_processed() as processed:
         found = label_scores(PromptCache(DECODER), TOKENIZER, questions, content_free, (" no", " yes"))
     lengths = [len(question.encode(TOKENIZER)) for question in [*questions, *content_free]]
-    assert found.tokens == read[0] + sum(length - read[0] for length in lengths)
-    assert read[0] > lengths[0] * 0.8
-    assert sum(read) < sum(lengths) / 4
+    assert found.tokens == processed[0] + sum(length - processed[0] for length in lengths)
+    assert processed[0] > lengths[0] * 0.8
+    assert sum(processed) < sum(lengths) / 4
 
 
-def test_labels_open_a_chats_turn_without_a_space():
+def test_labels_in_a_chat_have_no_leading_space():
     chat = [question._replace(template=replace(SHARED, chat=True)) for question in QUESTIONS]
     found = label_scores(PromptCache(DECODER), TOKENIZER, chat, content_free_questions(chat), ANSWERS)
     assert_close(found.scores, whole(chat, [answer.lstrip() for answer in ANSWERS]), "law")

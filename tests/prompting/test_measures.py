@@ -1,4 +1,6 @@
-"""The four measures are what lm-eval computes under these names."""
+"""The four measures equal what lm-eval computes under these names."""
+
+import copy
 
 import pytest
 import torch
@@ -27,21 +29,13 @@ def test_by_hand():
         assert_close(found[name][0], values, "law", name)
 
 
-def test_an_answer_without_a_character_is_refused():
-    with pytest.raises(InputError, match="an answer is empty"):
+def test_an_empty_answer_raises():
+    with pytest.raises(InputError, match="answers must not be empty"):
         measured(torch.zeros(1, 2), (" yes", " "), torch.zeros(2))
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("saved")
-    save(DECODER.float(), TOKENIZER, directory)
-    DECODER.double()
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
-
-
 def log_likelihood(model, context, answer):
-    """As lm-eval's Hugging Face model has it, row by row: context and continuation are encoded together."""
+    """As lm-eval's Hugging Face model computes it, row by row: context and continuation are encoded together."""
     before = TOKENIZER.encode(context) or [TOKENIZER.bos]
     whole = TOKENIZER.encode(context + answer) if context else before + TOKENIZER.encode(answer)
     assert whole[: len(before)] == before
@@ -50,29 +44,29 @@ def log_likelihood(model, context, answer):
     return sum(logits[place - 1, whole[place]].item() for place in range(len(before), len(whole)))
 
 
-def test_they_are_those_of_transformers_scored_one_by_one(theirs):
+def test_they_equal_those_of_transformers_row_by_row(tmp_path):
+    save(copy.deepcopy(DECODER).float(), TOKENIZER, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     contexts = ["the theme of the film is", "don't", "it is 12"]
     ids = [TOKENIZER.encode(answer) for answer in ANSWERS]
     assert {len(answer) for answer in ids} != {1}
     with torch.no_grad():
         scores = answer_scores(DECODER, [TOKENIZER.encode(context) for context in contexts], ids)
     found = measured(scores, ANSWERS, prior_scores(DECODER, TOKENIZER, ids))
+    prior = [log_likelihood(theirs, "", answer) for answer in ANSWERS]
     for row, context in enumerate(contexts):
         plain = [log_likelihood(theirs, context, answer) for answer in ANSWERS]
-        words = [answer[1:] for answer in ANSWERS]
         expected = {
             "acc": plain,
-            "acc_norm": [one / len(word) for one, word in zip(plain, words, strict=True)],
-            "acc_bytes": [one / len(word.encode()) for one, word in zip(plain, words, strict=True)],
-            "acc_mutual_info": [
-                one - log_likelihood(theirs, "", answer) for one, answer in zip(plain, ANSWERS, strict=True)
-            ],
+            "acc_norm": [one / len(answer[1:]) for one, answer in zip(plain, ANSWERS, strict=True)],
+            "acc_bytes": [one / len(answer[1:].encode()) for one, answer in zip(plain, ANSWERS, strict=True)],
+            "acc_mutual_info": [one - other for one, other in zip(plain, prior, strict=True)],
         }
         for name, values in expected.items():
             assert_close(found[name][row], values, "law in float32", name)
 
 
-def test_what_stands_for_no_prompt_is_bos_or_else_eos_or_nothing_can():
+def test_an_empty_prompt_is_bos_or_else_eos():
     for names, start in (({"bos": "<|im_start|>", "eos": "<|im_end|>"}, 1), ({"eos": "<|im_end|>"}, 2)):
         tokenizer = Tokenizer(TOKENIZER.pipeline, names)
         expected = answer_scores(DECODER, [[start]], [[9]])[0].detach()

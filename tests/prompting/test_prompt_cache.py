@@ -1,4 +1,4 @@
-"""What prompts have in common is read once, and nothing is different for it but the count of tokens."""
+"""The shared prefix of prompts is processed once; scores are unchanged, and fewer tokens are processed."""
 
 import pytest
 import torch
@@ -8,17 +8,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.data.templates import Question, task_template
 from minillm.prompting.prompt_cache import PromptCache, common_start
-from minillm.prompting.scoring import answer_scores, score_all
+from minillm.prompting.scoring import answer_scores
 from tests.decoders import STYLES, random_decoder
-from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_read
+from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_processed
 from tests.tolerances import assert_close
 
-PROMPTS = [[8, 8, 1, 3, 1, 4, 1, 5], [8, 8, 1, 9, 2], [8, 8, 1, 6, 5, 3]]
-QUESTIONS = [Question(task_template(TASK, TRAIN[:8]), f"film number {n}") for n in range(100, 140)]
+SHORT = [[8, 8, 1, 3, 1, 4, 1, 5], [8, 8, 1, 9, 2], [8, 8, 1, 6, 5, 3]]
+PROMPTS = [Question(task_template(TASK, TRAIN[:8]), f"film number {n}").encode(TOKENIZER) for n in range(100, 140)]
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=4))
-def test_what_prompts_have_in_common_is_the_longest_start_that_leaves_each_a_token(rows):
+def test_the_common_start_is_the_longest_that_leaves_each_row_a_token(rows):
     shared = common_start(rows)
     assert all(row[:shared] == rows[0][:shared] and len(row) > shared for row in rows)
     assert any(row[: shared + 1] != rows[0][: shared + 1] or len(row) == shared + 1 for row in rows)
@@ -27,41 +27,35 @@ def test_what_prompts_have_in_common_is_the_longest_start_that_leaves_each_a_tok
 @pytest.mark.parametrize("style", STYLES)
 @pytest.mark.parametrize("answers", [[[5], [7]], [[5, 1], [7], [5, 3, 2]]])
 @pytest.mark.parametrize("rung", ["law", "law in float32"])
-def test_scores_behind_a_cached_start_are_those_of_the_whole_prompts(style, answers, rung):
+def test_scores_after_a_cached_start_equal_those_of_whole_prompts(style, answers, rung):
     decoder = random_decoder(STYLES[style])
     if rung == "law in float32":
         decoder = decoder.float()
-    cached = PromptCache(decoder).process(PROMPTS)
+    cached = PromptCache(decoder).process(SHORT)
     assert cached.shared == 3
-    found, whole = (answer_scores(model, rows, answers).exp() for model, rows in
-                    ((cached.model, cached.rests), (decoder, PROMPTS)))  # fmt: skip
-    assert_close(found, whole, rung)
+    whole = answer_scores(decoder, SHORT, answers)
+    assert_close(answer_scores(cached.model, cached.rests, answers).exp(), whole.exp(), rung)
 
 
-def test_prompts_with_nothing_in_common_are_read_as_they_are():
+def test_prompts_without_a_common_start_are_processed_whole():
     cached = PromptCache(DECODER).process([[3, 1], [4, 1]])
     assert (cached.shared, cached.rests, cached.tokens) == (0, [[3, 1], [4, 1]], 4)
     assert cached.model is DECODER
 
 
-def test_the_examples_of_a_few_shot_prompt_are_read_once_whatever_the_number_of_queries():
-    prompts = [question.encode(TOKENIZER) for question in QUESTIONS]
-    with tokens_read() as read:
-        cached = PromptCache(DECODER).process(prompts)
-        score_all(
-            lambda batch: answer_scores(cached.model, [cached.rests[n] for n in batch], [[5], [7]]),
-            [len(rest) for rest in cached.rests],
-        )
+def test_the_examples_of_a_few_shot_prompt_are_processed_once_for_all_queries():
+    with tokens_processed() as processed:
+        cached = PromptCache(DECODER).process(PROMPTS)
+        cached.score([[5], [7]])
     examples = len(TOKENIZER.encode(task_template(TASK, TRAIN[:8]).render("")))
-    assert read[0] == cached.shared > examples - 10
-    # The queries are of one length, so that there is no padding.
-    assert sum(read) == cached.tokens == cached.shared + sum(len(prompt) - cached.shared for prompt in prompts)
-    assert cached.tokens < sum(map(len, prompts)) / 6
+    assert processed[0] == cached.shared > examples - 10
+    # The queries have equal lengths, so there is no padding.
+    assert sum(processed) == cached.tokens == cached.shared + sum(len(prompt) - cached.shared for prompt in PROMPTS)
+    assert cached.tokens < sum(map(len, PROMPTS)) / 6
 
 
-def test_a_query_costs_the_multiplications_of_its_own_tokens_and_the_head_of_its_last_alone():
-    prompts = [question.encode(TOKENIZER) for question in QUESTIONS[:4]]
-    cached = PromptCache(DECODER).process(prompts)
+def test_a_query_costs_the_multiplications_of_its_own_tokens_and_the_head_at_the_last_alone():
+    cached = PromptCache(DECODER).process(PROMPTS[:4])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         answer_scores(cached.model, cached.rests, [[5], [7]])
     counted = counter.get_flop_counts()["Global"][torch.ops.aten.mm]
@@ -70,24 +64,27 @@ def test_a_query_costs_the_multiplications_of_its_own_tokens_and_the_head_of_its
     assert counted == 2 * tokens * blocks + 2 * 4 * DECODER.head.weight.numel()
 
 
-def test_a_cached_start_is_not_processed_again_for_prompts_that_come_after():
-    cache, prompts = PromptCache(DECODER), [question.encode(TOKENIZER) for question in QUESTIONS]
-    first = cache.process(prompts)
-    with tokens_read() as read:
-        again = cache.process([[*prompt, 5, 6] for prompt in prompts[:1]])
-    assert read == []
+def test_a_cached_start_is_used_again_by_later_prompts():
+    cache = PromptCache(DECODER)
+    first = cache.process(PROMPTS)
+    with tokens_processed() as processed:
+        again = cache.process([[*PROMPTS[0], 5, 6]])
+    assert processed == []
     assert again.shared == first.shared
-    assert again.tokens == len(prompts[0]) + 2 - first.shared
+    assert again.tokens == len(PROMPTS[0]) + 2 - first.shared
 
 
-def test_a_start_that_is_not_theirs_or_only_a_small_part_of_it_is_not_used():
-    cache, prompts = PromptCache(DECODER), [question.encode(TOKENIZER) for question in QUESTIONS]
-    for before, asked in (
-        ([[5, 6], [5, 7]], prompts),
-        (prompts, [[5, 6, 7], [5, 6, 8]]),
-        ([[*prompts[0], 5]], prompts),
-    ):
-        cache.process(before)
-        found, new = cache.process(asked), PromptCache(DECODER).process(asked)
-        assert (found.shared, found.tokens) == (new.shared, new.tokens)
-        assert_close(found.score([[5], [7]]), new.score([[5], [7]]), "law")
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([[5, 6], [5, 7]], PROMPTS),
+        (PROMPTS, [[5, 6, 7], [5, 6, 8]]),
+        ([[*PROMPTS[0], 5]], PROMPTS),
+    ],
+)
+def test_another_start_or_one_that_is_too_short_is_not_used(before, after):
+    cache = PromptCache(DECODER)
+    cache.process(before)
+    found, new = cache.process(after), PromptCache(DECODER).process(after)
+    assert (found.shared, found.tokens) == (new.shared, new.tokens)
+    assert_close(found.score([[5], [7]]), new.score([[5], [7]]), "law")

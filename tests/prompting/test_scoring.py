@@ -1,4 +1,6 @@
-"""An answer's score is the sum of its tokens' log-probabilities after the prompt, however many answers go together."""
+"""An answer's score is the sum of its tokens' log-probabilities after the prompt, for any set of answers."""
+
+from functools import cache
 
 import pytest
 import torch
@@ -8,63 +10,67 @@ from hypothesis import strategies as st
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.scoring import accuracy, answer_log_probabilities, answer_scores, score_all
 from tests.decoders import STYLES, random_decoder
-from tests.prompting.asked import tokens_read
+from tests.prompting.asked import tokens_processed
 from tests.tolerances import assert_close
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 DECODER = random_decoder(STYLES["Llama"])
-ANSWERS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=4)
+ANSWERS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
-def by_hand(decoder, prompt, answer):
-    ids = torch.tensor([[*prompt, *answer]])
-    log_probabilities = log_softmax(decoder(ids))[0]
+def by_hand(prompt, answer):
+    log_probabilities = log_softmax(DECODER(torch.tensor([[*prompt, *answer]])))[0]
     return sum(log_probabilities[len(prompt) - 1 + index, token] for index, token in enumerate(answer))
+
+
+@cache
+def value(prompt, answer):
+    return by_hand(prompt, answer).item()
 
 
 @given(ANSWERS)
 @torch.no_grad()
-def test_an_answers_score_is_the_sum_of_its_tokens_log_probabilities(answers):
-    expected = torch.stack([torch.stack([by_hand(DECODER, p, a) for a in answers]) for p in PROMPTS])
+def test_a_score_is_the_sum_of_the_tokens_log_probabilities(answers):
+    expected = torch.tensor([[value(tuple(p), tuple(a)) for a in answers] for p in PROMPTS], dtype=torch.float64)
     assert_close(answer_scores(DECODER, PROMPTS, answers), expected, "law")
 
 
 @torch.no_grad()
-def test_every_row_may_have_an_answer_of_its_own():
+def test_every_row_may_have_its_own_answer():
     answers = [[5, 1, 2], [7]]
-    expected = torch.stack([by_hand(DECODER, p, a) for p, a in zip(PROMPTS, answers, strict=True)])
+    expected = torch.stack([by_hand(p, a) for p, a in zip(PROMPTS, answers, strict=True)])
     assert_close(answer_log_probabilities(DECODER, PROMPTS, answers), expected, "law")
 
 
 @pytest.mark.parametrize(
-    ("answers", "more"),
+    ("answers", "inputs"),
     [
-        ([[5], [7], [2]], [[]]),  # foretold by the prompt's last token
-        ([[5, 1], [5, 2]], [[5]]),  # they part at their last token, which is not read
-        ([[5], [5, 1], [5, 1, 2]], [[5, 1]]),  # each goes on from the one before
+        ([[5], [7], [2]], [[]]),  # predicted at the prompt's last token
+        ([[5, 1], [5, 2]], [[5]]),  # they differ in the last token, which is no input
+        ([[5], [5, 1], [5, 1, 2]], [[5, 1]]),  # each is a prefix of the next
         ([[5, 1], [7, 1]], [[5], [7]]),
     ],
 )
-def test_a_prompt_is_read_once_more_only_where_answers_part(answers, more):
-    with tokens_read() as read, torch.no_grad():
+def test_a_prompt_is_processed_again_only_where_answers_diverge(answers, inputs):
+    with tokens_processed() as processed, torch.no_grad():
         answer_scores(DECODER, [PROMPTS[0]], answers)
-    rows = [len(PROMPTS[0]) + len(stem) for stem in more]
-    assert sum(read) == max(rows) * len(rows)
+    rows = [len(PROMPTS[0]) + len(tokens) for tokens in inputs]
+    assert sum(processed) == max(rows) * len(rows)
 
 
 def test_gradients_are_those_of_the_sum():
     weight = DECODER.blocks[0].attention.query.weight
     answers = [[5, 1], [7], [5, 3]]
     together = torch.autograd.grad(answer_scores(DECODER, PROMPTS, answers).sum(), weight)[0]
-    apart = torch.autograd.grad(sum(by_hand(DECODER, p, a) for p in PROMPTS for a in answers), weight)[0]
+    apart = torch.autograd.grad(sum(by_hand(p, a) for p in PROMPTS for a in answers), weight)[0]
     assert_close(together, apart, "law")
 
 
-def test_scores_come_back_in_the_order_of_the_rows():
+def test_scores_are_in_the_order_of_the_rows():
     lengths = [5, 1, 4, 2, 3] * 20
     scores = score_all(lambda batch: torch.tensor([[float(index)] for index in batch]), lengths)
     assert scores[:, 0].tolist() == list(range(100))
 
 
-def test_accuracy_is_the_share_of_best_scores_on_the_label():
+def test_accuracy_is_the_share_of_rows_whose_highest_score_is_the_labels():
     assert accuracy(torch.tensor([[1.0, 2.0], [3.0, 0.0], [0.0, 1.0]]), torch.tensor([1, 1, 1])) == pytest.approx(2 / 3)

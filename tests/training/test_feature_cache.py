@@ -1,4 +1,4 @@
-"""Features on disk: computed once, memory-mapped, and refused where they are not of this decoder and these texts."""
+"""Features on disk: computed once, memory-mapped, and rejected if damaged or stale."""
 
 import json
 from dataclasses import replace
@@ -16,6 +16,7 @@ from tests.tolerances import assert_close
 
 PLAIN = FeatureRecipe()
 TEXTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3], [5, 8, 9, 7], [9]]
+POOL = {"last": lambda states: states[-1], "mean": lambda states: states.mean(0), "first": lambda states: states[0]}
 
 
 def decoder(seed=0):
@@ -23,7 +24,7 @@ def decoder(seed=0):
 
 
 def alone(base, text, layer):
-    """The hidden states of one text, by the blocks' own outputs."""
+    """The hidden states of one text, by the outputs of the blocks."""
     seen = []
     hooks = [block.register_forward_hook(lambda *call: seen.append(call[2])) for block in base.blocks]
     last = base.features(torch.tensor([text]))
@@ -33,61 +34,64 @@ def alone(base, text, layer):
 
 
 @pytest.mark.parametrize("layer", [None, 0, 1])
-@pytest.mark.parametrize("pooling", ["last", "mean", "first"])
+@pytest.mark.parametrize("pooling", POOL)
 def test_a_texts_features_are_its_own_hidden_states_pooled(layer, pooling):
     base = decoder()
     found = compute_features(base, TEXTS, FeatureRecipe(layer, pooling))
-    pool = {"last": lambda states: states[-1], "mean": lambda states: states.mean(0), "first": lambda states: states[0]}
-    assert_close(found, torch.stack([pool[pooling](alone(base, text, layer)) for text in TEXTS]), "law")
+    assert_close(found, torch.stack([POOL[pooling](alone(base, text, layer)) for text in TEXTS]), "law")
 
 
-def test_the_first_token_of_a_causal_decoder_has_read_nothing_of_the_text():
+def test_the_first_token_of_a_causal_decoder_does_not_attend_to_the_text():
     found = compute_features(decoder(), [[9, 2, 7], [9], [9, 5]], FeatureRecipe(pooling="first"))
     assert_close(found, found[1].expand(3, -1), "law")
 
 
-def test_dropout_is_off_while_features_are_computed_and_the_decoder_is_handed_back_as_it_was():
+def test_dropout_is_off_while_features_are_computed_and_the_mode_is_restored():
     base = random_decoder(replace(STYLES["Llama"], dropout=0.5))
     quiet = compute_features(base, TEXTS, PLAIN)
     assert torch.equal(compute_features(base.train(), TEXTS, PLAIN), quiet)
     assert base.training
 
 
-def only_store(root):
-    """The one store under a directory."""
-    (store,) = root.iterdir()
+@pytest.fixture
+def store(tmp_path):
+    """The directory of the stored features of TEXTS."""
+    cached_features(decoder(), TEXTS, tmp_path, PLAIN, "one")
+    (store,) = tmp_path.iterdir()
     return store
 
 
-def test_features_are_computed_once_and_mapped_from_the_disk_afterwards(tmp_path, monkeypatch):
-    first = cached_features(decoder(), TEXTS, tmp_path, PLAIN)
-    assert torch.equal(first, compute_features(decoder(), TEXTS, PLAIN))
-    assert {path.name for path in only_store(tmp_path).iterdir()} == {FEATURES, MANIFEST}, "and no temporary file"
+def again(store, texts=TEXTS):
+    return cached_features(decoder(), texts, store.parent, PLAIN, "one")
+
+
+def test_features_are_computed_once_and_then_mapped_from_disk(store, monkeypatch):
+    expected = compute_features(decoder(), TEXTS, PLAIN)
+    assert {path.name for path in store.iterdir()} == {FEATURES, MANIFEST}, "and no temporary file"
     monkeypatch.setattr(feature_cache, "compute_features", None)
-    assert torch.equal(cached_features(decoder(), TEXTS, tmp_path, PLAIN), first)
+    assert torch.equal(again(store), expected)
 
 
-def test_a_store_that_was_interrupted_is_completed(tmp_path):
-    whole = cached_features(decoder(), TEXTS, tmp_path, PLAIN).clone()
-    (only_store(tmp_path) / FEATURES).unlink()
-    assert torch.equal(cached_features(decoder(), TEXTS, tmp_path, PLAIN), whole)
+def test_an_interrupted_store_is_completed(store):
+    whole = again(store).clone()
+    (store / FEATURES).unlink()
+    assert torch.equal(again(store), whole)
 
 
-def test_features_that_are_not_used_take_no_memory(tmp_path):
-    address = cached_features(decoder(), TEXTS, tmp_path, PLAIN)
-    listed = Path("/proc/self/maps")
+def test_stored_features_are_memory_mapped(store):
+    address, listed = again(store), Path("/proc/self/maps")
     if not listed.exists():
-        pytest.skip("this system does not list what is mapped")
+        pytest.skip("this system does not list memory maps")
     ranges = [line.split() for line in listed.read_text().splitlines() if line.endswith(FEATURES)]
     bounds = [[int(end, 16) for end in entry[0].split("-")] for entry in ranges]
     assert any(low <= address.data_ptr() < high for low, high in bounds)
 
 
-def test_other_weights_texts_tokenizer_layer_pooling_or_precision_are_another_store(tmp_path):
+def test_other_weights_texts_tokenizer_layer_pooling_or_precision_have_another_store(tmp_path):
     nudged = decoder()
     with torch.no_grad():
         nudged.blocks[0].attention.key.weight[0, 0] += 1e-12
-    asked = [
+    different = [
         (decoder(), TEXTS, PLAIN, "t"),
         (decoder(1), TEXTS, PLAIN, "t"),
         (nudged, TEXTS, PLAIN, "t"),
@@ -100,53 +104,49 @@ def test_other_weights_texts_tokenizer_layer_pooling_or_precision_are_another_st
         (decoder().float(), TEXTS, FeatureRecipe(precision="bfloat16"), "t"),
         (decoder().float(), TEXTS, PLAIN, "t"),
     ]
-    for base, texts, recipe, tokenizer in [*asked, *asked]:
+    for base, texts, recipe, tokenizer in [*different, *different]:
         cached_features(base, texts, tmp_path, recipe, tokenizer)
-    assert len(list(tmp_path.iterdir())) == len(asked)
+    assert len(list(tmp_path.iterdir())) == len(different)
 
 
 @pytest.mark.parametrize("part", ["weights", "texts", "layer", "pooling", "precision", "tokenizer"])
-def test_a_stale_store_is_an_error_that_says_what_has_changed(tmp_path, part):
-    cached_features(decoder(), TEXTS, tmp_path, PLAIN, "one")
-    manifest = only_store(tmp_path) / MANIFEST
+def test_a_stale_store_raises_and_the_message_names_the_change(store, part):
+    manifest = store / MANIFEST
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {part: "another"}))
     with pytest.raises(InputError, match=f"are stale: {part} is .* was 'another'"):
-        cached_features(decoder(), TEXTS, tmp_path, PLAIN, "one")
+        again(store)
 
 
-def test_every_damage_is_noticed(tmp_path):
-    base = decoder()
-    cached_features(base, TEXTS, tmp_path / "one", PLAIN)
-    path = only_store(tmp_path / "one") / FEATURES
+def test_every_damage_of_the_features_raises(store):
+    path = store / FEATURES
     whole = path.read_bytes()
     for end in (0, 7, 8, 50, len(whole) - 8, len(whole) - 1):
         path.write_bytes(whole[:end])
         with pytest.raises(InputError, match="cannot be read"):
-            cached_features(base, TEXTS, tmp_path / "one", PLAIN)
+            again(store)
     for place in range(8, len(whole), 37):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 0b100]) + whole[place + 1 :])
         with pytest.raises(InputError):
-            cached_features(base, TEXTS, tmp_path / "one", PLAIN)
-    cached_features(base, TEXTS[::-1], tmp_path / "other", PLAIN)
-    path.write_bytes((only_store(tmp_path / "other") / FEATURES).read_bytes())
+            again(store)
+    again(store, TEXTS[::-1])
+    (other,) = set(store.parent.iterdir()) - {store}
+    path.write_bytes((other / FEATURES).read_bytes())
     with pytest.raises(InputError, match="belong to another store"):
-        cached_features(base, TEXTS, tmp_path / "one", PLAIN)
+        again(store)
 
 
-def test_a_damaged_description_is_noticed(tmp_path):
-    cached_features(decoder(), TEXTS, tmp_path, PLAIN)
-    manifest = only_store(tmp_path) / MANIFEST
-    described = json.loads(manifest.read_text())
+def test_a_damaged_description_raises(store):
+    described = json.loads((store / MANIFEST).read_text())
     for damage in ("", "{", "[]", "7", json.dumps({name: described[name] for name in list(described)[1:]})):
-        manifest.write_text(damage)
+        (store / MANIFEST).write_text(damage)
         with pytest.raises(InputError, match="is damaged"):
-            cached_features(decoder(), TEXTS, tmp_path, PLAIN)
+            again(store)
 
 
-def test_what_is_not_there_is_refused():
+def test_an_invalid_layer_pooling_or_text_raises():
     with pytest.raises(InputError, match=r"layer must be in \[0, 1\] for this decoder, got 2"):
         compute_features(decoder(), TEXTS, FeatureRecipe(layer=2))
     with pytest.raises(InputError, match="pooling must be one of last, mean, first, got 'max'"):
         FeatureRecipe(pooling="max")
-    with pytest.raises(InputError, match="no texts"):
+    with pytest.raises(InputError, match="at least one text, got none"):
         cached_features(decoder(), [], Path("nowhere"), PLAIN)

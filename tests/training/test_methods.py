@@ -1,4 +1,4 @@
-"""The methods by name, and how much of a base is held in half precision."""
+"""The methods by name, and the precision of their matrices."""
 
 import gc
 import weakref
@@ -13,7 +13,7 @@ from minillm.training.tokenizers import words
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_in_bfloat16_frozen_matrices_are_held_in_it_and_the_float32_ones_are_freed(name):
+def test_with_bfloat16_frozen_matrices_have_it_and_the_float32_ones_are_freed(name):
     tokenizer = words(["so so well good good bad bad"], 8)
     decoder, answers = Decoder(DecoderConfig.tiny()), [tokenizer.encode(word) for word in (" good", " bad")]
     matrices = [weakref.ref(matrix.weight) for matrix in linears(decoder).values()]
@@ -21,7 +21,7 @@ def test_in_bfloat16_frozen_matrices_are_held_in_it_and_the_float32_ones_are_fre
     method = build(base, name, MethodOptions(r=2, layers=1, init_text="so"), "bfloat16", seed=0)
     del decoder, base
     gc.collect()
-    assert not any(matrix() is not None for matrix in matrices), "nothing holds the float32 base any longer"
+    assert not any(matrix() is not None for matrix in matrices), "nothing refers to the float32 base"
     for linear in linears(method.decoder).values():
         if isinstance(linear, torch.nn.Linear) and name in FINE_TUNED:
             assert linear.weight.dtype == (torch.float32 if linear.weight.requires_grad else torch.bfloat16)

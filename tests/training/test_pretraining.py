@@ -1,4 +1,4 @@
-"""A decoder from scratch: what a row is, what is measured, and a run that is killed and goes on bit for bit."""
+"""Pretraining: packed rows, the loss, tokenizers, and runs that resume bit for bit after being killed."""
 
 import json
 import math
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import accumulate, chain
 from pathlib import Path
 
 import numpy as np
@@ -20,24 +21,21 @@ from safetensors import safe_open
 from torch import nn
 
 import minillm
-from minillm import Decoder, DecoderConfig, InputError
+from minillm import InputError
 from minillm.lab.pretrain import Pretrain, pretrain
 from minillm.operations import IGNORED
 from minillm.reference import bpe
 from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
-from minillm.training.learners import TorchLearner
-from minillm.training.loop import Loop
 from minillm.training.pretraining import (
-    LanguageModelTraining,
-    PackedRow,
     PretrainingRecipe,
     held_out_loss,
+    language_model_loss,
     pack,
     pack_exchanges,
 )
-from minillm.training.schedule import TrainingSettings
 from minillm.training.tokenizers import byte_pairs, characters, token_bytes, train_tokenizer, words
 from tests.tolerances import assert_close
+from tests.training.small_loop import ROWS, small_decoder, trained_loop, unequal_loop, untrained_loop
 
 END = 0
 documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=9)
@@ -46,7 +44,7 @@ LICENSE = (ROOT / "LICENSE").read_text("utf-8")
 
 
 @given(documents, st.integers(1, 8))
-def test_in_a_packed_stream_every_token_but_the_first_is_foretold_once_from_the_one_before(texts, length):
+def test_in_a_packed_stream_every_token_but_the_first_is_a_target_once(texts, length):
     stream = [END] + [token for text in texts for token in (*text, END)]
     rows = [row.ids for row in pack(texts, END, length)]
     assert all(row.labels == row.ids for row in pack(texts, END, length))
@@ -56,68 +54,53 @@ def test_in_a_packed_stream_every_token_but_the_first_is_foretold_once_from_the_
 
 
 @given(documents, st.integers(7, 12), st.data())
-def test_whole_exchanges_keep_their_order_and_of_a_question_nothing_is_learned(texts, length, data):
+def test_packed_exchanges_are_whole_and_in_order_and_questions_have_no_labels(texts, length, data):
     cuts = [data.draw(st.integers(0, len(text))) for text in texts]
     exchanges = [(text[:cut], text[cut:]) for text, cut in zip(texts, cuts, strict=True)]
-    rows = pack_exchanges(exchanges, length)
-    assert max(len(row.ids) for row in rows) <= length + 1
-    left = list(exchanges)
-    for ids, labels in rows:
-        place = 0
-        while place < len(ids):
-            question, answer = left.pop(0)
-            end = place + len(question) + len(answer)
-            assert ids[place:end] == [*question, *answer]
-            assert labels[place:end] == [*[IGNORED] * len(question), *answer]
-            place = end
-    assert not left
-    with pytest.raises(InputError, match="have 14 tokens; a row has room for 13"):
+    ids, labels = zip(*pack_exchanges(exchanges, length), strict=True)
+    assert max(map(len, ids)) <= length + 1
+    assert list(chain(*ids)) == list(chain(*texts))
+    assert list(chain(*labels)) == list(chain(*([IGNORED] * len(q) + answer for q, answer in exchanges)))
+    assert set(accumulate(map(len, ids))) <= set(accumulate(map(len, texts))), "no exchange is split"
+    with pytest.raises(InputError, match="must fit into a row of 13 tokens, got 14"):
         pack_exchanges([([1] * 7, [1] * 7)], 12)
 
 
-def test_sizes_rate_and_batch_follow_from_the_depth():
+def test_sizes_learning_rate_and_batch_size_follow_from_the_depth():
     nano, tiny, small = (PretrainingRecipe.from_preset(name) for name in ("nano", "tiny", "small"))
     config = tiny.config(61)
     assert (config.layers, config.width, config.heads, config.feed_forward_width) == (4, 128, 4, 344)
     assert nano.batch_size < tiny.batch_size < small.batch_size
     assert nano.learning_rate > tiny.learning_rate > small.learning_rate
     assert PretrainingRecipe.from_preset("tiny", steps=7).steps == 7
-    with pytest.raises(InputError, match="no preset 'large'; there are: nano, tiny, small"):
+    with pytest.raises(InputError, match="no preset 'large'; available: nano, tiny, small"):
         PretrainingRecipe.from_preset("large")
-    with pytest.raises(InputError, match="0 steps are too few"):
+    with pytest.raises(InputError, match="steps must be at least 1, got 0"):
         PretrainingRecipe.from_preset("nano", steps=0)
 
 
-def small_model(rows=None):
-    torch.manual_seed(1)
-    return LanguageModelTraining(Decoder(DecoderConfig.tiny(vocabulary=11, layers=1, context_length=16)).double())
-
-
-ROWS = [PackedRow(ids, ids) for ids in ([1, 2, 3, 4, 5], [6, 7])] + [PackedRow([8, 9, 10], [8, IGNORED, 10])]
-
-
-def test_the_loss_is_the_cross_entropy_of_every_label_and_padding_has_none():
-    model = small_model()
+def test_the_loss_is_the_cross_entropy_of_every_label_without_padding():
+    decoder = small_decoder()
+    logits = [decoder(torch.tensor([row.ids[:-1]]))[0] for row in ROWS]
     expected = sum(
-        nn.functional.cross_entropy(
-            model.decoder(torch.tensor([row.ids[:-1]]))[0], torch.tensor(row.labels[1:]), reduction="sum"
-        )
-        for row in ROWS
-    )  # fmt: skip
-    total, count = model.loss(ROWS)
+        nn.functional.cross_entropy(each, torch.tensor(row.labels[1:]), reduction="sum")
+        for each, row in zip(logits, ROWS, strict=True)
+    )
+    total, count = language_model_loss(decoder, ROWS)
     assert count == 6
     assert_close(total, expected, "law")
 
 
-def test_nats_are_a_mean_over_labels_and_bits_a_sum_over_bytes():
-    model, total = small_model(), small_model().loss(ROWS)[0].item()
-    found = held_out_loss(model, ROWS, range(11), batch_size=2, precision="float32")
+def test_nats_are_a_mean_over_labels_and_bits_over_bytes():
+    decoder = small_decoder()
+    total = language_model_loss(decoder, ROWS)[0].item()
+    found = held_out_loss(decoder, ROWS, range(11), batch_size=2, precision="float32")
     assert found.nats == pytest.approx(total / 6, rel=1e-12)
     assert found.bits_per_byte == pytest.approx(total / math.log(2) / (2 + 3 + 4 + 5 + 7 + 10), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "characters", "words"])
-def test_the_tokens_of_a_text_stand_for_its_bytes(kind):
+def test_the_tokens_of_a_text_encode_its_bytes(kind):
     text = "Größe 12 of 345: naïve\n\n東京 " + LICENSE[:3000]
     tokenizer = train_tokenizer(kind, [text], 5000)
     ids = tokenizer.encode(text)
@@ -127,7 +110,7 @@ def test_the_tokens_of_a_text_stand_for_its_bytes(kind):
     assert sizes[tokenizer.eos] == 0
 
 
-def test_the_reference_trains_the_same_byte_pairs():
+def test_byte_pairs_equal_those_of_the_reference():
     ours, reference = byte_pairs([LICENSE], 401), bpe.train(LICENSE, 400)
     model = json.loads(ours.pipeline.to_str())["model"]
     assert list(bpe.load(model["vocab"], model["merges"]).ranks) == list(reference.ranks)
@@ -135,17 +118,28 @@ def test_the_reference_trains_the_same_byte_pairs():
     assert ours.eos == 400
 
 
-def test_a_closed_vocabulary_has_the_commonest_tokens_and_calls_the_rest_unknown():
+def test_a_closed_vocabulary_has_the_most_common_tokens_and_the_rest_is_unknown():
     tokenizer = words(["so so so so well 12 12 12"], 4)
     assert tokenizer.decode(tokenizer.encode(" so 12 well")) == " so 12<|unknown|>"
     assert characters(["aab"], 3).decode([2]) == "a"
-    with pytest.raises(InputError, match="no tokenizer 'bytes'; there are: bpe, characters, words"):
+    with pytest.raises(InputError, match="no tokenizer 'bytes'; available: bpe, characters, words"):
         train_tokenizer("bytes", ["text"], 300)
-    with pytest.raises(InputError, match="a vocabulary of 100 is too small"):
+    with pytest.raises(InputError, match="vocabulary must be at least 257"):
         byte_pairs(["text"], 100)
 
 
-SETTINGS = Pretrain(task="word_problems", preset="nano", steps=6, device="cpu")
+def test_the_trained_model_can_be_loaded_and_a_finished_run_is_not_trained_again(tmp_path):
+    measured = []
+    options = Pretrain(task="word_problems", preset="nano", steps=1, device="cpu", out=tmp_path)
+    trained = pretrain(options, measured.append)
+    assert [one["step"] for one in measured] == [1]
+    assert len(trained.loop.history.losses) == 1
+    decoder, tokenizer = minillm.load(tmp_path)
+    ids = torch.tensor([tokenizer.encode("Question: A juggler can juggle 48 balls.")])
+    assert torch.equal(decoder(ids), trained.decoder.eval()(ids))
+    again = pretrain(options, measured.append)
+    assert len(measured) == 1
+    assert torch.equal(again.decoder(ids), decoder(ids))
 
 
 PROGRAM = """
@@ -155,7 +149,8 @@ import torch
 from minillm.lab.pretrain import Pretrain, pretrain
 torch.set_num_threads(1)
 options = Pretrain(
-    task="word_problems", preset="nano", steps=int(sys.argv[1]), out=Path(sys.argv[2]), device="cpu", eval_every=2
+    data=Path(sys.argv[2]), out=Path(sys.argv[3]), preset="nano", tokenizer="characters", steps=int(sys.argv[1]),
+    device="cpu", eval_every=2,
 )
 pretrain(options, lambda measured: print(measured["step"], flush=True))
 """
@@ -170,34 +165,31 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def _killed(place, steps, order):
+def _killed(options, order):
     """A run that is killed at a random moment around the writing of a checkpoint; the step that it had reached."""
-    command = [sys.executable, "-c", PROGRAM, str(steps), str(place)]
+    command = [sys.executable, "-c", PROGRAM, str(options.steps), str(options.data), str(options.out)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stdout is not None
     reached = process.stdout.readline()
     time.sleep(order.random() * 0.2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    return int(reached or steps)
+    return int(reached or options.steps)
 
 
-@pytest.mark.parametrize(
-    ("kills", "steps"), [(3, 16), pytest.param(20, 200, marks=pytest.mark.slow)], ids=["3 times", "20 times"]
-)
-def test_a_run_that_is_killed_again_and_again_ends_as_if_it_never_was(tmp_path, one_thread, kills, steps):
-    options, order = replace(SETTINGS, steps=steps, eval_every=2), random.Random(kills)
+@pytest.mark.parametrize(("kills", "steps"), [(1, 4), pytest.param(20, 200, marks=pytest.mark.slow)])
+def test_a_run_that_is_killed_resumes_bit_for_bit(run, tmp_path, one_thread, kills, steps):
+    options, order, reached = replace(run, steps=steps), random.Random(kills), []
     whole = pretrain(replace(options, out=tmp_path / "whole"))
-    place, reached = tmp_path / "killed", []
     for _ in range(kills):
-        reached.append(_killed(place, steps, order))
-        assert not (place / CHECKPOINT).exists() or _readable(place / CHECKPOINT)
-    assert (place / CHECKPOINT).exists()
-    last = pretrain(replace(options, out=place))
+        reached.append(_killed(options, order))
+        assert not (options.out / CHECKPOINT).exists() or _readable(options.out / CHECKPOINT)
+    assert (options.out / CHECKPOINT).exists()
+    last = pretrain(options)
     assert last.loop.history.losses == whole.loop.history.losses, f"bit for bit, killed at {reached}"
     assert last.measured == whole.measured
     assert all(torch.equal(*pair) for pair in zip(last.decoder.parameters(), whole.decoder.parameters(), strict=True))
-    assert not list(place.glob(".checkpoint*")), "what a killed process was writing is cleared away"
+    assert not list(options.out.glob(".checkpoint*")), "unfinished files of killed processes are removed"
 
 
 def _readable(path):
@@ -205,135 +197,67 @@ def _readable(path):
         return all(file.get_tensor(name).numel() > 0 for name in file.keys())  # noqa: SIM118
 
 
-def test_a_run_that_is_not_interrupted_leaves_a_model_that_can_be_loaded_and_a_second_one_does_nothing(tmp_path):
-    measured, options = [], replace(SETTINGS, out=tmp_path, eval_every=3)
-    run = pretrain(options, measured.append)
-    assert [one["step"] for one in measured] == [3, 6]
-    assert len(run.loop.history.losses) == 6
-    decoder, tokenizer = minillm.load(tmp_path)
-    ids = torch.tensor([tokenizer.encode("Question: A juggler can juggle 48 balls.")])
-    assert torch.equal(decoder(ids), run.decoder.eval()(ids))
-    again = pretrain(options, measured.append)
-    assert len(measured) == 2
-    assert torch.equal(again.decoder(ids), decoder(ids))
-
-
-def test_a_directory_with_another_run_is_left_alone_unless_one_begins_afresh(tmp_path):
-    pretrain(replace(SETTINGS, out=tmp_path))
-    before = (tmp_path / CHECKPOINT).read_bytes()
-    other = replace(SETTINGS, out=tmp_path, seed=1)
+def test_a_directory_with_another_run_is_left_unchanged_unless_fresh_is_given(run):
+    run = replace(run, steps=1)
+    pretrain(run)
+    before = (run.out / CHECKPOINT).read_bytes()
+    other = replace(run, seed=1)
     with pytest.raises(InputError, match="holds a run with seed 0, and this one has 1"):
         pretrain(other)
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
+    assert (run.out / CHECKPOINT).read_bytes() == before
     assert pretrain(replace(other, fresh=True)).options.seed == 1
 
 
-def _loop():
-    model = small_model()
-    settings = TrainingSettings(batch_size=2, learning_rate=1e-2)
-    return Loop(TorchLearner(model, model.loss, settings), ROWS, lambda row: len(row.ids), settings, steps=4)
-
-
-def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
-    loop = _loop()
-    for batches in loop.groups():
-        loop.step(batches)
-    save_checkpoint(tmp_path, loop, {"settings": {}})
-    assert restore_checkpoint(tmp_path, _loop(), {}) == {"settings": {}}
+def test_a_damaged_checkpoint_raises(tmp_path):
+    save_checkpoint(tmp_path, trained_loop(), {"settings": {}})
+    assert restore_checkpoint(tmp_path, untrained_loop(), {}) == {"settings": {}}
     whole = (tmp_path / CHECKPOINT).read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         (tmp_path / CHECKPOINT).write_bytes(whole[:length])
-        with pytest.raises(InputError, match="no readable checkpoint"):
-            restore_checkpoint(tmp_path, _loop(), {})
+        with pytest.raises(InputError, match="not a readable checkpoint"):
+            restore_checkpoint(tmp_path, untrained_loop(), {})
 
 
-def test_a_write_that_fails_leaves_the_checkpoint_that_there_was(tmp_path, monkeypatch):
-    loop = _loop()
-    for batches in loop.groups():
-        loop.step(batches)
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    loop = trained_loop()
     save_checkpoint(tmp_path, loop, {"settings": {}})
     before = (tmp_path / CHECKPOINT).read_bytes()
 
     def fail(tensors, path, metadata):
         Path(path).write_bytes(b"half of")
-        raise OSError("no room left on the device")
+        raise OSError("no space left on device")
 
     monkeypatch.setattr("minillm.training.checkpoints.save_file", fail)
-    with pytest.raises(OSError, match="no room"):
+    with pytest.raises(OSError, match="no space left"):
         save_checkpoint(tmp_path, loop, {"settings": {}})
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert os.listdir(tmp_path) == [CHECKPOINT]
 
 
-def test_an_interrupt_saves_between_two_steps_and_the_run_goes_on(tmp_path):
-    whole = pretrain(replace(SETTINGS, out=tmp_path / "whole", eval_every=2))
-
-    def interrupt(measured):
-        if measured["step"] == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        pretrain(replace(SETTINGS, out=tmp_path / "cut", eval_every=2), interrupt)
-    second = pretrain(replace(SETTINGS, out=tmp_path / "cut", eval_every=2))
-    assert second.loop.history.losses == whole.loop.history.losses
-    assert second.measured == whole.measured
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-DISTRIBUTED = """
-import json, sys
-import torch
-from minillm.runtime import distributed
-from tests.training.test_pretraining import _unequal
-with distributed.joined(torch.device("cpu")):
-    loop = _unequal()
-    for batches in loop.groups():
-        loop.step(batches)
-    if distributed.rank() == 1:
-        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
-"""
-
-
-def _unequal():
-    """Rows of unequal lengths, two passes a step, and a last batch of one row: of which one process gets nothing."""
-    model = small_model()
-    rows = [*ROWS, PackedRow([1, 3, 5, 7], [1, 3, 5, 7]), PackedRow([2, 4], [2, 4])]
-    # AdamW divides a gradient by its own size: the rounding of one near 0 moves a weight by up to rate / 1e-8 of it.
-    settings = TrainingSettings(epochs=1, batch_size=2, accumulate=1, learning_rate=1e-4, clip=0.1)
-    return Loop(TorchLearner(model, model.loss, settings), rows, lambda row: len(row.ids), settings)
-
-
-def test_two_processes_take_the_steps_of_one(tmp_path):
-    one = _unequal()
-    for batches in one.groups():
-        one.step(batches)
+def test_two_processes_take_the_same_steps_as_one():
+    one = unequal_loop()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", DISTRIBUTED], env={**os.environ, **place, "RANK": rank}, stdout=subprocess.PIPE,
-            cwd=ROOT, text=True,
-        )
-        for rank in ("0", "1")
-    ]  # fmt: skip
-    (_, printed) = (process.communicate(timeout=120)[0] for process in both)
-    losses, parameters = json.loads(printed)
+    command = [sys.executable, "-m", "tests.training.small_loop"]
+    both = subprocess.run(command, env=os.environ | place, stdout=subprocess.PIPE, cwd=ROOT, text=True, timeout=120)
+    losses, parameters = json.loads(both.stdout)
     assert_close(np.array(losses), np.array(one.history.losses), "law", terms=one.steps)
     for name, parameter in one.learner.parameters.items():
         assert_close(torch.tensor(parameters[name], dtype=torch.float64), parameter, "law", name, terms=one.steps)
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "message"),
     [
-        ({"task": None}, "pretrain needs either --data FILE.txt or --task"),
-        ({"data": Path("mine.txt")}, "pretrain needs either --data FILE.txt or --task"),
-        ({"max_length": 0}, "eval_every and max_length must be at least 1, got 100 and 0"),
+        ({"data": None}, "pretrain needs either --data FILE.txt or --task"),
+        ({"task": "word_problems"}, "pretrain needs either --data FILE.txt or --task"),
+        ({"max_length": 0}, "eval_every and max_length must be at least 1, got 2 and 0"),
         ({"preset": "huge"}, "no preset 'huge'"),
         ({"tokenizer": "bytes"}, "no tokenizer 'bytes'"),
         ({"seed": -1}, "seed must be an integer"),
+        ({"backend": "numpy", "device": "cuda"}, "the numpy backend runs on the CPU, got device cuda"),
     ],
 )
-def test_settings_that_cannot_work_are_refused_in_a_sentence_and_nothing_is_written(tmp_path, changes, sentence):
-    with pytest.raises(InputError, match=sentence):
-        pretrain(replace(SETTINGS, steps=2, out=tmp_path / "x", **changes))
-    assert not (tmp_path / "x").exists()
+def test_invalid_options_raise_and_nothing_is_written(run, changes, message):
+    with pytest.raises(InputError, match=message):
+        pretrain(replace(run, **changes))
+    assert not run.out.exists()

@@ -1,4 +1,4 @@
-"""Byte-level tokenizers trained in a moment, and their description in a GGUF file's metadata."""
+"""Small byte-level tokenizers, and their description in the metadata of a GGUF file."""
 
 import json
 
@@ -50,6 +50,6 @@ def user(content):
     return [{"role": "user", "content": content}]
 
 
-# Text that is half made of what could hurt.
+# Text made of special tokens and their parts.
 FRAGMENTS = [*SPECIAL, "<|im_", "im_end|>", "<", "|>", ">", "end", "\n", " 12", "<|im_start|>assistant\n"]
 HOSTILE = st.lists(st.one_of(st.sampled_from(FRAGMENTS), st.text(max_size=5)), max_size=6).map("".join)
