@@ -4,6 +4,7 @@ A mutation is a small edit of a file of `minillm` (file, old text, new text), an
 The old text occurs in the file exactly once. A change of an operation includes its mutations here.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.strategies import OPERATIONS
@@ -18,31 +19,32 @@ class Mutation(NamedTuple):
 
 
 TILES = ("kernels/_attention_tiles.py", "kernels/test_attention.py")
-KERNEL = ("kernels/attention.py", "kernels/test_attention.py")
+KERNEL = "kernels/attention.py"
 BACKWARD = ("kernels/_attention_backward.py", "kernels/test_attention.py")
 LOSS = ("ops/linear_cross_entropy.py", "fast/test_linear_cross_entropy.py")
 FAST_LOSS = ("fast/linear_cross_entropy.py", LOSS[1])
 DECODER = ("decoder.py", "reference/test_decoder.py")
-LAWS = ("decoder.py", "test_decoder.py")
-FILES = ("adapters/load.py", "adapters/test_load.py")
+LAWS = "decoder.py"
+FILES = "adapters/load.py"
 SAVED = ("adapt/method.py", "adapters/test_load.py")
 DESCRIBED = ("adapt/description.py", "adapters/test_load.py")
-FINGERPRINT = ("runtime/fingerprint.py", "runtime/test_fingerprint.py")
-ACTIVATIONS = ("training/activation_cache.py", "training/test_activation_cache.py")
+FINGERPRINT = "runtime/fingerprint.py"
+ACTIVATIONS = "training/activation_cache.py"
 POOLING = ("adapt/frozen_head.py", "training/test_feature_cache.py")
-STORE = ("training/feature_cache.py", "training/test_feature_cache.py")
-HEADS = ("adapt/heads.py", "adapt/test_heads.py")
-FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
-LOOP = ("training/loop.py", "training/test_loop.py")
+STORE = "training/feature_cache.py"
+HEADS = "adapt/heads.py"
+FINE_TUNE = "adapt/fine_tune.py"
+LOOP = "training/loop.py"
 LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
-NUMPY = ("training/numpy_learner.py", "training/test_numpy_learner.py")
-PEFT = ("hub/peft.py", "hub/test_peft.py")
+NUMPY = "training/numpy_learner.py"
+PEFT = "hub/peft.py"
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
 
 def mutation(what, where, old, new):
-    """`where` is the file that is changed, and the test that must fail."""
-    return Mutation(what, where[0], old, new, where[1])
+    """`where` is the file that is changed, and the test that must fail, by default `test_` and the name of the file."""
+    file, test = where if isinstance(where, tuple) else (where, str(Path(where).with_name(f"test_{Path(where).name}")))
+    return Mutation(what, file, old, new, test)
 
 
 def _suite(room, name, test, cell):
@@ -94,7 +96,7 @@ _ROWS = [
     ("a prefix trained on the first row alone", BACKWARD, "b + step // tiles", "b"),
     ("half of the queries after a key", BACKWARD, "end = tiles\n", "end = (start + tiles + 1) // 2\n"),
     ("a dropped 1 / (1 - p)", plain("dropout"), " / (1.0 - probability)", ""),
-    ("dropout that keeps what it should drop", ("ops/dropout.py", "ops/test_dropout.py"), "(hidden) >=", "(hidden) <"),
+    ("dropout that keeps what it should drop", "ops/dropout.py", "(hidden) >=", "(hidden) <"),
     ("eps outside the root", plain("rms_norm"), "torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)",
         "1 / (wide.square().mean(-1, keepdim=True).sqrt() + eps)"),
     ("an rms norm that centres", plain("rms_norm"),
@@ -102,9 +104,9 @@ _ROWS = [
     ("a layer norm without its bias", plain("layer_norm"), "normed * weight + bias", "normed * weight"),
     ("a layer norm that does not centre", plain("layer_norm"), "wide - wide.mean(-1, keepdim=True)", "wide"),
     ("a layer norm without its bias, fast", fast("layer_norm"), "weight, bias,", "weight, None,"),
-    ("a norm in half precision", ("ops/norm.py", "ops/test_norm.py"),
+    ("a norm in half precision", "ops/norm.py",
         "= hidden.to(torch.promote_types(hidden.dtype, torch.float32))\n    inverse_rms", "= hidden\n    inverse_rms"),
-    ("a layer norm in half precision", ("ops/norm.py", "ops/test_norm.py"),
+    ("a layer norm in half precision", "ops/norm.py",
         "= hidden.to(torch.promote_types(hidden.dtype, torch.float32))\n    centred", "= hidden\n    centred"),
     ("a wrong RoPE sign", plain("rotary"), "first * cos - second * sin", "first * cos + second * sin"),
     ("adjacent elements rotated instead of halves", plain("rotary"), ".chunk(2, -", ".unflatten(-1, (-1, 2)).unbind(-"),
@@ -113,8 +115,7 @@ _ROWS = [
     ("sines and cosines exchanged", plain("sinusoidal"), "angles.sin(), angles.cos()", "angles.cos(), angles.sin()"),
     ("positions that begin at one", plain("token_positions"), "cumsum(-1) - 1", "cumsum(-1)"),
     ("positions that count padding", plain("token_positions"), "mask.long().", "torch.ones_like(mask).long()."),
-    ("angles in half precision", ("ops/positions.py", "ops/test_positions.py"),
-        "wide = torch.promote_types(dtype, torch.float32)", "wide = dtype"),
+    ("angles in half precision", "ops/positions.py", "= torch.promote_types(dtype, torch.float32)", "= dtype"),
     ("the row of another token", plain("embedding"), "(ids, weight)", "(ids.flip(-1), weight)"),
     ("a linear layer without its bias", plain("linear"), "weight, bias", "weight"),
     ("a relu of the negated input", plain("relu"), "torch.relu(up)", "torch.relu(-up)"),
@@ -124,9 +125,8 @@ _ROWS = [
     ("gate and up exchanged", plain("swiglu"), "gate * torch.sigmoid(gate) * up", "up * torch.sigmoid(up) * gate"),
     ("gate and up exchanged, fast", fast("swiglu"), "return F.silu(gate) * up", "return F.silu(up) * gate"),
     ("a gradient of the gate without the factor up", fast("swiglu"), "gradients[0] * up, gate", "gradients[0], gate"),
-    ("a frozen matrix that saves its input", ("fast/linear.py", "fast/test_linear.py"),
-        "x if ctx.needs_input_grad[1] else None", "x"),
-    ("a gradient with its sign flipped", ("fast/linear.py", "fast/test_linear.py"), "gradient,", "-gradient,"),
+    ("a frozen matrix that saves its input", "fast/linear.py", "x if ctx.needs_input_grad[1] else None", "x"),
+    ("a gradient with its sign flipped", "fast/linear.py", "gradient,", "-gradient,"),
     ("an unscaled dW", plain("lora"), "scale * linear(low, b)", "linear(low, b)"),
     ("an A that multiplies x without dropout", plain("lora"), "x if dropped is None else dropped", "x"),
     ("an unscaled dW, fast", fast("lora"), ".mul_(scale)", ""),
@@ -145,8 +145,7 @@ _ROWS = [
     ("logits that are all saved", FAST_LOSS, "<= FEW", "<= 1e9 * FEW"),
     ("a softmax over the wrong axis", plain("softmax"), "torch.softmax(scores, -1)", "torch.softmax(scores, 0)"),
     ("a log-softmax over the wrong axis", plain("log_softmax"), ".log_softmax(scores, -1)", ".log_softmax(scores, 0)"),
-    ("a logarithm of a rounded softmax", ("ops/softmax.py", "ops/test_softmax.py"),
-        "torch.log_softmax(scores, -1)", "torch.softmax(scores, -1).log()"),
+    ("a logarithm of a rounded softmax", "ops/softmax.py", ".log_softmax(scores, -1)", ".softmax(scores, -1).log()"),
     ("a merge with its sign flipped", ("adapt/lora.py", CHECK), "self.scale * self.b", "-self.scale * self.b"),
     ("a saved adapter with its sign flipped", ("adapt/method.py", CHECK), "(state[name])", "(-state[name])"),
     ("a cache of which only the last token is used", ("generation.py", CHECK),
@@ -178,14 +177,12 @@ _ROWS = [
     ("another tokenizer accepted", FILES, "not in (None, tokenizer.fingerprint)", "is False"),
     ("a delta against a base that was cast after loading", FILES, ".loaded[stored]", ".present[name].detach().cpu()"),
     ("the original dtype of the base ignored", FILES, "weight.to(base_dtype).to(dtype)", "weight.to(dtype)"),
-    ("an edited adapter.json accepted", ("adapt/description.py", "adapt/test_description.py"),
-        "if description.seal() != seal:", "if False:"),
-    ("a duplicate name in adapter.json", ("adapt/description.py", "adapt/test_description.py"),
-        "if len(found) != len(pairs):", "if False:"),
-    ("a truncated delta accepted", ("runtime/delta.py", "runtime/test_delta.py"), " or not unpacker.eof", ""),
-    ("trailing bytes after a delta", ("runtime/delta.py", "runtime/test_delta.py"), " or unpacker.unused_data", ""),
-    ("a decompression bomb", ("runtime/delta.py", "runtime/test_delta.py"), "().data, size + 1", "().data"),
-    ("bytes that are not sorted by significance", ("runtime/delta.py", "runtime/test_delta.py"),
+    ("an edited adapter.json accepted", "adapt/description.py", "if description.seal() != seal:", "if False:"),
+    ("a duplicate name in adapter.json", "adapt/description.py", "if len(found) != len(pairs):", "if False:"),
+    ("a truncated delta accepted", "runtime/delta.py", " or not unpacker.eof", ""),
+    ("trailing bytes after a delta", "runtime/delta.py", " or unpacker.unused_data", ""),
+    ("a decompression bomb", "runtime/delta.py", "().data, size + 1", "().data"),
+    ("bytes that are not sorted by significance", "runtime/delta.py",
         "difference.reshape(-1, tensor.element_size()).T", "difference.reshape(tensor.element_size(), -1)"),
     ("a base not recognised after a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
     ("a changed weight not detected", FINGERPRINT, " {zlib.crc32(_bytes(tensor)):08x}", ""),
@@ -229,7 +226,7 @@ _ROWS = [
     ("numpy that does not clip", NUMPY, "clip_by_global_norm(self.gradients, self.settings.clip)", "self.gradients, 0"),
     ("numpy that predicts the token itself", NUMPY, "labels_BT[:, 1:]", "labels_BT[:, :-1]"),
     ("numpy that resumes at step 0", NUMPY, ', int(tensors["steps"])', ""),
-    ("weight decay of norms", ("reference/adamw.py", "reference/test_adamw.py"), " if weight.ndim > 1 else 0.0", ""),
+    ("weight decay of norms", "reference/adamw.py", " if weight.ndim > 1 else 0.0", ""),
     ("an interrupted adapter that is lost", ("classifier.py", "adapters/test_commands.py"),
         "on_interrupt=lambda: on_trained(self)", "on_interrupt=lambda: None"),
 ]

@@ -173,24 +173,16 @@ def test_the_logits_are_the_head_of_the_features(style):
 
 
 @every_style
-def test_float64_is_never_downcast(style):
-    decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
-    seen = set()
-    for module in decoder.modules():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_every_module_computes_in_the_dtype_of_the_decoder(style, dtype):
+    decoder, ids, seen = random_decoder(STYLES[style]), _ids(2, 5), set()
+    mask, prefix = torch.tensor([[True] * 5, [False] * 2 + [True] * 3]), random_prefix(decoder.config, 3)
+    expected = decoder(ids, prefix=prefix, mask=mask)
+    for module in decoder.to(dtype).modules():
         module.register_forward_hook(lambda _, __, out: seen.add(out.dtype))
-    mask = torch.tensor([[True] * 5, [False] * 2 + [True] * 3])
-    decoder(ids, prefix=random_prefix(decoder.config, 3), mask=mask)
-    assert seen == {torch.float64}
-
-
-@every_style
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_logits_have_the_dtype_of_the_decoder(style, dtype):
-    decoder, ids = random_decoder(STYLES[style]), _ids(2, 5)
-    expected = decoder(ids)
-    logits = decoder.to(dtype)(ids, mask=torch.ones(2, 5, dtype=torch.bool))
-    assert logits.dtype == dtype
-    assert (logits.double() - expected).abs().max() / expected.abs().max() < {torch.float32: 1e-5}.get(dtype, 0.1)
+    logits = decoder(ids, prefix=prefix, mask=mask)
+    assert seen == {dtype}
+    assert (logits.double() - expected).abs().max() / expected.abs().max() < {torch.bfloat16: 0.1}.get(dtype, 1e-5)
 
 
 @every_style

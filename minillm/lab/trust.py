@@ -72,7 +72,8 @@ class Measured(NamedTuple):
     def sentence(self, compared: str) -> str:
         """Of an error that is too large, in a comparison of this name."""
         part = self.part.removeprefix("the ")
-        return f"{part}: relative error {self.error:.1e} > {self.limit:.0e} ({compared}){self.largest}"
+        sentence = f"{part}: relative error {self.error:#.2g} > {self.limit:.0e} ({compared}){self.largest}"
+        return sentence.replace("e-0", "e-")
 
 
 def differences(case: Case, random: np.random.Generator) -> Measured | None:
