@@ -7,7 +7,8 @@ test:
 
 # The mathematics alone: differences, numpy, torch and the fast implementations, within a minute.
 quick:
-	python -m pytest tests/test_operations.py tests/test_decoder.py tests/reference tests/ops -k "not kernel"
+	python -m pytest --hypothesis-profile glance -k "not kernel" tests/test_operations.py tests/test_decoder.py \
+		tests/reference tests/ops
 
 slow:
 	python -m pytest -m slow

@@ -40,6 +40,7 @@ settings.register_profile("thorough", max_examples=200, deadline=None)
 settings.register_profile(
     "first failure", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate), database=None
 )
+# `make quick` looks at a few.
 settings.register_profile("glance", max_examples=5, deadline=None, derandomize=True, database=None)
 
 

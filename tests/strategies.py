@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm.lab.check_operations import operation_case
+from minillm.operations import IGNORED
 from minillm.reference.attention import visible_keys as numpy_visible_keys
 
 sizes = st.sampled_from((1, 2, 3, 5))
 randoms = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-leading_axes = st.lists(sizes, max_size=2).map(tuple)
 
 
 @st.composite
@@ -30,13 +30,6 @@ def masks(draw, batch, tokens):
         right = draw(st.integers(0, tokens - 1 - left))
         row[left : tokens - right] = True
     return mask
-
-
-@st.composite
-def labels(draw, rows, classes, ignored=-100):
-    """Labels of rows, some or all of which are ignored."""
-    drawn = np.array(draw(st.lists(st.integers(-1, classes - 1), min_size=rows, max_size=rows)), int)
-    return np.where(drawn < 0, ignored, drawn)
 
 
 class Sizes(NamedTuple):
@@ -202,9 +195,11 @@ def swiglu(d):
 
 
 def linear_cross_entropy(d):
+    """Labels of rows, some or all of which are ignored."""
     rows, width, vocabulary = d.size("rows"), d.size("widths"), d.size("vocabularies")
-    drawn = d.draw(labels(rows, vocabulary))
-    return {"hidden": d.normal(rows, width), "weight": d.normal(vocabulary, width), "labels": drawn}
+    drawn = np.array(d.draw(st.lists(st.integers(-1, vocabulary - 1), min_size=rows, max_size=rows)), int)
+    labels = np.where(drawn < 0, IGNORED, drawn)
+    return {"hidden": d.normal(rows, width), "weight": d.normal(vocabulary, width), "labels": labels}
 
 
 def lora(d):
