@@ -1,9 +1,14 @@
-.PHONY: check test slow lint format bench notebooks
+.PHONY: check test quick slow lint format bench notebooks
 
 check: lint test
 
 test:
 	python -m pytest
+
+# The mathematics alone: differences, numpy, torch and the fast implementations, within a minute.
+quick:
+	python -m pytest --hypothesis-profile glance -k "not kernel" tests/test_operations.py tests/test_decoder.py \
+		tests/reference tests/ops
 
 slow:
 	python -m pytest -m slow

@@ -1,4 +1,4 @@
-"""Nanoseconds per call that the choice costs: an operation against its implementation, called directly, in turns."""
+"""The overhead of choosing an implementation, in ns per call: the operation next to its implementation, in turns."""
 
 from functools import partial
 from json import dumps
@@ -24,11 +24,11 @@ CALLS = {
 
 
 def main(rounds: int = 100, times: int = 500, json: Path | None = None) -> None:
-    """Linear, RMS norm, attention and LoRA, on tensors so small that little else costs anything.
+    """Linear, RMS norm, attention and LoRA on tensors so small that overhead dominates.
 
     Args:
-        rounds: How often each side takes its turn; its fastest counts.
-        times: Calls in a turn.
+        rounds: Turns of each side; the fastest counts.
+        times: Calls per turn.
         json: Write the nanoseconds here.
     """
     torch.set_num_threads(1)

@@ -1,9 +1,9 @@
 """Eight queries to eight LoRAs in one batch, and eight to one of them: check first, then time.
 
 A batch whose rows use different adapters multiplies by the base's matrices once, and each row adds its own update
-(`minillm/adapt/family.py`); with one LoRA for all rows, its update is added to all at once. Before anything is timed,
-the batch must give the same logits as its rows one by one, each with its own LoRA. SmolLM2 processes prompts of the
-reviews without gradients; the LoRAs have rank 8 on query and value and random factors.
+(`minillm/adapters/family.py`); with one LoRA for all rows, its update is added to all at once. Before the timing, the
+batch must give the same logits as its rows one by one, each with its own LoRA. SmolLM2 processes prompts of the reviews
+without gradients; the LoRAs have rank 8 on query and value and random factors.
 """
 
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A work on all its sides: checked against the same in a wider precision, and then timed, the sides taking turns."""
+"""One operation by all sides: checked against a wider precision, then timed, the sides taking turns."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ Parts = dict[str, Tensor]
 
 @dataclass
 class Timed:
-    """A pass of a work: its sides' rounds and errors, the sizes that decide about a kernel, and the sides left out."""
+    """A pass of a work: rounds and errors of all sides, the sizes that choose the kernel, and the sides that failed."""
 
     work: Work
     which: str
@@ -39,7 +39,7 @@ class Timed:
 
     @property
     def speedup(self) -> float:
-        """Our kernel next to torch."""
+        """Of our kernel over torch."""
         ratios = zip(self.comparison.rounds, self.comparison.ratios(), strict=True)
         return next(ratio.of_medians for rounds, ratio in ratios if rounds.side == OURS)
 
@@ -50,7 +50,7 @@ class _Asked(Exception):
 
 
 def asked_sizes(work: Work) -> tuple[int, ...] | None:
-    """The sizes by which the operation asks for its kernel, overheard where it asks; None if it has none to ask for."""
+    """The sizes that the operation passes to `by_kernel`, recorded by a mock; None if it has no kernel."""
 
     def listen(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...]]) -> bool:
         assert operation == work.operation, f"{work.operation} asks for the kernel of {operation}"
@@ -65,7 +65,7 @@ def asked_sizes(work: Work) -> tuple[int, ...] | None:
 
 
 def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
-    """The error of every kernel at sizes that numpy can follow, by dtype. Raises InputError for one that is wrong."""
+    """The error of every kernel at small sizes against numpy, by dtype. Raises InputError for a wrong kernel."""
     errors: dict[str, dict[str, float]] = {}
     for dtype in (torch.float32, torch.bfloat16):
         random = np.random.default_rng(0)
@@ -81,13 +81,13 @@ def check_against_numpy(device: torch.device) -> dict[str, dict[str, float]]:
 def _refuse(what: str, dtype: str, found: Measured) -> None:
     if not found.good:
         raise InputError(
-            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')}: {found.part} is off by "
-            f"{found.error:.1e} of its size, and {found.limit:.1e} is allowed; nothing of it is worth timing"
+            f"the kernel of {what} is wrong in {dtype.removeprefix('torch.')}: {found.part} has a "
+            f"relative error of {found.error:.1e}, at most {found.limit:.1e} is allowed; it is not timed"
         )
 
 
 def sides_of(work: Work) -> dict[str, Run]:
-    """Ours and torch's program of the operation, its peers, its yardsticks."""
+    """Our kernel, torch's implementation, the peers and the yardsticks."""
 
     def by(name: str) -> Run:
         def run(**arguments: Any) -> Any:
@@ -100,7 +100,7 @@ def sides_of(work: Work) -> dict[str, Run]:
 
 
 def tensors(arguments: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors among them, by name, and those of a prefix too."""
+    """The tensors by name, including those of a prefix."""
     found: dict[str, Tensor] = {}
     for name, value in arguments.items():
         if isinstance(value, Tensor):
@@ -124,7 +124,7 @@ def computed(run: Run, arguments: dict[str, Any], douts: Sequence[Tensor]) -> Pa
     outs, wanted = outputs(run(**arguments)), trained(arguments)
     given = [dout.to(out.dtype) for dout, out in zip(douts, outs, strict=True)]
     gradients = torch.autograd.grad(outs, list(wanted.values()), given, allow_unused=True)
-    # A yardstick does not use everything.
+    # A yardstick does not use all inputs.
     found = {name: gradient for name, gradient in zip(wanted, gradients, strict=True) if gradient is not None}
     return {f"output {place}": out.detach() for place, out in enumerate(outs)} | found
 
@@ -135,7 +135,7 @@ def output_gradients(run: Run, arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def errors(found: Parts, expected: Parts) -> dict[str, float]:
-    """How far each part is off, as a share of its size."""
+    """The relative error of each part."""
     return {
         name: ((found[name].to(right.dtype) - right).abs().max() / right.abs().max()).item()
         for name, right in expected.items()
@@ -156,7 +156,7 @@ def widened(arguments: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 def checked(work: Work, arguments: dict[str, Any], missing: dict[str, str]) -> dict[str, dict[str, float]]:
     """Each side's errors at this size, against torch in the next wider precision on the same device.
 
-    Raises InputError where our kernel's is not within twice torch's and 4 ulp. A side that fails goes to `missing`.
+    Raises InputError if that of our kernel exceeds twice torch's and 4 ulp. A side that fails goes to `missing`.
     """
     sides = sides_of(work)
     douts = output_gradients(sides[REFERENCE], arguments)
@@ -180,7 +180,7 @@ def checked(work: Work, arguments: dict[str, Any], missing: dict[str, str]) -> d
 
 
 def input_sets(work: Work, device: torch.device, cache_bytes: int, rounds: int) -> list[dict[str, Any]]:
-    """So many inputs that what is left of one of them in the cache is gone when its turn comes again."""
+    """Enough inputs that none is still in the GPU's cache when it is used again."""
     first = work.arguments(Draw(device, work.dtype))
     size = sum(tensor.nbytes for tensor in tensors(first).values())
     count = min(max(2, 1 + -(-2 * cache_bytes // size)), max(rounds, 2))
@@ -188,7 +188,7 @@ def input_sets(work: Work, device: torch.device, cache_bytes: int, rounds: int) 
 
 
 def timed(work: Work, sizes: tuple[int, ...], clock: Any, rounds: int) -> Iterator[Timed]:
-    """Both passes of a work."""
+    """The forward pass of a work, then forward and backward."""
     sets, missing = input_sets(work, clock.device, clock.cache_bytes, rounds), {}
     found = checked(work, sets[0], missing)
     sides = {name: run for name, run in sides_of(work).items() if name not in missing}
@@ -201,7 +201,7 @@ def timed(work: Work, sizes: tuple[int, ...], clock: Any, rounds: int) -> Iterat
 
 
 def forward_calls(run: Run, sets: Sequence[dict[str, Any]]) -> list[Call]:
-    """As when nothing is trained."""
+    """Forward passes without gradients."""
 
     def call(arguments: dict[str, Any]) -> Callable[[], Any]:
         @torch.no_grad()

@@ -1,8 +1,8 @@
-"""What the benchmark of the kernels times: operations at the sizes of real models, their cost, and their peers.
+"""The operations that the benchmark of the kernels times, at the sizes of real models, with their cost and peers.
 
-A cost is what a pass needs at least, in the unit that bounds it: products count two FLOPs, scores that the causal rule
-hides none, and those that a backward pass makes again are counted, as is usual; or every byte that goes in is read
-once, and every one that comes out written once. Whether an operation has a kernel is not known here.
+A cost is the least that a pass needs, in the unit that bounds it. FLOPs: two per multiply-add, none for masked scores,
+and scores that the backward pass recomputes count, as is usual. Bytes: every input is read once and every output
+written once. This module does not know which operations have a kernel.
 """
 
 import math
@@ -25,11 +25,11 @@ Run = Callable[..., Any]
 
 
 class Draw:
-    """Fresh inputs on a device, each of a normal distribution."""
+    """Draws inputs from a normal distribution on a device."""
 
     def __init__(self, device: torch.device, dtype: torch.dtype, seed: int = 0):
         self.place = {"device": device, "dtype": dtype}
-        # On torch's meta device tensors have shapes and no numbers.
+        # Tensors on torch's meta device have shapes but no data.
         self.generator = None if device.type == "meta" else torch.Generator(device).manual_seed(seed)
 
     def __call__(self, *shape: int, spread: float = 1.0, frozen: bool = False) -> Tensor:
@@ -44,7 +44,7 @@ class Draw:
 class Work:
     """An operation at one size: its arguments, and the cost of its forward and of its backward pass.
 
-    `peers` compute the same from the same arguments; `yardsticks` compute less, and say what ours adds to that.
+    `peers` compute the same result from the same arguments; `yardsticks` compute a part of it, a lower bound.
     """
 
     operation: str
@@ -65,7 +65,7 @@ class Work:
 
 
 def works() -> list[Work]:
-    """All of it; what the kernels have to show comes first."""
+    """All works, the most important first."""
     return [
         *(lora_work(8192, width, 16) for width in (4096, 768)),
         *(attention_work(8, 16, 16, 64, tokens, prompt) for tokens in (1024, 2048) for prompt in (64, 0)),
@@ -97,7 +97,7 @@ def norm_work(name: str, rows: int, width: int, dtype: torch.dtype = torch.bfloa
     peers: dict[str, Run] = {}
     if name == "rms_norm":
         peers["F.rms_norm"] = lambda hidden, weight, eps: F.rms_norm(hidden, weight.shape, weight, eps)
-        # In place it would write over the gradients that the next round is given.
+        # In place it would overwrite the output gradients of the next round.
         peers |= _liger("liger_rms_norm", lambda hidden, weight, eps: (hidden, weight, eps), in_place=False)
     else:
         peers |= _liger("liger_layer_norm", lambda hidden, weight, bias, eps: (hidden, weight, bias, eps))
@@ -210,7 +210,7 @@ def rotary_work(batch: int, heads: int, tokens: int, width: int, dtype: torch.dt
 
 
 def _liger(name: str, order: Callable[..., tuple], **settings: Any) -> dict[str, Run]:
-    """The peer of that name, which takes its arguments in an order of its own; none where Liger is not installed."""
+    """Liger's function of that name, with its own order of arguments; nothing if Liger is not installed."""
 
     def run(**arguments: Any) -> Any:
         from liger_kernel.transformers import functional  # pyright: ignore[reportMissingImports]

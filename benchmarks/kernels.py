@@ -1,9 +1,9 @@
-"""Our GPU kernels next to torch and Liger: checked first, then timed, against what the same GPU can do at best.
+"""Our GPU kernels next to torch and Liger: check first, then time, relative to the limits of the GPU.
 
-Before anything is timed every kernel passes its rung of the ladder of trust, against numpy, and again at the very sizes
-that are timed, against torch in a wider precision. Then the sides take turns, on the GPU's own clock. The share is that
-of this machine's bandwidth or of its products, as measured in the same run. Needs a CUDA device and triton; elsewhere
-`minillm check --kernels` checks the kernels. With `--write` the result becomes the rule by which minillm chooses.
+Before anything is timed, every kernel is compared with numpy, and at the timed sizes with torch in a wider precision.
+Then the sides take turns, timed by CUDA events. The share is that of the memory bandwidth or matrix-product rate
+measured in the same run. Needs a CUDA device and triton; `minillm check --kernels` checks the kernels without a GPU.
+With `--write` minillm chooses its implementations by the result.
 """
 
 import json
@@ -29,7 +29,7 @@ UNITS = {"FLOP": ("TFLOP/s", 1e12), "B": ("GB/s", 1e9)}
 
 
 def measure(works: "Sequence[Work]", clock: Any, rounds: int, minutes: float) -> "tuple[list[Timed], list[str]]":
-    """Every work whose operation has a kernel, until the time is up; and what it was too short for."""
+    """Times every work whose operation has a kernel, until the time is up; also returns the works left out."""
     from benchmarks.kernel_timing import asked_sizes, timed
 
     found: list[Timed] = []
@@ -45,12 +45,12 @@ def measure(works: "Sequence[Work]", clock: Any, rounds: int, minutes: float) ->
 
 
 def ceiling(timed: "Timed", ceilings: dict[str, float]) -> float:
-    """What bounds this work here: the copy's bytes, or the products in its precision."""
+    """The limit of this work on this GPU: bytes/s of a copy, or FLOP/s of products in its precision."""
     return ceilings["copy" if timed.work.unit == "B" else str(timed.work.dtype).removeprefix("torch.")]
 
 
 def table(timed: "Timed", ceilings: dict[str, float]) -> str:
-    """A line for each side; `times` is how many times as fast as torch it was."""
+    """A line for each side; `times` is its speedup over torch."""
     rows = [COLUMNS, *_cells(timed, ceilings)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
@@ -59,7 +59,7 @@ def table(timed: "Timed", ceilings: dict[str, float]) -> str:
 
 
 def _overheads(timed: "Timed") -> Iterable[str]:
-    """How much longer both take than what they add to."""
+    """The times of minillm and torch relative to each yardstick."""
     medians = {rounds.side: statistics.median(rounds.seconds) for rounds in timed.comparison.rounds}
     for name in timed.yardsticks:
         if name in medians:
@@ -75,7 +75,7 @@ def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ..
         yield (
             rounds.side,
             f"{statistics.median(rounds.seconds) * 1e6:,.1f} µs",
-            # A yardstick does less than the work costs.
+            # A yardstick does less than the whole work.
             "-" if rounds.side in timed.yardsticks else f"{rate / size:,.1f} {unit}",
             "-" if rounds.side in timed.yardsticks else f"{rate / ceiling(timed, ceilings):.0%}",
             f"{ratio.of_medians:.2f}",
@@ -85,7 +85,7 @@ def _cells(timed: "Timed", ceilings: dict[str, float]) -> Iterable[tuple[str, ..
 
 
 def described(found: "Sequence[Timed]", **about: Any) -> dict[str, Any]:
-    """Everything that was measured, for a file."""
+    """All measurements, for the JSON file."""
     works = [
         {
             "operation": timed.work.operation, "dtype": str(timed.work.dtype).removeprefix("torch."),
@@ -108,9 +108,9 @@ def _versions() -> dict[str, str]:
 
 
 def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
-    """What `operations` chooses by: the least speedup of our kernel over torch, for each operation, dtype and sizes.
+    """The table by which `operations` chooses: our kernel's lowest speedup over torch by operation, dtype and sizes.
 
-    The least of both passes, and of all works that ask with the same sizes: so it loses in none.
+    The lowest of both passes and of all works with these sizes, so that a chosen kernel is slower in none.
     """
     least: dict[tuple, float] = {}
     for timed in found:
@@ -123,21 +123,21 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
 
 
 def write_rows(path: Path, measured: list[dict[str, Any]]) -> None:
-    """A line each, in place of the file's lines for these operations on this GPU."""
+    """Replaces the lines of these operations on this GPU in the file."""
     from minillm.runtime.files import write_text
 
     again = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
     before = json.loads(path.read_text("utf-8"))
-    kept = [row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in again]
-    write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in [*kept, *measured]) + "\n]\n")
+    others = [row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in again]
+    write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in [*others, *measured]) + "\n]\n")
 
 
 def main(rounds: int = 30, minutes: float = 7.0, write: bool = False, json: Path | None = None) -> None:
-    """Every kernel that is there.
+    """Check and time every kernel.
 
     Args:
-        rounds: How often each side computes each work.
-        minutes: When to begin no further work.
+        rounds: Runs of each side per work.
+        minutes: No work starts after this time.
         write: Write the speedups to minillm/kernels/measured.json.
         json: Write every round of every side here.
     """
@@ -146,9 +146,11 @@ def main(rounds: int = 30, minutes: float = 7.0, write: bool = False, json: Path
     from minillm.operations import TRITON, backend
 
     if rounds < 1:
-        raise InputError(f"rounds is {rounds}; it must be at least 1")
+        raise InputError(f"rounds must be at least 1, got {rounds}")
     if not torch.cuda.is_available():
-        raise InputError("kernels are timed on a GPU, and CUDA finds none here; `minillm check --kernels` needs none")
+        raise InputError(
+            "timing kernels needs a CUDA device, none was found; `minillm check --kernels` checks them without one"
+        )
     with backend(TRITON):  # raises where triton is not installed
         pass
     _measure_here(rounds, minutes, write, json)
@@ -172,7 +174,7 @@ def _measure_here(rounds: int, minutes: float, write: bool, path: Path | None) -
         print(table(timed, best), end="\n\n")
     print(f"{gpu}: a copy {best['copy'] / 1e9:,.0f} GB/s, products {best['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16")
     for title in late:
-        print(f"there was no time for {title}")
+        print(f"not timed, the time was up: {title}")
     if path is not None:
         whole = described(found, gpu=gpu, seconds=time.monotonic() - start, ceilings=best, errors=errors, late=late)
         write_text(path, json.dumps(whole, indent=2) + "\n")

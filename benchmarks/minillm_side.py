@@ -1,7 +1,7 @@
-"""minillm's contestants, made of what the ladder is made of: its loop, its scoring, its feature store.
+"""minillm's side of the benchmarks, with the training loop, scoring and feature cache of the ladder.
 
-Each has `keep_freed_memory` switched on, as minillm's commands have. A contestant runs in a process of its own; what
-it takes and gives are lists, dictionaries and numpy arrays.
+`keep_freed_memory` is on, as in minillm's commands. Each contestant runs in its own process; its arguments and results
+are lists, dictionaries and numpy arrays.
 """
 
 from collections.abc import Callable
@@ -54,7 +54,7 @@ def frozen_base(precision: str) -> Experiment:
 
 
 def built(name: str, precision: str) -> Method:
-    """The method on a base of its own, with the frozen matrices in the precision."""
+    """The method on its own base, with the frozen matrices in the precision."""
     on = experiment(precision)
     return on_lowered_base(name, on.decoder, precision, lambda decoder: METHODS[name](replace(on, decoder=decoder)))
 
@@ -114,7 +114,7 @@ class Training:
 
 
 class Features:
-    """Stored features, and the classifier on them. `c` is scikit-learn's, of a single weight vector."""
+    """A linear probe on cached features. `c` is scikit-learn's, for a single weight vector."""
 
     def __init__(self, work: Work, precision: str, c: float):
         self.work, self.labels, self.recipe = work, torch.tensor(work.labels), FeatureRecipe(precision=precision)

@@ -1,19 +1,20 @@
-"""What every test runs under: shapes checked by jaxtyping and beartype, and hypothesis with a fixed budget."""
+"""Settings of all tests: shapes checked by jaxtyping and beartype, hypothesis with a fixed number of examples."""
 
 import os
 
-# Tests run two at a time: with a thread each, they do not wait for one another. MINILLM_TEST_THREADS=2 -n 1 runs them
-# with two. Set before torch is imported.
+# Two processes run tests, with one thread each; MINILLM_TEST_THREADS=2 with -n 1 tests two threads. Set before torch is
+# imported.
 THREADS = int(os.environ.get("MINILLM_TEST_THREADS", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import importlib.util
 import pkgutil
 
+import jaxtyping
 import pytest
 import torch
 
-# Without a GPU kernels run in triton's interpreter, which is chosen when triton is imported.
+# Without a GPU, kernels run in triton's interpreter, which must be chosen before triton is imported.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
@@ -32,48 +33,55 @@ def _checked_modules():
 
 install_import_hook(_checked_modules(), "beartype.beartype")
 
-# The default run is the same on every day; the long one looks for what it has not seen yet.
+# The default run is deterministic; the slow one draws new examples each time.
 settings.register_profile("default", max_examples=30, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=200, deadline=None)
-# Mutations only have to be noticed: the smallest example that notices them may be any.
+# Mutations only have to be detected, so failing examples are not shrunk.
 settings.register_profile(
     "first failure", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate), database=None
 )
+# `make quick` looks at a few.
 settings.register_profile("glance", max_examples=5, deadline=None, derandomize=True, database=None)
 
 
-def _long(config):
+def _slow(config):
     return config.getoption("markexpr") == "slow"
 
 
 def pytest_configure(config):
     if config.getoption("--hypothesis-profile") is None:
-        settings.load_profile("thorough" if _long(config) else "default")
+        settings.load_profile("thorough" if _slow(config) else "default")
 
 
 def pytest_runtest_setup():
-    """The same numbers whichever tests ran before."""
+    """The same random numbers, whichever tests ran before."""
     torch.manual_seed(0)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
-    """Under `-m slow` every law runs again, with the long count."""
-    if _long(config):
+    """Under `-m slow` every hypothesis test runs again, with more examples."""
+    if _slow(config):
         for item in items:
             if hasattr(getattr(item, "obj", None), "hypothesis"):
                 item.add_marker("slow")
 
 
 @pytest.fixture(autouse=True)
+def _shapes(request):
+    unchecked = request.node.get_closest_marker("unchecked") is not None and not _slow(request.config)
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
+
+
+@pytest.fixture(autouse=True)
 def _threads():
-    """A command that was tested before may have asked for others, and sums differ in their last digit by threads."""
+    """Resets the number of threads, which a command may have changed and which affects rounding."""
     torch.set_num_threads(THREADS)
 
 
 @pytest.fixture
 def command(place, monkeypatch, capsys):
-    """`minillm` with some words, run in the test file's `place`; returns what it prints."""
+    """Runs `minillm` with arguments in the `place` of the test file; returns its output."""
     from minillm.cli import main
 
     def run(*words):

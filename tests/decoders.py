@@ -1,4 +1,4 @@
-"""Small decoders with weights that hide nothing: biases that are not 0, norms that are not 1, matrices not tiny."""
+"""Small decoders with random weights: biases that are not 0, norms that are not 1, matrices that are not tiny."""
 
 import torch
 
@@ -6,7 +6,7 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.key_values import KeyValues
 
-# Sizes that have no two axes of the same length: a wrong axis cannot fit.
+# No two axes have the same length, so that a wrong axis does not fit.
 SIZES = {"vocabulary": 13, "layers": 2, "width": 30, "heads": 3, "kv_heads": 1, "feed_forward_width": 11}
 SIZES |= {"context_length": 17}
 
@@ -22,7 +22,7 @@ STYLES = {
 
 
 def random_decoder(config, seed=0):
-    """In float64 and without dropout."""
+    """A decoder in float64, in evaluation mode."""
     decoder = Decoder(config).double().eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -33,7 +33,7 @@ def random_decoder(config, seed=0):
 
 
 def random_prefix(config, length, rows=1, gated=False, seed=0):
-    """Keys and values of no prompt in particular."""
+    """Random keys and values in float64."""
     generator = torch.Generator().manual_seed(seed)
     shape = (config.layers, rows, config.kv_heads, length, config.width // config.heads)
     keys, values = torch.randn(2, *shape, generator=generator, dtype=torch.float64)

@@ -5,6 +5,7 @@ in float64 with dropout off, and bit for bit where the same arithmetic runs.
 """
 
 import copy
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
@@ -16,7 +17,8 @@ import torch.nn.functional as F
 from minillm import InputError, adapt, backend, generate
 from minillm.adapt import METHODS, DoRA, FineTune, FrozenHead, InContext, LoRA, PiSSA, PrefixTuning, SoftPrompt
 from minillm.data.batches import pad_left, pad_right
-from minillm.operations import attention
+from minillm.decoder import Decoder
+from minillm.operations import attention, current_backend
 from minillm.ops.attention import attention_weights, prepend, visible_keys
 from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
@@ -99,8 +101,8 @@ def loss_of(method, ids=IDS):
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
 
 
-def take_steps(method, count, after=lambda: None):
-    """Takes steps of AdamW; returns the gradients of each step by name."""
+def take_steps(method, count, evaluate=False):
+    """Takes steps of AdamW, perhaps with an evaluation after each; returns the gradients of each step by name."""
     optimizer = torch.optim.AdamW(method.trainable().values(), lr=0.05, weight_decay=0.0)
     gradients = []
     for _ in range(count):
@@ -108,15 +110,30 @@ def take_steps(method, count, after=lambda: None):
         loss_of(method).backward()
         gradients.append({name: parameter.grad.clone() for name, parameter in method.trainable().items()})
         optimizer.step()
-        after()
+        if evaluate:
+            with torch.no_grad():
+                method(IDS)
     return gradients
 
 
-def trained(name, base, count=3):
-    method = build(name, base)
-    if method.trainable():
-        take_steps(method, count)
-    return method
+class Trained(NamedTuple):
+    base: Decoder
+    method: adapt.Adaptation
+    start: dict[str, torch.Tensor]
+    gradients: list[dict[str, torch.Tensor]]
+
+
+def trained(name, style, seed=0, evaluate=False):
+    """A method after three steps, which the laws share and must not change."""
+    return _trained(name, style, seed, evaluate, current_backend())
+
+
+@cache
+def _trained(name, style, seed, evaluate, _):
+    base = base_of(style)
+    method = build(name, base, seed)
+    start = {path: parameter.detach().clone() for path, parameter in method.trainable().items()}
+    return Trained(base, method, start, take_steps(method, 3, evaluate) if method.trainable() else [])
 
 
 def snapshot(module):
@@ -145,15 +162,7 @@ def frozen_weights_and_the_base_stay_bit_identical(name, style):
 @law(2, {"in context"}, "it trains nothing")
 def every_trainable_parameter_has_a_gradient_and_moves(name, style):
     for evaluate in (False, True):
-        method = build(name, base_of(style))
-        start = {path: parameter.detach().clone() for path, parameter in method.trainable().items()}
-
-        def look(method=method, evaluate=evaluate):
-            if evaluate:
-                with torch.no_grad():
-                    method(IDS)
-
-        gradients = take_steps(method, 3, look)
+        _, method, start, gradients = trained(name, style, evaluate=evaluate)
         for path, parameter in method.trainable().items():
             if path.endswith("attention.key.bias") and style != "Llama" and name not in PREFIXED:
                 continue  # it adds the same number to all scores of a query, which the softmax ignores
@@ -163,8 +172,7 @@ def every_trainable_parameter_has_a_gradient_and_moves(name, style):
 
 @law(3)
 def modes_and_merging_change_no_weight_and_a_merge_equals_the_method(name, style):
-    base = base_of(style)
-    method = trained(name, base)
+    base, method, *_ = trained(name, style)
     weights, logits = snapshot(method), method(IDS)
     method.train()
     method.eval()
@@ -182,7 +190,7 @@ def modes_and_merging_change_no_weight_and_a_merge_equals_the_method(name, style
 
 @law(4)
 def a_row_of_a_batch_equals_that_row_alone_with_padding_on_either_side(name, style):
-    method = trained(name, base_of(style))
+    method = trained(name, style).method
     left, mask = pad_left(ROWS)
     right, last = pad_right(ROWS)
     padded_left = method(left, mask=mask)
@@ -196,7 +204,7 @@ def a_row_of_a_batch_equals_that_row_alone_with_padding_on_either_side(name, sty
 
 @law(5, *NO_LANGUAGE_MODEL)
 def no_logit_depends_on_later_tokens(name, style):
-    method = trained(name, base_of(style))
+    method = trained(name, style).method
     whole = method(IDS)
     for t in range(1, IDS.shape[1]):
         other = torch.cat((IDS[:, :t], (IDS[:, t:] + 1) % 13), 1)
@@ -207,26 +215,26 @@ def no_logit_depends_on_later_tokens(name, style):
 
 @law(6, *NO_LANGUAGE_MODEL)
 def cached_decoding_recomputation_and_accumulation_are_exact(name, style):
-    method = trained(name, base_of(style))
+    method = trained(name, style).method
     ids = generate(method, IDS, max_new_tokens=4)
     for place in range(IDS.shape[1], ids.shape[1]):
         assert torch.equal(method(ids[:, :place])[:, -1].argmax(-1), ids[:, place])
     if method.trainable():
-        _recomputed_equals_kept(method)
+        _recomputed_equals_stored(method)
         _accumulated_equals_whole(name, style)
 
 
-def _recomputed_equals_kept(method):
+def _recomputed_equals_stored(method):
     def gradients():
         method.zero_grad()
         loss = loss_of(method)
         loss.backward()
         return [loss.detach(), *(parameter.grad.clone() for parameter in method.trainable().values())]
 
-    kept = gradients()
+    stored = gradients()
     method.decoder.recompute = True
     method.train()
-    for again, first in zip(gradients(), kept, strict=True):
+    for again, first in zip(gradients(), stored, strict=True):
         assert_close(again, first, "law")
     method.eval()
     method.decoder.recompute = False
@@ -252,8 +260,7 @@ def _accumulated_equals_whole(name, style):
 
 @law(7)
 def a_saved_adapter_is_the_state_and_gives_the_same_logits_on_its_own_base_only(name, style):
-    base = base_of(style)
-    method, other = trained(name, base), base_of(style)
+    method, other = trained(name, style).method, base_of(style)
     with torch.no_grad():
         other.blocks[1].feed_forward.up.weight[0, 0] += 1e-9
     with TemporaryDirectory() as directory:
@@ -288,9 +295,8 @@ def a_hard_prompt_equals_its_keys_and_values_and_a_soft_prompt_of_its_embeddings
 
 @law(10, ALL_BUT({"frozen head"}), "it is not a linear probe")
 def a_probe_on_cached_features_equals_an_output_layer_on_a_frozen_body(name, style):
-    base = base_of(style)
-    by_ids, by_features = (build(name, base) for _ in range(2))
-    take_steps(by_ids, 3)
+    base, by_ids, *_ = trained(name, style)
+    by_features = build(name, base)
     with torch.no_grad():
         features = base.features(IDS)[:, -1]
     optimizer = torch.optim.AdamW(by_features.trainable().values(), lr=0.05, weight_decay=0.0)
@@ -304,10 +310,9 @@ def a_probe_on_cached_features_equals_an_output_layer_on_a_frozen_body(name, sty
 
 @law(11, ALL_BUT({"LoRA", "LoRA, every matrix"}), "it is not W + s B A with B = 0 at the start")
 def low_rank_updates_add_exactly_and_have_their_rank(name, style):
-    base = base_of(style)
-    first = take_steps(build(name, base), 1)[0]
-    assert all((gradient == 0).all() for path, gradient in first.items() if path.endswith(".a"))
-    one, two = trained(name, base), trained(name, base, 2)
+    base, one, _, gradients = trained(name, style)
+    assert all((gradient == 0).all() for path, gradient in gradients[0].items() if path.endswith(".a"))
+    two = trained(name, style, seed=1).method
     both = adapt.add(one, two)
     by_hand = copy.deepcopy(base)
     with torch.no_grad():
@@ -320,8 +325,8 @@ def low_rank_updates_add_exactly_and_have_their_rank(name, style):
 
 @law(12, ALL_BUT(PREFIXED), "it has no prefix")
 def attention_to_a_prefix_is_weighted_by_its_softmax_mass_or_added_by_its_gate(name, style):
-    base = base_of(style)
-    prefix = trained(name, base).prefix().layer(1)
+    base, method, *_ = trained(name, style)
+    prefix = method.prefix().layer(1)
     config, random = base.config, torch.Generator().manual_seed(0)
     shape = (2, config.heads, 5, config.head_width)
     query = torch.randn(shape, generator=random, dtype=torch.float64)
@@ -347,17 +352,19 @@ def _attention_to(prefix, query):
     return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, -1) @ value
 
 
+unchecked = pytest.mark.unchecked  # the default run checks the shapes of the Llama style
 IN_PLAIN = [*(pytest.param(style, marks=pytest.mark.slow) for style in EVERYWHERE[:-1]), EVERYWHERE[-1]]
 """With the plain formulas the default run covers the Llama style, the slow run all styles."""
 CELLS = [(number, name) for number, law in LAWS.items() for name in CASES if name not in law.exempt]
 
 
-@pytest.mark.parametrize("style", EVERYWHERE)
+@pytest.mark.parametrize("style", [*(pytest.param(style, marks=unchecked) for style in EVERYWHERE[:-1]), "Llama"])
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds(number, name, style):
     LAWS[number].holds(name, style)
 
 
+@unchecked
 @pytest.mark.parametrize("style", IN_PLAIN)
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds_for_the_formulas(number, name, style):

@@ -4,6 +4,7 @@ A mutation is a small edit of a file of `minillm` (file, old text, new text), an
 The old text occurs in the file exactly once. A change of an operation includes its mutations here.
 """
 
+from pathlib import Path
 from typing import NamedTuple
 
 from tests.strategies import OPERATIONS
@@ -18,32 +19,33 @@ class Mutation(NamedTuple):
 
 
 TILES = ("kernels/_attention_tiles.py", "kernels/test_attention.py")
-KERNEL = ("kernels/attention.py", "kernels/test_attention.py")
+KERNEL = "kernels/attention.py"
 BACKWARD = ("kernels/_attention_backward.py", "kernels/test_attention.py")
 LOSS = ("ops/linear_cross_entropy.py", "fast/test_linear_cross_entropy.py")
 FAST_LOSS = ("fast/linear_cross_entropy.py", LOSS[1])
 DECODER = ("decoder.py", "reference/test_decoder.py")
-LAWS = ("decoder.py", "test_decoder.py")
-FILES = ("adapters/load.py", "adapters/test_load.py")
+LAWS = "decoder.py"
+FILES = "adapters/load.py"
 SAVED = ("adapt/method.py", "adapters/test_load.py")
 SEALED = ("runtime/files.py", "adapt/test_description.py")
 DESCRIBED = ("adapt/description.py", "adapters/test_load.py")
-FINGERPRINT = ("runtime/fingerprint.py", "runtime/test_fingerprint.py")
-ACTIVATIONS = ("training/activation_cache.py", "training/test_activation_cache.py")
+FINGERPRINT = "runtime/fingerprint.py"
+ACTIVATIONS = "training/activation_cache.py"
 POOLING = ("adapt/frozen_head.py", "training/test_feature_cache.py")
-STORE = ("training/feature_cache.py", "training/test_feature_cache.py")
-LOGISTIC = ("adapt/logistic.py", "adapt/test_logistic.py")
-FINE_TUNE = ("adapt/fine_tune.py", "adapt/test_fine_tune.py")
-LOOP = ("training/loop.py", "training/test_loop.py")
+STORE = "training/feature_cache.py"
+LOGISTIC = "adapt/logistic.py"
+FINE_TUNE = "adapt/fine_tune.py"
+LOOP = "training/loop.py"
 LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
-NUMPY = ("training/numpy_learner.py", "training/test_numpy_learner.py")
-PEFT = ("hub/peft.py", "hub/test_peft.py")
+NUMPY = "training/numpy_learner.py"
+PEFT = "hub/peft.py"
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
 
 def mutation(what, where, old, new):
-    """`where` is the file that is changed, and the test that must fail."""
-    return Mutation(what, where[0], old, new, where[1])
+    """`where` is the file that is changed, and the test that must fail, by default `test_` and the name of the file."""
+    file, test = where if isinstance(where, tuple) else (where, str(Path(where).with_name(f"test_{Path(where).name}")))
+    return Mutation(what, file, old, new, test)
 
 
 def _suite(room, name, test, cell):
@@ -95,7 +97,7 @@ _ROWS = [
     ("a prefix trained on the first row alone", BACKWARD, "b + step // tiles", "b"),
     ("half of the queries after a key", BACKWARD, "end = tiles\n", "end = (start + tiles + 1) // 2\n"),
     ("a dropped 1 / (1 - p)", plain("dropout"), " / (1.0 - probability)", ""),
-    ("dropout that keeps what it should drop", ("ops/dropout.py", "ops/test_dropout.py"), "(hidden) >=", "(hidden) <"),
+    ("dropout that keeps what it should drop", "ops/dropout.py", "(hidden) >=", "(hidden) <"),
     ("eps outside the root", plain("rms_norm"), "torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)",
         "1 / (wide.square().mean(-1, keepdim=True).sqrt() + eps)"),
     ("an rms norm that centres", plain("rms_norm"),
@@ -125,9 +127,8 @@ _ROWS = [
     ("gate and up exchanged", plain("swiglu"), "gate * torch.sigmoid(gate) * up", "up * torch.sigmoid(up) * gate"),
     ("gate and up exchanged, fast", fast("swiglu"), "return F.silu(gate) * up", "return F.silu(up) * gate"),
     ("a gradient of the gate without the factor up", fast("swiglu"), "gradients[0] * up, gate", "gradients[0], gate"),
-    ("a frozen matrix that saves its input", ("fast/linear.py", "fast/test_linear.py"),
-        "x if ctx.needs_input_grad[1] else None", "x"),
-    ("a gradient with its sign flipped", ("fast/linear.py", "fast/test_linear.py"), "gradient,", "-gradient,"),
+    ("a frozen matrix that saves its input", "fast/linear.py", "x if ctx.needs_input_grad[1] else None", "x"),
+    ("a gradient with its sign flipped", "fast/linear.py", "gradient,", "-gradient,"),
     ("an unscaled dW", plain("lora"), "scale * linear(low, b)", "linear(low, b)"),
     ("an A that multiplies x without dropout", plain("lora"), "x if dropped is None else dropped", "x"),
     ("an unscaled dW, fast", fast("lora"), ".mul_(scale)", ""),
@@ -181,10 +182,10 @@ _ROWS = [
     ("the original dtype of the base ignored", FILES, "weight.to(base_dtype).to(dtype)", "weight.to(dtype)"),
     ("an edited adapter.json accepted", SEALED, "if not intact:", "if False:"),
     ("a duplicate name in adapter.json", SEALED, "if len(found) != len(pairs):", "if False:"),
-    ("a truncated delta accepted", ("runtime/delta.py", "runtime/test_delta.py"), " or not unpacker.eof", ""),
-    ("trailing bytes after a delta", ("runtime/delta.py", "runtime/test_delta.py"), " or unpacker.unused_data", ""),
-    ("a decompression bomb", ("runtime/delta.py", "runtime/test_delta.py"), "().data, size + 1", "().data"),
-    ("bytes that are not sorted by significance", ("runtime/delta.py", "runtime/test_delta.py"),
+    ("a truncated delta accepted", "runtime/delta.py", " or not unpacker.eof", ""),
+    ("trailing bytes after a delta", "runtime/delta.py", " or unpacker.unused_data", ""),
+    ("a decompression bomb", "runtime/delta.py", "().data, size + 1", "().data"),
+    ("bytes that are not sorted by significance", "runtime/delta.py",
         "difference.reshape(-1, tensor.element_size()).T", "difference.reshape(tensor.element_size(), -1)"),
     ("a base not recognised after a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
     ("a changed weight not detected", FINGERPRINT, " {zlib.crc32(tensor_bytes(tensor)):08x}", ""),
@@ -224,7 +225,7 @@ _ROWS = [
     ("numpy that does not clip", NUMPY, "clip_by_global_norm(self.gradients, self.settings.clip)", "self.gradients, 0"),
     ("numpy that predicts the token itself", NUMPY, "labels_BT[:, 1:]", "labels_BT[:, :-1]"),
     ("numpy that resumes at step 0", NUMPY, ', int(tensors["steps"])', ""),
-    ("weight decay of norms", ("reference/adamw.py", "reference/test_adamw.py"), " if weight.ndim > 1 else 0.0", ""),
+    ("weight decay of norms", "reference/adamw.py", " if weight.ndim > 1 else 0.0", ""),
     ("an interrupted adapter that is lost", ("classifier.py", "adapters/test_commands.py"),
         "on_interrupt=lambda: on_trained(self)", "on_interrupt=lambda: None"),
 ]

@@ -1,7 +1,7 @@
-"""What hypothesis draws: sizes, masks and labels, and the arguments of every operation.
+"""Hypothesis strategies: sizes, masks and labels, and the arguments of every operation.
 
-Sizes are prime, so that no wrong axis fits by luck. Those for kernels are also powers of two and their neighbours, so
-that blocks are full, nearly empty or just overrun.
+Sizes are prime, so that a wrong axis does not fit. Kernels also get powers of two and their neighbours, for full,
+nearly empty and overrun blocks.
 """
 
 from collections.abc import Callable
@@ -14,29 +14,22 @@ from hypothesis import strategies as st
 
 import minillm
 from minillm.lab.check_operations import operation_case
+from minillm.operations import IGNORED
 from minillm.reference.attention import visible_keys as numpy_visible_keys
 
 sizes = st.sampled_from((1, 2, 3, 5))
 randoms = st.integers(0, 2**32 - 1).map(np.random.default_rng)
-leading_axes = st.lists(sizes, max_size=2).map(tuple)
 
 
 @st.composite
 def masks(draw, batch, tokens):
-    """Rows of real tokens with padding on the left, on the right, on both sides or on none."""
+    """Rows of real tokens with padding on the left, the right, both sides or neither."""
     mask = np.zeros((batch, tokens), bool)
     for row in mask:
         left = draw(st.integers(0, tokens - 1))
         right = draw(st.integers(0, tokens - 1 - left))
         row[left : tokens - right] = True
     return mask
-
-
-@st.composite
-def labels(draw, rows, classes, ignored=-100):
-    """Some rows have no label; perhaps none has."""
-    drawn = np.array(draw(st.lists(st.integers(-1, classes - 1), min_size=rows, max_size=rows)), int)
-    return np.where(drawn < 0, ignored, drawn)
 
 
 class Sizes(NamedTuple):
@@ -55,7 +48,7 @@ class Sizes(NamedTuple):
 
 
 SMALL = Sizes()
-# So many numbers that an error is a share of the largest, and nothing so steep or flat that its gradient cancels.
+# Enough numbers for an error relative to the largest, and no input so steep or flat that its gradient cancels.
 FOR_ROUNDING = Sizes(
     axes=(1, 2), batch=(2, 3, 5), rows=(5, 7), widths=(7, 13, 31), tokens=(7, 13), vocabularies=(5, 13),
     ranks=(2, 3, 5), real=(0.9,), spreads=(0.1, 1.0),
@@ -69,7 +62,7 @@ FOR_KERNELS = Sizes(
 
 @dataclass
 class Drawing:
-    """One example of hypothesis: what it may choose, and the numbers that it does not have to."""
+    """One example of hypothesis: it chooses the sizes, `random` the numbers."""
 
     draw: Callable[[Any], Any]
     random: np.random.Generator
@@ -88,11 +81,11 @@ class Drawing:
         return self.random.normal(size=shape)
 
     def matrix(self, *shape):
-        """Rows of about unit length, whatever their width: no part of a sum drowns the others."""
+        """Rows of about unit norm at any width, so that the terms of a sum have similar sizes."""
         return self.normal(*shape) / np.sqrt(shape[-1])
 
     def spread(self, *shape):
-        """Numbers at least 0.5 apart, and from 0: where they nearly agree, a norm is too steep for differences."""
+        """Numbers at least 0.25 from 0 and of different sizes: near equal numbers a norm is steep."""
         order = self.random.permuted(np.broadcast_to(np.arange(shape[-1]), shape), axis=-1)
         return (order + self.random.uniform(0.25, 0.75, shape)) * self.random.choice((-1.0, 1.0), shape)
 
@@ -129,7 +122,7 @@ def rotary_tables(d):
 
 
 def rotary(d):
-    """One row of tables for all rows of the batch, with its axis or without, or one for each."""
+    """Tables for the whole batch, with a batch axis or without, or one for each row."""
     batch, tokens, half = d.size("batch"), d.size("tokens"), d.size("widths")
     angles = d.normal(*d.one_of((), (1,), (batch,)), tokens, half)
     return {"vectors": d.normal(batch, d.size("heads"), tokens, 2 * half), "cos": np.cos(angles), "sin": np.sin(angles)}
@@ -142,20 +135,20 @@ def linear(d):
 
 
 def rms_norm(d):
-    """A small eps and a large one: where in the formula it stands matters only for the large one."""
+    """A small eps, and a large one whose place in the formula matters."""
     width = d.size("widths")
     return {"hidden": d.spread(*d.leading(), width), "weight": d.normal(width), "eps": d.one_of(1e-5, 0.3)}
 
 
 def layer_norm(d):
-    """Two numbers are ±1 after it, but for a large eps: without, their gradient is lost in rounding."""
+    """With a small eps, two numbers become ±1 and their gradient is lost in rounding."""
     arguments = rms_norm(d)
     width = len(arguments["weight"])
     return arguments | {"bias": d.normal(width), "eps": 0.3 if width == 2 else arguments["eps"]}
 
 
 def attention(d):
-    """Grouped heads, queries at the end of more keys, any mask, prefixes of every kind."""
+    """Grouped heads, cached keys, any mask, every kind of prefix."""
     batch, groups, width, queries = d.size("batch"), d.size("heads"), d.size("widths"), d.size("tokens")
     heads, keys = groups * d.size("heads"), queries + d.size("cached")
     arguments = {"query": d.normal(batch, heads, queries, width)}
@@ -172,6 +165,12 @@ def attention(d):
     return arguments
 
 
+def visible_keys(d):
+    arguments = attention(d)
+    queries, keys = (arguments[side].shape[2] for side in ("query", "key"))
+    return {"queries": queries, "keys": keys, "mask": arguments.get("mask")}
+
+
 def attention_weights(d):
     arguments = attention(d)
     query, key = arguments["query"], arguments["key"]
@@ -179,20 +178,14 @@ def attention_weights(d):
     return {"query": query, "key": key, "visible": visible}
 
 
-def visible_keys(d):
-    arguments = attention(d)
-    sizes = {"queries": arguments["query"].shape[2], "keys": arguments["key"].shape[2]}
-    return sizes | {"mask": arguments.get("mask")}
-
-
 def relu(d):
-    """Away from 0, where relu has no gradient."""
+    """Not near 0, where relu has no gradient."""
     up = d.normal(*d.leading(), d.size("widths"))
     return {"up": up + 0.01 * np.sign(up)}
 
 
 def gelu(d):
-    """A sigmoid is hardly more than a line near 0, and hardly more than a step far out."""
+    """Several spreads: a sigmoid is nearly linear near 0 and nearly a step far from it."""
     return {"up": d.size("spreads") * d.normal(*d.leading(), d.size("widths"))}
 
 
@@ -202,9 +195,11 @@ def swiglu(d):
 
 
 def linear_cross_entropy(d):
+    """Labels of rows, some or all of which are ignored."""
     rows, width, vocabulary = d.size("rows"), d.size("widths"), d.size("vocabularies")
-    drawn = d.draw(labels(rows, vocabulary))
-    return {"hidden": d.normal(rows, width), "weight": d.normal(vocabulary, width), "labels": drawn}
+    drawn = np.array(d.draw(st.lists(st.integers(-1, vocabulary - 1), min_size=rows, max_size=rows)), int)
+    labels = np.where(drawn < 0, IGNORED, drawn)
+    return {"hidden": d.normal(rows, width), "weight": d.normal(vocabulary, width), "labels": labels}
 
 
 def lora(d):
@@ -216,7 +211,7 @@ def lora(d):
 
 
 def lora_by_row(d):
-    """Some adapters have no row, and some rows no adapter."""
+    """Some adapters have no row, some rows no adapter."""
     (outer, inner), rank, adapters = (d.size("widths"), d.size("widths")), d.size("ranks"), d.one_of(1, 3)
     batch, tokens, bias = d.size("batch"), d.size("rows"), d.one_of(None, d.normal(outer))
     arguments = {"x": d.normal(batch, tokens, inner), "weight": d.matrix(outer, inner), "bias": bias}
@@ -225,40 +220,33 @@ def lora_by_row(d):
 
 
 def updated_norms(d):
-    """Rows that are not short: the length has a kink at 0."""
+    """Rows with norms away from 0, where the norm has a kink."""
     outer, inner, rank = d.size("widths"), d.size("widths"), d.size("ranks")
     weight, a, b = (0.1 * d.normal(*shape) for shape in ((outer, inner), (rank, inner), (outer, rank)))
     return {"weight": 1 + weight, "a": a, "b": b, "scale": 1.7}
 
 
-OPERATIONS = {
-    "softmax": ("softmax", softmax),
-    "log_softmax": ("softmax", softmax),
-    "embedding": ("embedding", embedding),
-    "dropout": ("dropout", dropout),
-    "token_positions": ("positions", token_positions),
-    "sinusoidal": ("positions", sinusoidal),
-    "rotary_tables": ("positions", rotary_tables),
-    "rotary": ("positions", rotary),
-    "linear": ("linear", linear),
-    "rms_norm": ("norm", rms_norm),
-    "layer_norm": ("norm", layer_norm),
-    "attention": ("attention", attention),
-    "attention_weights": ("attention", attention_weights),
-    "visible_keys": ("attention", visible_keys),
-    "relu": ("feed_forward", relu),
-    "gelu": ("feed_forward", gelu),
-    "swiglu": ("feed_forward", swiglu),
-    "linear_cross_entropy": ("linear_cross_entropy", linear_cross_entropy),
-    "lora": ("lora", lora),
-    "lora_by_row": ("lora_by_row", lora_by_row),
-    "updated_norms": ("dora", updated_norms),
+_FILES = {
+    "softmax": {"softmax": softmax, "log_softmax": softmax},
+    "embedding": {"embedding": embedding},
+    "dropout": {"dropout": dropout},
+    "positions": {"token_positions": token_positions, "sinusoidal": sinusoidal}
+    | {"rotary_tables": rotary_tables, "rotary": rotary},
+    "linear": {"linear": linear},
+    "norm": {"rms_norm": rms_norm, "layer_norm": layer_norm},
+    "attention": {"attention": attention, "attention_weights": attention_weights, "visible_keys": visible_keys},
+    "feed_forward": {"relu": relu, "gelu": gelu, "swiglu": swiglu},
+    "linear_cross_entropy": {"linear_cross_entropy": linear_cross_entropy},
+    "lora": {"lora": lora},
+    "lora_by_row": {"lora_by_row": lora_by_row},
+    "dora": {"updated_norms": updated_norms},
 }
-"""Each operation's file, and its arguments: arrays and what is no array."""
+OPERATIONS = {name: (file, draw) for file, draws in _FILES.items() for name, draw in draws.items()}
+"""The file of each operation, and its arguments."""
 
 
 def implemented_in(room):
-    """Operations that have an implementation there, by its text: without triton a kernel's file cannot be imported."""
+    """The operations implemented in a room, by the text of its files: without triton, kernels cannot be imported."""
     files = {name: Path(minillm.__file__).parent / room / f"{file}.py" for name, (file, _) in OPERATIONS.items()}
     return [name for name, path in files.items() if path.exists() and f"\ndef {name}(" in path.read_text("utf-8")]
 
@@ -270,5 +258,5 @@ def arguments(draw, name, sizes=SMALL):
 
 @st.composite
 def cases(draw, name, sizes=SMALL):
-    """An operation with its arguments, for a rung of the ladder of trust."""
+    """An operation with its arguments, for the comparisons of `minillm.lab.trust`."""
     return operation_case(OPERATIONS[name][0], name, **draw(arguments(name, sizes)))

@@ -1,6 +1,6 @@
-"""The tests can fail: each mutation of arithmetic and methods is applied to a copy of the package, and noticed.
+"""The tests can fail: they detect each mutation, applied to a copy of the package.
 
-`python -m pytest -m slow tests/test_mutations.py` mutates two copies at a time, one in each of its workers.
+`python -m pytest -m slow tests/test_mutations.py` mutates two copies at a time, one in each worker.
 """
 
 import os
@@ -25,13 +25,13 @@ TESTS = Path(__file__).parent
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
-def test_a_mutation_has_one_place_and_changes_it(mutation):
+def test_the_old_text_of_a_mutation_occurs_once_and_is_changed(mutation):
     assert (HOME / mutation.file).read_text().count(mutation.old) == 1
     assert mutation.old != mutation.new
     assert (TESTS / mutation.test.split("::")[0]).exists()
 
 
-def test_each_of_the_twelve_laws_is_to_be_seen_to_fail_for_a_method_that_it_speaks_of():
+def test_each_law_has_a_mutation_for_a_method_that_it_applies_to():
     cells = {f"laws.py::test_the_law_holds[{law}-{name}-{style}]": law for law, name in CELLS for style in EVERYWHERE}
     assert {cells[mutation.test] for mutation in LAW_MUTATIONS} == set(range(1, 13))
     assert len({mutation.what for mutation in LAW_MUTATIONS}) == len(LAW_MUTATIONS)
@@ -39,7 +39,7 @@ def test_each_of_the_twelve_laws_is_to_be_seen_to_fail_for_a_method_that_it_spea
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A checkout of its own: package, tests and settings; the working directory comes first on Python's path."""
+    """A copy of the package, the tests and the settings; the working directory comes first on Python's path."""
     home = tmp_path_factory.mktemp("mutated")
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(HOME, home / "minillm", ignore=ignored)
@@ -53,7 +53,7 @@ CLOCK = count(1)
 
 
 def _write(file, text):
-    """Each text gets a time of its own: Python keeps what it compiled by the second in which a file was written."""
+    """Writes with a new modification time, by which Python decides in seconds whether to compile a file again."""
     file.write_text(text)
     second = next(CLOCK)
     os.utime(file, (second, second))
@@ -61,7 +61,7 @@ def _write(file, text):
 
 def _run(home, *tests):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # In this one process, whatever the project's own options say.
+    # In one process, without the options of pyproject.toml.
     command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider"]
     command += ["--hypothesis-profile", "first failure", *tests]
     return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
@@ -79,7 +79,7 @@ def test_the_unchanged_copy_passes(copy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
-def test_a_mutation_is_noticed(copy, mutation):
+def test_a_mutation_is_detected(copy, mutation):
     file = copy / "minillm" / mutation.file
     original = file.read_text()
     _write(file, original.replace(mutation.old, mutation.new))
@@ -87,6 +87,6 @@ def test_a_mutation_is_noticed(copy, mutation):
         done = _run(copy, f"tests/{mutation.test}")
     finally:
         _write(file, original)
-    # 1 means that tests failed; 2 or 4 would mean that none could be run.
-    assert done.returncode == 1, f"{mutation.what} was not noticed:\n{done.stdout[-2000:]}"
+    # 1: a test failed; 2 or 4: none could be run.
+    assert done.returncode == 1, f"{mutation.what} was not detected:\n{done.stdout[-2000:]}"
     print(next(line for line in done.stdout.splitlines() if line.startswith("FAILED")))

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, their assertions hold, and what is committed is what they show."""
+"""The notebooks run from top to bottom, their assertions hold, and their committed outputs are up to date."""
 
 import re
 from itertools import pairwise
@@ -14,8 +14,8 @@ nbclient = pytest.importorskip("nbclient", reason="the notebooks need minillm[no
 pytest.importorskip("ipykernel", reason="the notebooks need minillm[notebooks]")
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
-SECONDS = 300  # for one cell, on a machine that does much else
-LARGEST = 700_000  # bytes of a file that is committed
+SECONDS = 300  # for one cell, on a busy machine
+LARGEST = 700_000  # bytes of a committed file
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -32,7 +32,7 @@ def weights():
 
 @every_notebook
 def test_a_notebook_runs_and_its_assertions_hold(path, weights, monkeypatch, tmp_path):
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # the kernel's history is not the user's
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # do not write to the history of the user
     notebook = nbformat.read(path, as_version=4)
     nbclient.NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
@@ -41,37 +41,23 @@ def test_a_notebook_runs_and_its_assertions_hold(path, weights, monkeypatch, tmp
 
 
 @every_notebook
-def test_a_committed_notebook_has_been_run_in_order_and_is_small(path):
-    notebook = nbformat.read(path, as_version=4)
+def test_a_committed_notebook_has_outputs_in_order_and_text_before_its_code(path):
+    notebook, text = nbformat.read(path, as_version=4), path.read_text("utf-8")
     nbformat.validate(notebook)
-    counts = [cell.execution_count for cell in notebook.cells if cell.cell_type == "code"]
-    assert counts == list(range(1, len(counts) + 1))
-    assert path.stat().st_size < LARGEST
-
-
-@every_notebook
-def test_a_notebook_teaches_before_it_shows(path):
-    cells = nbformat.read(path, as_version=4).cells
-    for before, cell in pairwise(cells):
-        assert cell.cell_type == "markdown" or before.cell_type == "markdown", f"no words before:\n{cell.source}"
-
-
-@every_notebook
-def test_a_notebook_names_no_machine_and_shows_no_warnings(path):
-    text = path.read_text("utf-8")
-    assert not re.search(r"/(home|root|tmp|Users|usr|opt)/", text)
-    streams = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
+    assert len(text.encode()) < LARGEST
+    for before, cell in pairwise(notebook.cells):
+        assert cell.cell_type == "markdown" or before.cell_type == "markdown", f"no text before:\n{cell.source}"
+    assert not re.search(r"/(home|root|tmp|Users|usr|opt)/", text), "the notebook names a directory of a machine"
+    streams = [output for cell in code for output in cell.outputs]
     assert not any(output.get("name") == "stderr" or output.output_type == "error" for output in streams)
-
-
-@every_notebook
-def test_a_notebook_shows_minillm_and_does_not_define_it_again(path):
-    source = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    source = "\n".join(cell.source for cell in code)
     assert re.search(r"^import minillm", source, re.MULTILINE)
-    assert not re.search(r"^\s*class ", source, re.MULTILINE)
+    assert not re.search(r"^\s*class ", source, re.MULTILINE), "a class belongs into minillm"
 
 
 def pictures(notebook):
-    """Which cells show a picture."""
+    """The indices of the cells that show a picture."""
     outputs = [(index, output) for index, cell in enumerate(notebook.cells) for output in cell.get("outputs", [])]
     return [index for index, output in outputs if "image/png" in output.get("data", {})]

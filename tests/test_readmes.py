@@ -1,29 +1,38 @@
-"""Every folder has a README of one screen, and its runnable lines run."""
+"""Every folder has a README of one screen whose examples run; the trail of tests/README.md prints its message."""
 
 import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from minillm.config import DecoderConfig
 from minillm.errors import InputError
 from minillm.hub.pull import pull
+from minillm.lab.check_operations import operation_cases
+from minillm.lab.trust import against_numpy
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted({path.parent for path in (ROOT / "minillm").rglob("*.py") if path.parent.name != "cuda"})
-READMES = [*(folder / "README.md" for folder in FOLDERS)]
-SCREEN = 60
+FOLDERS += [ROOT / name for name in ("tests", "notebooks", "benchmarks")]
+LINES = {"minillm": 120, "tests": 66, "benchmarks": 120}
+"""At most so many in a README; 60, one screen, in the others."""
+every_readme = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
 
 
 def blocks(path, language):
-    return re.findall(rf"```{language}\n(.*?)```", path.read_text("utf-8"), re.S)
+    found = re.findall(r"^```(\w*)\n(.*?)^```", path.read_text("utf-8"), re.S | re.M)
+    return [text for name, text in found if name == language]
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))
-def test_a_room_introduces_itself_on_one_screen_with_a_line_that_runs(path, capsys, tmp_path, monkeypatch):
-    assert len(path.read_text("utf-8").splitlines()) <= (SCREEN if path.parent != ROOT / "minillm" else 2 * SCREEN)
+@every_readme
+def test_a_readme_has_one_screen_and_an_example_that_runs(folder, capsys, tmp_path, monkeypatch):
+    path = folder / "README.md"
+    assert len(path.read_text("utf-8").splitlines()) <= LINES.get(str(folder.relative_to(ROOT)), 60)
     monkeypatch.chdir(tmp_path)
     programs, commands = blocks(path, "python"), blocks(path, "sh")
     assert programs or commands
@@ -32,14 +41,29 @@ def test_a_room_introduces_itself_on_one_screen_with_a_line_that_runs(path, caps
     assert capsys.readouterr().out or not programs
     for command in "".join(commands).splitlines():
         done = subprocess.run([sys.executable, "-m", *shlex.split(command)], capture_output=True, text=True, cwd=ROOT)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))
-def test_every_file_that_a_readme_names_is_there(path):
-    names = set(re.findall(r"`([\w/.-]+\.(?:py|json|cu))`", path.read_text("utf-8")))
-    assert not [name for name in names if not ((path.parent / name).exists() or (ROOT / name).exists() or
-                                               any(path.parent.glob(f"*/{name}")))]  # fmt: skip
+@every_readme
+def test_every_file_that_a_readme_names_exists(folder):
+    for name in re.findall(r"`([\w/.-]+\.(?:py|json|cu|svg|ipynb))`", (folder / "README.md").read_text("utf-8")):
+        places = [folder / name, ROOT / name, ROOT / "minillm" / name, *folder.glob(f"*/{name}")]
+        assert any(place.exists() for place in places), f"{name} does not exist"
+
+
+def test_a_wrong_sign_prints_the_message_of_the_readme():
+    random, number = np.random.default_rng(0), r"-?\d\S*"
+    case = next(case for case in operation_cases(DecoderConfig.tiny(), random) if case.what == "lora")
+
+    def turned(dout, cache):
+        gradients = case.backward(dout, cache)
+        return gradients | {"a": -gradients["a"]}
+
+    (expected,) = blocks(ROOT / "tests/README.md", "")
+    message = against_numpy(replace(case, backward=turned), random).sentence("numpy vs torch (plain), float64")
+    before, _, place = message.partition(" largest at ")
+    assert expected.startswith(f"{before} largest at [")
+    assert re.fullmatch(rf"\[\d+, \d+\]: {number} instead of {number}", place)
 
 
 @pytest.mark.slow
