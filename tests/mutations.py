@@ -188,7 +188,7 @@ _ROWS = [
     ("bytes that are not sorted by significance", "runtime/delta.py",
         "difference.reshape(-1, tensor.element_size()).T", "difference.reshape(tensor.element_size(), -1)"),
     ("a base not recognised after a cast", FINGERPRINT, "for dtype in CASTS:", "for dtype in [tensor.dtype]:"),
-    ("a changed weight not detected", FINGERPRINT, " {zlib.crc32(tensor_bytes(tensor)):08x}", ""),
+    ("a changed weight not detected", FINGERPRINT, " {zlib.crc32(tensor_bytes(tensor).data):08x}", ""),
     ("a cache of other weights accepted", FINGERPRINT, 'cached["files"] == stamp else {}', "stamp else {}"),
     ("a cast accepted as the weights of the file", FINGERPRINT, "    _read_from_file(source)\n", ""),
     ("layers and sides exchanged in peft's prefix", PEFT, "P K -> P (L sides G K)", "P K -> P (sides L G K)"),

@@ -47,7 +47,7 @@ def tensor_bytes(tensor: Tensor) -> np.ndarray:
 def tensor_fingerprint(tensor: Tensor) -> str:
     """sha256 of a tensor's dtype, shape and bytes, in hexadecimal."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
-    digest.update(tensor_bytes(tensor))
+    digest.update(tensor_bytes(tensor).data)
     return digest.hexdigest()
 
 
@@ -76,7 +76,7 @@ def _record(name: str, tensor: Tensor, known: dict[str, str]) -> None:
 
 def _checksum(name: str, tensor: Tensor) -> str:
     """Fast, and not collision-resistant: it only distinguishes the states of one tensor."""
-    return f"{name} {tensor.dtype} {zlib.crc32(tensor_bytes(tensor)):08x}"
+    return f"{name} {tensor.dtype} {zlib.crc32(tensor_bytes(tensor).data):08x}"
 
 
 def _read_from_file(source: Source) -> None:
