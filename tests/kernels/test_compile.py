@@ -32,7 +32,7 @@ def test_a_compiled_program_has_the_same_results_and_no_graph_break():
 
 
 def test_a_whole_decoder_is_one_graph_even_if_blocks_are_recomputed():
-    assert found()["decoders"] == {"plain": True, "fast": True, "triton": True}
+    assert found()["decoders"] == {"fast": True, "triton": True}
 
 
 def test_another_backend_is_another_program():
