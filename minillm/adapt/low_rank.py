@@ -10,18 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import UnionType
-from typing import Any, ClassVar, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method, Self
+from minillm.adapt.method import Method
 from minillm.adapt.surgery import frozen, matching, matrices, replace, trained_dtype
 from minillm.decoder import Decoder, Embedding, Linear
 from minillm.errors import InputError
 from minillm.shapes import Float
 
 Matrix = nn.Linear | Embedding
+Self = TypeVar("Self", bound="LowRank")
 
 
 class Update(NamedTuple):
@@ -217,7 +218,8 @@ class LowRank(Method):
         starts = {}
         for path, update in updates.items():
             matrix, bias = candidates[path], getattr(candidates[path], "bias", None)
-            shapes = self._layer(matrix).shapes(*matrix.weight.shape, update.rank)
+            rows, width = matrix.weight.shape
+            shapes = self._layer(matrix).shapes(rows, width, update.rank)
             if update.train_bias and bias is not None:
                 shapes |= {"bias": tuple(bias.shape)}
             starts[path] = {name: _checked(state, f"{path}.{name}", shape) for name, shape in shapes.items()}

@@ -116,9 +116,9 @@ class Adaptation(Summarised, ABC):
             save_file(packed, tensors)
 
 
-def _distinct(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each weight under its first name alone: a tied head is the embedding."""
-    first = {id(weight): name for name, weight in reversed(weights.items())}
+    first = {id(weight): name for name, weight in reversed(list(weights.items()))}
     return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
 
 
