@@ -9,8 +9,8 @@ is differentiable, so several members can be trained in one batch.
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from minillm.adapt.lora import LoRA, LoRALinear
 from minillm.adapt.low_rank import adapted_matrices
@@ -33,27 +33,20 @@ class RowwiseLinear(nn.Module):
         self.factors: tuple[Tensor, Tensor, Tensor] | None = None
 
     def use(self, updates: Sequence[LoRALinear | None]) -> None:
-        """Stack A and scale · B of the distinct updates, with the index of each row's update."""
+        """Stack A and scale · B of the distinct updates, padded to one rank, with the index of each row's update."""
         there = list({id(update): update for update in updates if update is not None}.values())
         if not there:
             self.factors = None
             return
-        rank = max(len(update.a) for update in there)
-        a, b = zip(*(_padded(update, rank) for update in there), strict=True)
+        a = pad_sequence([update.a for update in there], batch_first=True)
+        b = pad_sequence([update.scale * update.b.T for update in there], batch_first=True).mT.contiguous()
         places = {id(update): place for place, update in enumerate(there)}
-        adapter = torch.tensor([places.get(id(update), -1) for update in updates], device=a[0].device)
-        self.factors = torch.stack(a), torch.stack(b), adapter
+        self.factors = a, b, torch.tensor([places.get(id(update), -1) for update in updates], device=a.device)
 
     def forward(self, hidden: Float[Tensor, "B T I"]) -> Float[Tensor, "B T O"]:
         if self.factors is None:
             return linear(hidden, self.weight, self.bias)
         return lora_by_row(hidden, self.weight, self.bias, *self.factors)
-
-
-def _padded(update: LoRALinear, rank: int) -> tuple[Float[Tensor, "R I"], Float[Tensor, "O R"]]:
-    """A and scale · B, padded with zeros to `rank`."""
-    more = rank - len(update.a)
-    return F.pad(update.a, (0, 0, 0, more)), F.pad(update.scale * update.b, (0, more))
 
 
 class Family(nn.Module):
