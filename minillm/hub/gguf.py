@@ -39,7 +39,6 @@ GPT2 = Layout(
     inner={**INNER, "attn_qkv": ("attention.query", "attention.key", "attention.value")},
 )
 
-
 SIZES = {
     "block_count": "layers", "embedding_length": "width", "attention.head_count": "heads",
     "attention.head_count_kv": "kv_heads", "feed_forward_length": "feed_forward_width",
