@@ -89,14 +89,10 @@ class Template:
         return [*found, {"role": "user", "content": self.fill(text)}]
 
     def preview(self, text: str = "{text}", tokenizer: Tokenizer | None = None) -> str:
-        """The prompt for display. A chat is rendered by the tokenizer's chat template, else as `role: text`."""
-        if not self.chat:
+        """The prompt for display; a chat is rendered by the chat template of the tokenizer, if one is given."""
+        if not self.chat or tokenizer is None:
             return self.render(text)
-        messages = self.messages(text)
-        if tokenizer is not None:
-            return tokenizer.render_chat(messages) + self.answer_start.lstrip()
-        turns = [f"{message['role']}: {message['content']}" for message in messages]
-        return BETWEEN.join([*turns, f"assistant:{self.answer_start}"])
+        return tokenizer.render_chat(self.messages(text)) + self.answer_start.lstrip()
 
     def conclude(self, answer: str) -> str:
         """The generated text after `answer_start` up to and including the conclusion, which is appended if missing."""

@@ -39,7 +39,6 @@ GPT2 = Layout(
     inner={**INNER, "attn_qkv": ("attention.query", "attention.key", "attention.value")},
 )
 
-
 SIZES = {
     "block_count": "layers", "embedding_length": "width", "attention.head_count": "heads",
     "attention.head_count_kv": "kv_heads", "feed_forward_length": "feed_forward_width",
@@ -89,7 +88,7 @@ def _config(file: GGUFFile, family: Family) -> DecoderConfig:
             "minillm supports unscaled ones, as in Llama 2, Llama 3 and SmolLM2"
         )
     settings = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    fields = family.choices | sizes(file.path, settings, family)
+    fields = {**family.choices, **sizes(file.path, settings, family)}
     fields["norm_eps"] = float(f"{fields['norm_eps']:.7g}")  # 1e-05 and not the float32 9.999999747378752e-06
     fields |= {"vocabulary": shapes["token_embd.weight"][0], "tie_embeddings": "output.weight" not in shapes}
     config = DecoderConfig(**{"bias": "blk.0.attn_q.bias" in shapes, **fields})

@@ -19,7 +19,7 @@ Settings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Family:
-    """`names` maps config.json to fields of DecoderConfig; several names of one field must agree.
+    """`names` maps settings (config.json, GGUF metadata) to fields of DecoderConfig; names of one field must agree.
 
     `choices` are the fields that the family fixes, `defaults` the values of missing settings (or functions of the
     fields so far), and `fixed` the allowed values of other settings, of which the first is written.

@@ -90,7 +90,8 @@ class Layout:
         """All tensors of a file with this decoder."""
         config, ours = decoder.config, decoder.state_dict()
         head = {} if config.tie_embeddings else {self.head: "head"}
-        modules = [(theirs, theirs, (mine,)) for theirs, mine in {**self.outer, **head}.items()]
+        modules: list[tuple[str, str, tuple[str, ...]]] = []
+        modules += [(theirs, theirs, (mine,)) for theirs, mine in {**self.outer, **head}.items()]
         for index in range(config.layers):
             for theirs, mine in self.inner.items():
                 names = (mine,) if isinstance(mine, str) else mine

@@ -50,8 +50,7 @@ def test_in_a_chat_the_examples_are_turns_and_the_prompt_begins_the_answer():
         "<|im_start|>user\nQ: 2 + 2?\nA:<|im_end|>\n<|im_start|>assistant\nThe answer is"
     )
     assert TOKENIZER.decode(chat.encode(TOKENIZER, "2 + 2?")) == expected == chat.preview("2 + 2?", TOKENIZER)
-    assert chat.preview("2 + 2?").splitlines()[0] == "system: Add."
-    assert chat.preview("2 + 2?").endswith("assistant: The answer is")
+    assert chat.preview("2 + 2?") == chat.render("2 + 2?")
 
 
 def test_an_answer_keeps_its_space_unless_it_begins_a_turn():
