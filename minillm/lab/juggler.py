@@ -199,7 +199,7 @@ def shares(answers: Sequence[Graded]) -> dict[str, float]:
 def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, float]:
     """The mean paired difference of strict accuracy, with its 95 % confidence interval (normal approximation)."""
     each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
-    mean, error = statistics.mean(each), statistics.stdev(each) / math.sqrt(len(each))
+    mean, error = statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
