@@ -8,6 +8,7 @@ chains (Wang et al. 2022). A program checks every step of every chain.
 
 import json
 import math
+import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -191,27 +192,21 @@ def shares(answers: Sequence[Graded]) -> dict[str, float]:
     return {
         **found,
         "standard_error": standard_error(found["strict"], len(answers)),
-        "right_for_wrong_reason": _share(not answer.sound for answer in right) if right else 0.0,
+        "right_for_wrong_reason": statistics.fmean(not answer.sound for answer in right) if right else 0.0,
     }
-
-
-def _share(found: Iterator[bool]) -> float:
-    values = list(found)
-    return sum(values) / len(values)
 
 
 def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, float]:
     """The mean paired difference of strict accuracy, with its 95 % confidence interval (normal approximation)."""
     each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
-    mean = sum(each) / len(each)
-    spread = math.sqrt(sum((one - mean) ** 2 for one in each) / (len(each) - 1) / len(each))
-    return {"mean": mean, "low": mean - 1.96 * spread, "high": mean + 1.96 * spread}
+    mean, error = statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
+    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
 def guess(asked: Sequence[Problem], options: Juggler, steps: int) -> float:
     """The accuracy of the majority baseline: always the most common answer for this number of steps."""
     common = Counter(problem.answer for problem in islice(_drawn(options, (steps,), "guess"), 2000))
-    return _share(problem.answer == common.most_common(1)[0][0] for problem in asked)
+    return statistics.fmean(problem.answer == common.most_common(1)[0][0] for problem in asked)
 
 
 def juggle(

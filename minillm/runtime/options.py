@@ -72,9 +72,8 @@ def parse(command: type[Command], program: str, words: list[str]) -> Command:
     """The command with the options of the command line. Raises InputError for an unknown option or value."""
     _check(command, words)
     parts = {part.__name__.removesuffix("Options"): _group(part) for part in command.__mro__ if is_dataclass(part)}
-    named = [(name, Annotated[part, tyro.conf.arg(name=name)]) for name, part in parts.items()]
+    groups = make_dataclass(command.__name__, parts.items())
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    groups = make_dataclass(command.__name__, named)
     parsed = tyro.cli(groups, prog=program, description=getdoc(command), args=words, config=config)
     return command(
         **{option.name: getattr(part, option.name) for part in vars(parsed).values() for option in fields(part)}

@@ -42,7 +42,7 @@ class MethodOptions(TrainingOptions):
     r: int = 8
     """The rank of LoRA, DoRA and PiSSA."""
     alpha: float = 16.0
-    """The numerator of the scale alpha / r of the low-rank update."""
+    """The scale of a low-rank update is alpha / r."""
     dropout: float = 0.0
     """The dropout probability of the input of a low-rank update."""
     targets: Names = ("query", "value")
