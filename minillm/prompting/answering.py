@@ -91,7 +91,8 @@ def self_consistent(
     Raises InputError at temperature 0, where all samples are equal.
     """
     if samples < 1 or settings.temperature == 0:
-        raise InputError(f"samples must be at least 1 and temperature above 0, got {samples} and {settings.temperature}")
+        temperature = f"{settings.temperature:g}"
+        raise InputError(f"samples must be at least 1 and temperature above 0, got {samples} and {temperature}")
     # Batches take consecutive seeds, so the samples' seeds are far apart.
     sampled = [answer(replace(settings, seed=settings.seed + 10_000 * sample)) for sample in range(samples)]
     return [majority(each, form) for each in zip(*sampled, strict=True)]
