@@ -18,8 +18,7 @@ from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
 
 BATCH = 32
-CONCLUSION_TOKENS = 16
-"""The maximum length of a conclusion."""
+CONCLUSION_TOKENS = 16  # at most
 
 
 @dataclass(frozen=True)
@@ -92,10 +91,8 @@ def self_consistent(
     Raises InputError at temperature 0, where all samples are equal.
     """
     if samples < 1 or settings.temperature == 0:
-        raise InputError(
-            f"self-consistency needs samples of at least 1 and a temperature above 0, got {samples} samples at "
-            f"temperature {settings.temperature:g}"
-        )
+        temperature = f"{settings.temperature:g}"
+        raise InputError(f"samples must be at least 1 and temperature above 0, got {samples} and {temperature}")
     # Batches take consecutive seeds, so the samples' seeds are far apart.
     sampled = [answer(replace(settings, seed=settings.seed + 10_000 * sample)) for sample in range(samples)]
     return [majority(each, form) for each in zip(*sampled, strict=True)]

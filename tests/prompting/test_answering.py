@@ -118,5 +118,5 @@ def test_self_consistency_takes_the_majority_over_samples_of_different_seeds():
 
 
 def test_self_consistency_needs_a_temperature():
-    with pytest.raises(InputError, match="a temperature above 0, got 3 samples at temperature 0"):
+    with pytest.raises(InputError, match="temperature above 0, got 3 and 0"):
         self_consistent(lambda settings: ["a"], GenerationSettings(), 3, SUM)

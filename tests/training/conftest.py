@@ -12,5 +12,5 @@ def run(tmp_path):
     (tmp_path / "shells.txt").write_text(TEXT)
     return Pretrain(
         data=tmp_path / "shells.txt", preset="nano", tokenizer="characters", steps=6, device="cpu", eval_every=2,
-        out=tmp_path / "out",
+        max_length=96, out=tmp_path / "out",
     )  # fmt: skip

@@ -150,7 +150,7 @@ from minillm.lab.pretrain import Pretrain, pretrain
 torch.set_num_threads(1)
 options = Pretrain(
     data=Path(sys.argv[2]), out=Path(sys.argv[3]), preset="nano", tokenizer="characters", steps=int(sys.argv[1]),
-    device="cpu", eval_every=2,
+    device="cpu", eval_every=2, max_length=96,
 )
 pretrain(options, lambda measured: print(measured["step"], flush=True))
 """
