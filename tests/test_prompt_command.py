@@ -108,7 +108,7 @@ def test_each_example_of_the_lecture_is_run_with_two_templates(command, place, n
         ((*TASK, "--shots", "-1"), "shots must be at least 0 and orders at least 1, got -1"),
         ((*TASK, "--labels", "bad,good,best"), "3 labels are given for the 2 classes"),
         ((*TASK, "--orders", "2"), "--orders needs at least two examples"),
-        ((*TASK, "--shots", "2", "--orders", "3"), "2 examples have 2 orders"),
+        ((*TASK, "--shots", "2", "--orders", "3"), "2 examples have only 2 orders"),
         ((*TASK, "--chat"), "chat template"),
         ((*TASK, "--samples", "2", "--temperature", "0"), "temperature"),
         ((*TASK, "--shots", "38", "--choose", "seed"), "context of 512"),

@@ -46,7 +46,7 @@ class MethodOptions(TrainingOptions):
     dropout: float = 0.0
     """The dropout probability of the input of a low-rank update."""
     targets: Names = ("query", "value")
-    """The adapted matrices: names, paths with wildcards, or all-linear."""
+    """The adapted matrices: names such as query or q_proj, paths with wildcards, or all-linear."""
     length: Annotated[int, arg(name="virtual-tokens", metavar="INT")] = 10
     """The number of trained vectors of a soft prompt or prefix."""
     init_text: Text | None = None

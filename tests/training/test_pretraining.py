@@ -251,8 +251,6 @@ def test_two_processes_take_the_same_steps_as_one():
         ({"data": None}, "pretrain needs either --data FILE.txt or --task"),
         ({"task": "word_problems"}, "pretrain needs either --data FILE.txt or --task"),
         ({"max_length": 0}, "eval_every and max_length must be at least 1, got 2 and 0"),
-        ({"preset": "huge"}, "no preset 'huge'"),
-        ({"tokenizer": "bytes"}, "no tokenizer 'bytes'"),
         ({"seed": -1}, "seed must be an integer"),
         ({"backend": "numpy", "device": "cuda"}, "the numpy backend runs on the CPU, got device cuda"),
     ],
