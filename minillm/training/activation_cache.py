@@ -22,11 +22,11 @@ def lowest_trained_stage(method: Method) -> int:
 
     0 if no hidden states can be cached: an embedding is trained, or nothing, or the layers attend to a prefix.
     """
-    with torch.no_grad():
-        if method.prefix() is not None:
-            return 0
     trained = (name for name, parameter in method.named_parameters() if parameter.requires_grad)
-    return min((_stage(name, method.config.layers) for name in trained), default=0)
+    lowest = min((_stage(name, method.config.layers) for name in trained), default=0)
+    # Not asked of a method whose own prefix is trained: in bfloat16 it can be computed under autocast only.
+    with torch.no_grad():
+        return 0 if lowest and method.prefix() is not None else lowest
 
 
 def _stage(name: str, layers: int) -> int:
