@@ -55,7 +55,7 @@ class Scored(NamedTuple):
 
 @dataclass
 class Training:
-    """The seconds (without loading the base) and tokens of `fit`, and the selected and recorded values."""
+    """Seconds (without loading the base) and tokens of `fit`; the chosen settings, with losses and validation."""
 
     seconds: float = 0.0
     tokens: int = 0
@@ -67,7 +67,16 @@ class TextClassifier(MethodOptions):
     """A text classifier that adapts a decoder. Labels may be of any hashable type.
 
     `base` is a name, a path or a (Decoder, Tokenizer) pair; its weights are never modified. After `fit`, `classes_` are
-    the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder.
+    the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder. Each method uses
+    `base`, `prompt`, `answers`, `seed` and `device`. The others are used by:
+
+        shots, end                              few-shot
+        store                                   features
+        length, init_text                       soft-prompt, prefix
+        layers                                  last-blocks
+        r, alpha, dropout, targets              lora, dora, pissa
+        epochs, learning_rate, batch_size       all but zero-shot, few-shot and features
+        precision                               all but zero-shot and few-shot
     """
 
     base: str | Path | tuple[Decoder, Tokenizer | None] = "smollm2-135m-instruct"
@@ -75,7 +84,7 @@ class TextClassifier(MethodOptions):
     method: str = "lora"
     """zero-shot, few-shot, features, soft-prompt, prefix, output, last-blocks, lora, dora, pissa or full."""
     prompt: str = "Text: {text}\nLabel:"
-    """The prompt template, with {text} as the placeholder."""
+    """The prompt template, with {text} as the placeholder; its wording affects the accuracy."""
     answers: Mapping[Any, str] | None = None
     """The answer for each label; by default a space and the label."""
     end: str = ""
@@ -128,8 +137,8 @@ class TextClassifier(MethodOptions):
         """Adapt the base to texts and labels.
 
         The best epoch, and C for `features`, are selected on the `validation` texts and labels; without them the last
-        epoch is used. `on_trained` is called with the classifier after the training, and when Ctrl-C interrupts it.
-        Raises InputError for invalid parameters, texts or labels.
+        epoch is used, and C is selected on a fifth of the rows. `on_trained` is called with the classifier after the
+        training, and when Ctrl-C interrupts it. Raises InputError for invalid parameters, texts or labels.
         """
         check_seed(self.seed)
         if self.method not in NAMES:
@@ -221,7 +230,7 @@ class TextClassifier(MethodOptions):
     def load(
         cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer | None] | None = None
     ) -> "TextClassifier":
-        """Load a saved classifier; its probabilities are bit-identical. `base` replaces the saved name.
+        """Load a saved classifier: its probabilities equal those before saving, bit for bit. `base` replaces its base.
 
         Raises InputError for a damaged or edited directory, and if the adapter belongs to another base.
         """

@@ -2,7 +2,7 @@
 
 Embeddings, Positional Encoding, N x [Masked Multi-Head Attention, Add & Norm, Feed Forward, Add & Norm], Linear, in
 this order; the caller applies softmax. A `DecoderConfig` chooses between GPT-2, Llama and figure 1. Adaptation methods
-use token ids, embeddings, `prefix`, the linear layers, `features` and `head`; this file knows none of them.
+use token ids, embeddings, `prefix`, the linear layers, `features` and `head`; this file imports no method.
 """
 
 import math
@@ -130,9 +130,9 @@ class Decoder(Summarised):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        # In training, the backward pass recomputes each block's activations (Chen et al. 2016).
+        # If true, blocks are recomputed in training's backward pass (Chen et al. 2016), by the same backend (`bound`).
         self.recompute = False
-        self.source = Source()
+        self.source = Source()  # of the weights
         self.embed = Embedding(config.vocabulary, config.width)
         if config.positions == "learned":
             self.positions = Embedding(config.context_length, config.width)
@@ -150,7 +150,7 @@ class Decoder(Summarised):
             if name.endswith("bias"):
                 parameter.zero_()
             elif parameter.dim() > 1:
-                # Layers that add to the residual stream start smaller with depth (Radford et al. 2019, section 2.3).
+                # The last layer of each residual branch: 0.02 / √(2 layers) (Radford et al. 2019, section 2.3).
                 adds = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.layers) if adds else 0.02)
 
@@ -187,7 +187,7 @@ class Decoder(Summarised):
         prefix: KeyValues | None = None, mask: Bool[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
-        """Stages `start` to `stop` - 1: the blocks are stages 0 to L - 1, the last norm is stage L. By default all."""
+        """The hidden states after stages `start` to `stop` - 1 (default all): stage i is block i, L the last norm."""
         layers = len(self.blocks)
         stop = layers + 1 if stop is None else stop
         encoded, rotation = self.encode_positions(hidden, self._positions(hidden, prefix, cache, mask))

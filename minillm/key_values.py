@@ -16,10 +16,10 @@ Rotation = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class KeyValues:
-    """The keys and values of P prompt positions in every layer.
+    """The keys and values of P prefix positions in every layer.
 
-    The batch axis is 1 (all rows share the prompt) or B. Keys are stored after the rotation. The positions of the text
-    start at P, or at 0 if `takes_positions` is false.
+    The batch axis is 1 (all rows share the prefix) or B. Keys are stored after the rotation. `ops.attention.Prefix`
+    describes `gate`. The text starts at P, or at 0 if `takes_positions` (`PrefixTuning`: `shift_positions`) is false.
     """
 
     keys: Float[Tensor, "L B G P K"]
@@ -55,7 +55,7 @@ class BlockInputs(NamedTuple):
 
 
 class Recorder:
-    """A cache layer that records the new keys and values and has none of its own."""
+    """A `LayerCache` that stays empty: it records the keys and values of one call, in `seen`."""
 
     length = 0
 

@@ -1,10 +1,10 @@
-"""The dimension key: the one place where the letters of every shape are defined.
+"""The letters of all shapes, and the notation of shape annotations. Letters are defined in this file only.
 
 The same letters are used in the jaxtyping signatures, the einops patterns, the suffixes of numpy names
 (`scores_BHTS`) and the kernels. A test checks that no signature uses another letter.
 
-In a signature, `Float[Tensor, "B T D"]` is a floating-point tensor with three axes. A letter has one size throughout a
-call. Further notation of jaxtyping:
+In a signature, `Float[Tensor, "B T D"]` is a floating-point tensor of three axes. A letter has one size throughout a
+call: the tests check that (`tests/conftest.py`), a normal run does not. Further notation of jaxtyping:
 
     *N              any number of axes, also none: "*N D" is a vector, a matrix, a batch of sequences, ...
     #B              an axis of size B or 1; size 1 is broadcast
@@ -22,7 +22,7 @@ DIMENSIONS = {
     "B": "batch",
     "T": "query positions",
     "P": "prefix (prompt) positions",
-    "S": "key positions: S = P + T, plus the positions in the decoding cache",
+    "S": "keys: the T new and the cached positions; P more where a prefix was prepended",
     "D": "model width",
     "H": "query heads",
     "G": "key/value heads",
@@ -35,5 +35,5 @@ DIMENSIONS = {
     "L": "layers",
     "I": "input width of a Linear",
     "O": "output width of a Linear",
-    "N": "leading axes, flattened",
+    "N": "rows, of texts or of tokens; *N: leading axes",
 }

@@ -1,4 +1,4 @@
-"""The methods of adapting a decoder, by their place in figure 1. Read this table first, then one file per method.
+"""The methods of adapting a decoder, by their place in figure 1. Read the table `METHODS` first, then one file each.
 
 A `Seam` is a place where an adaptation may change a decoder; there are no others. Each method is one class with the
 interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). LoRA, DoRA and PiSSA share
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from minillm.adapters.load import load
     from minillm.adapters.merge import merge, merge_rounding, updates
 
-stack = Stack
+stack = Stack  # the name among the functions: add, merge, stack, ...
 
 
 class Seam(Enum):
@@ -58,11 +58,11 @@ METHODS: dict[type[Adaptation], Placement] = {
     SoftPrompt: Placement("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
     PrefixTuning: Placement("2 in every layer", (Seam.KEYS_VALUES,), "P keys and values per layer", False),
     FrozenHead: Placement("4 on top of the output", (Seam.HEAD,), "a classifier on features", False),
-    FineTune: Placement("3 the weights; 4 the last layers", (Seam.PARAMETERS,), "copies of the named weights", True),
+    FineTune: Placement("3 the weights; 4 the last layers", (Seam.PARAMETERS, Seam.HEAD), "copies of weights", True),
     LoRA: Placement("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
     DoRA: Placement("3 the weights", (Seam.LINEARS,), "A, B and the norm of each row", True),
     PiSSA: Placement("3 the weights", (Seam.LINEARS,), "A and B, from the principal directions of W", True),
-    Stack: Placement("2 and 3", (Seam.LINEARS, Seam.KEYS_VALUES), "the parameters of its two methods", False),
+    Stack: Placement("2 to 4", (Seam.EMBEDDINGS, Seam.KEYS_VALUES, Seam.LINEARS, Seam.PARAMETERS), "both", False),
 }
 
 _ADAPTERS = {

@@ -19,8 +19,8 @@ from minillm.runtime.files import read_sealed
 
 DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
 FORMAT = 1
-LICENSE = "only the difference to its base is in this directory; with the base, the base's license holds"
-# The choices of a config that change the output. Sizes are those of the weights; dropout and context length may differ.
+LICENSE = "this directory holds only the difference from a base; the base's license applies to the two together"
+# The config fields that change the output of the same weights; dropout and context length may differ.
 COMPUTES = ("norm", "norm_first", "positions", "feed_forward", "heads", "kv_heads", "rope_theta", "norm_eps")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)

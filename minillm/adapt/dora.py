@@ -1,4 +1,4 @@
-"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA changes the direction of W's rows, m their norms.
+"""DoRA (Liu et al. 2024; place 3 of figure 1, the weights): LoRA for the direction of each row of W, m for its norm.
 
     W' = m (W + s B A) / |W + s B A|,    |.| the norm of each row: one number m per output
 
@@ -45,7 +45,7 @@ class DoRALinear(LoRAMatrix):
 
 
 class DoRA(LowRank):
-    """Updates of direction and norm, with the arguments of `LowRank`, of the Linears of the blocks and the head.
+    """DoRA of the matrices that `targets` name: Linears of the blocks, and the head. Arguments as in `LowRank`.
 
     Seam: LINEARS. Equal to the base at the start, up to rounding.
     """

@@ -1,8 +1,8 @@
-"""Fine-tuning (places 4 and 3 of figure 1): the decoder's own weights are trained, the output layer or all of them.
+"""Fine-tuning (places 4 and 3 of figure 1): the output layer, the last blocks or all weights are trained.
 
-The base keeps its weights: copies of the named parameters are trained, and the rest is shared. The more parameters are
-trained, the better the fit, the more is forgotten and the larger is the adapter. Gradients stop at the lowest trained
-layer; the hidden states that enter it can be cached (`training/activation_cache.py`).
+Copies of the named parameters are trained; the others are shared with the base, which is not changed. Training more
+parameters fits better, forgets more and makes a larger adapter. Gradients stop at the lowest trained layer; the hidden
+states that enter it can be cached (`training/activation_cache.py`).
 """
 
 from collections.abc import Sequence

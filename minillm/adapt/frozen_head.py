@@ -1,7 +1,7 @@
 """Feature-based adaptation (place 4 of figure 1, on top of the output): the decoder is frozen, a classifier is trained.
 
-The features of a text are its hidden states, pooled: by default the last token's after the last norm, the one position
-that attends to all tokens. They never change, so they can be computed once (`training/feature_cache.py`). The
+The features of a text are its pooled hidden states: by default that of the last token after the last norm, since only
+this position attends to all tokens. They never change, so they can be computed once (`training/feature_cache.py`). The
 classifier, a linear probe, is a logistic regression on them: p(class | text) = softmax(W h + b) (`logistic.py`).
 """
 
@@ -28,8 +28,8 @@ HEAD = "logistic"
 class FeatureRecipe:
     """How a text becomes one vector: the hidden states after block `layer` (None: after the last norm), pooled.
 
-    In a causal decoder the last token attends to the whole text and the first only to itself: BERT's [CLS] would be a
-    constant here, and the pooling `first` shows it. Raises InputError for an unknown pooling.
+    The last token attends to the whole text, the first only to itself, so pooling `first` gives the same vector for all
+    texts with the same first token. `precision` is for `autocast`. Raises InputError for an unknown pooling.
     """
 
     layer: int | None = None
@@ -107,7 +107,7 @@ class FrozenHead(Adaptation):
 
     @classmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "FrozenHead":
-        """As of every method. Raises InputError for another `head` than logistic."""
+        """As `Adaptation.from_state`. Raises InputError if `head` is not logistic."""
         if options["head"] != HEAD:
             raise InputError(f"head must be {HEAD!r}, got {options['head']!r}")
         return super().from_state(decoder, {name: options[name] for name in options if name != "head"}, state)

@@ -2,9 +2,9 @@
 
     min ½ |W|² + C Σ wᵢ cross-entropy(yᵢ | hᵢ)
 
-Convex, with one minimum, found by L-BFGS in float64 whatever the dtype of the features and of W. Features are processed
-in pieces, so that those of a memory-mapped file need no more memory than one piece. The weights wᵢ are 1, one number
-per class, or "balanced": N / (classes x texts of the class).
+Convex; W is unique, b up to a constant added to all classes. Solved by L-BFGS in float64 for any dtype of features and
+W. Features are processed in pieces, so that those of a memory-mapped file need no more memory than one piece. The
+weights wᵢ are 1, one number per class, or "balanced": N / (classes x texts of the class).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ PIECE = 4096
 class Logistic(nn.Module):
     """Multinomial logistic regression. `c` is the inverse strength of the penalty.
 
-    With `standardise` the penalty is put on W for features of mean 0 and standard deviation 1 over the training rows (a
-    decoder's differ a hundredfold); W is then converted for the plain features. Raises InputError for fewer than two
-    classes and for a `class_weight` that is neither "balanced" nor one number per class.
+    With `standardise`, W is penalised as if features had mean 0 and standard deviation 1 over the training rows (a
+    decoder's have scales that differ by a factor of 100), then rescaled to the features as given. Raises InputError for
+    fewer than two classes and for a `class_weight` that is neither "balanced" nor one number per class.
     """
 
     def __init__(

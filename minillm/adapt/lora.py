@@ -1,6 +1,6 @@
 """LoRA (Hu et al. 2021; place 3 of figure 1, the weights): W stays frozen, a low-rank dW = s B A is trained.
 
-    x Wᵀ + c + s (x Aᵀ) Bᵀ,    s = alpha / r
+    x Wᵀ + bias + s (x Aᵀ) Bᵀ,    s = alpha / r
 
 A has r rows and B has r columns. A starts uniform (Kaiming) and B at zero, so dW starts at zero and the adapted decoder
 is the base, bit for bit. Only A and B are saved. Merged, the layer is a plain matrix again, W + s B A.
@@ -25,7 +25,7 @@ from minillm.shapes import Float, Int
 
 
 def initial_factors(weight: Float[Tensor, "O I"], rank: int) -> dict[str, Tensor]:
-    """A uniform, B zero: dW = 0, and in the first step only B has a gradient."""
+    """A uniform, B zero: dW = 0, and in the first step only B has a non-zero gradient."""
     rows, width = weight.shape
     a, b = (weight.new_zeros(shape, dtype=trained_dtype(weight)) for shape in ((rank, width), (rows, rank)))
     return {"a": nn.init.kaiming_uniform_(a, a=math.sqrt(5)), "b": b}

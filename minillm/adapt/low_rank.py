@@ -1,4 +1,4 @@
-"""What LoRA, DoRA and PiSSA share: which matrices are adapted, at which rank and scale, and how the update is saved.
+"""The common part of LoRA, DoRA and PiSSA: choice of the matrices, their ranks and scales, saving of the update.
 
 An update of rank r is scaled by s = alpha / r (Hu et al. 2021) or, rank-stabilised, by alpha / √r, which keeps its size
 as r grows (Kalajdzievski 2023). The formulas of dW are in `lora.py`, `dora.py` and `pissa.py`. W itself is never
@@ -26,7 +26,7 @@ Self = TypeVar("Self", bound="LowRank")
 
 
 class Update(NamedTuple):
-    """How one matrix is adapted: the rank and the scale of dW, dropout, and whether the bias is trained too."""
+    """The settings of one matrix's dW: its rank and scale, dropout, and whether the bias is trained too."""
 
     rank: int
     scale: float
@@ -50,7 +50,7 @@ class AdaptedMatrix(nn.Module, ABC):
             self.bias = self.trained(self.bias if start is None else start["bias"])
 
     def trained(self, value: Tensor) -> nn.Parameter:
-        """A parameter that starts as a copy of a value."""
+        """A new trainable parameter that starts as a copy of a value."""
         return nn.Parameter(value.detach().to(self.weight.device, trained_dtype(self.weight), copy=True))
 
     @classmethod
@@ -127,7 +127,7 @@ class LowRankOptions:
             raise InputError(f"dropout must be in [0, 1), got {self.dropout}")
 
     def updates(self, candidates: Mapping[str, Matrix], method: str) -> dict[str, Update]:
-        """Each target's update by path. Raises InputError for a pattern that matches nothing and for a rank below 1."""
+        """The settings of each target, by path. Raises InputError if a pattern matches nothing or a rank is below 1."""
         if not self.targets:
             raise InputError(f"{method} needs at least one target; all-linear is every matrix of the blocks")
         targets = matching(candidates, self.targets, f"{method} target")

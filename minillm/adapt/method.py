@@ -1,4 +1,4 @@
-"""The interface of every method that adapts a decoder: training, generation and the laws use nothing else of it."""
+"""The interface of every method that adapts a decoder, for training, generation, saving and loading."""
 
 import difflib
 import inspect
@@ -32,7 +32,7 @@ OTHER_NAMES = {
     "num_virtual_tokens": "length", "virtual_tokens": "length", "encoder_hidden_size": "hidden",
     "num_labels": "classes",
 }  # fmt: skip
-"""What other libraries call an argument, and its name here."""
+"""Names of arguments in other libraries, and the names here."""
 
 
 def check_arguments(kind: type, names: Iterable[str]) -> None:
@@ -47,7 +47,7 @@ def check_arguments(kind: type, names: Iterable[str]) -> None:
 
 
 class Adaptation(Summarised, ABC):
-    """A body over a base decoder's weights, and what is trained next to or in it. The base is never written to."""
+    """A decoder over the base's weights, and the trained parameters in it or next to it. The base is never changed."""
 
     def __new__(cls, *args: Any, **options: Any):
         check_arguments(cls, options)
@@ -68,7 +68,7 @@ class Adaptation(Summarised, ABC):
         """The arguments that the method was built with, besides the decoder: JSON's types only."""
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Exactly what the optimizer gets, by name."""
+        """The trainable parameters by name, for the optimizer."""
         return {
             name.removeprefix("decoder."): parameter
             for name, parameter in self.named_parameters()
@@ -110,14 +110,14 @@ class Adaptation(Summarised, ABC):
             tokenizer=None if tokenizer is None else tokenizer.fingerprint,
             minillm=minillm.__version__,
         )
-        # Both files are written under temporary names first, then renamed, the description last: it makes the adapter.
+        # Both are written under temporary names, then renamed, adapter.json last: without it there is no adapter.
         with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
             described.write_text(sealed(asdict(description)), "utf-8")
             save_file(packed, tensors)
 
 
 def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each weight under its first name alone: a tied head is the embedding."""
+    """Each weight once, under its first name: a tied head is listed as the embedding only."""
     first = {id(weight): name for name, weight in reversed(list(weights.items()))}
     return {name: weight for name, weight in weights.items() if first[id(weight)] == name}
 
@@ -136,7 +136,11 @@ def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> No
 
 
 class Method(Adaptation):
-    """An adaptation that is called like a decoder: it may put keys and values before the text, or change the body."""
+    """An adaptation that is called like a decoder and returns next-token logits (classes: `FineTune(classes=...)`).
+
+    A subclass creates its parameters and changes `self.decoder` in `__init__`, and implements `options` and, if it has
+    a prefix, `prefix`. `adapt.load` finds the classes in `adapt.METHODS`.
+    """
 
     def prefix(self) -> KeyValues | None:
         """The keys and values before every row, in every layer; None if there are none."""

@@ -64,7 +64,7 @@ class PiSSALinear(AdaptedMatrix):
 
 
 class PiSSA(LowRank):
-    """Updates that start along W's principal directions, with the arguments of `LowRank`, of all Linears and the head.
+    """PiSSA of the matrices that `targets` name: Linears of the blocks, and the head. Arguments as in `LowRank`.
 
     Seam: LINEARS. Equal to the base at the start, up to rounding. `state()` and `lora_options()` are those of a LoRA.
     """

@@ -1,11 +1,11 @@
 """Prefix tuning (Li & Liang 2021; place 2 of figure 1, in every layer): trained keys and values before the text's own.
 
-    attention_l = softmax(Q [K_prefix,l; K]ᵀ / √K) [V_prefix,l; V]
+    attention_l = softmax(Q_l [K_prefix,l; K_l]ᵀ / √(head width)) [V_prefix,l; V_l]
 
 The prefix is not computed: its parameters are the keys and values of P positions in L layers. Keys are stored after
 the rotation. In training an MLP may compute them (`reparametrisation.py`); only keys and values are saved. Finite keys
-always take a share of the softmax, so a plain prefix is never a no-op. A gated one is at the start: it is attended to
-separately and added, Attn(text) + tanh(g) Attn(prefix), with g = 0 (Zhang et al. 2023).
+always take a share of the softmax, so a plain prefix always changes the output. A gated one does not at the start: it
+is attended to separately and added, Attn(text) + tanh(g) Attn(prefix), with g = 0 (Zhang et al. 2023).
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ Sides = tuple[Float[Tensor, "L G P K"], Float[Tensor, "L G P K"]]
 
 
 class PrefixTuning(Method):
-    """`length` trained positions in every layer. Seam: KEYS_VALUES. Equal to the base at the start only if `gated`.
+    """`length` trained positions per layer. Seam: KEYS_VALUES. Equal to the base at the start if gated and unshifted.
 
     `init` is `"random"` (normal, each number with the mean and standard deviation of random tokens' keys and values in
     its layer, head and position), `"zero"`, or token ids, repeated or cut to `length`, whose keys and values are taken.
@@ -96,7 +96,7 @@ class PrefixTuning(Method):
 
     @classmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "PrefixTuning":
-        """As of every method, without an MLP and without drawing random numbers."""
+        """As `Adaptation.from_state`, without an MLP and without drawing random numbers."""
         method = cls(decoder, **{**options, "hidden": None, "init": [0]})
         method.init = options["init"]
         restore(method.trainable(), state)

@@ -1,7 +1,7 @@
-"""Initialisation of soft prompts and prefixes: the tokens whose embeddings, or keys and values, they start from.
+"""Initialisation of soft prompts and prefixes from tokens: from their embeddings, or from their keys and values.
 
-Far from the training distribution a prompt is hard to train (Lester et al. 2021, section 3.2; Li & Liang 2021, section
-7.4): real words are a better start than noise, and words of the task the best.
+Real words are a better initialisation than noise, and words of the task the best (Lester et al. 2021, section 3.2;
+Li & Liang 2021, section 7.4).
 """
 
 from collections.abc import Sequence

@@ -1,10 +1,10 @@
 """The soft prompt (place 2 of figure 1, the input embeddings): P trained vectors p before every text's embeddings.
 
-    logits = decoder([p; embed(ids)]), of which the text's T positions are kept
+    logits = decoder([p; embed(ids)])[P:], the text's T positions
 
-These are the lecture's trainable prefix p0 and prompt tuning (Lester et al. 2021). The vectors come first and
-attention is causal, so their keys and values in every layer do not depend on the text: they run through the decoder
-once per batch, as one row shared by all rows. This is exact, gradients included.
+This is prompt tuning (Lester et al. 2021); figure 1 labels the vectors p0. They come first and attention is causal, so
+their keys and values in every layer do not depend on the text: the decoder processes the vectors once per batch, as
+one row shared by all rows. Logits and gradients are exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +55,7 @@ class SoftPrompt(Method):
 
     @classmethod
     def from_state(cls, decoder: Decoder, options: Mapping[str, Any], state: Mapping[str, Tensor]) -> "SoftPrompt":
-        """As of every method, without drawing random numbers."""
+        """As `Adaptation.from_state`, without drawing random numbers."""
         method = cls(decoder, **{**options, "init": [0]})
         method.init = options["init"]
         restore(method.trainable(), state)

@@ -21,8 +21,8 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.key_values import KeyValues
 
-CHANGING = (LoRA, DoRA, PiSSA, FineTune)
-BEFORE = (SoftPrompt, PrefixTuning)
+CHANGING = (LoRA, DoRA, PiSSA, FineTune)  # methods that change the weights
+BEFORE = (SoftPrompt, PrefixTuning)  # methods that put a prefix before the text
 
 
 class Stack(Method):

@@ -1,6 +1,6 @@
 """A second body over the same weights, whose modules can be replaced without changing the decoder.
 
-Parameters are frozen and unfrozen here only.
+The base's weights are frozen here, and copies of them are made trainable.
 """
 
 import copy
@@ -25,8 +25,8 @@ PEFT_NAMES = {
 def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
     """A decoder over the same weights, none of them trainable; replacing its modules does not change the base.
 
-    With a `dtype` the blocks' matrices are copied into it (half the bytes in bfloat16); embeddings, norms and so the
-    residual stream keep theirs. Run it under autocast.
+    With a `dtype` the Linears of the blocks are copied into it (half the bytes in bfloat16); embeddings, head, norms
+    and the residual stream keep theirs. Run it under autocast.
     """
     shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in decoder.parameters()}
     body = copy.deepcopy(decoder, shared)
@@ -36,7 +36,7 @@ def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
 
 
 def lower(body: Decoder, dtype: torch.dtype) -> None:
-    """Convert the frozen matrices of this body's blocks to `dtype`; trainable ones keep theirs."""
+    """Cast the Linears of this body's blocks to `dtype`, in place, except those with a trainable parameter."""
     for linear in linears(body).values():
         if not any(parameter.requires_grad for parameter in linear.parameters()):
             linear.to(dtype)

@@ -1,4 +1,4 @@
-"""LoRA: x Wᵀ + c + s (x Aᵀ) Bᵀ, with one adapter for all rows, or with a separate one for each row of a batch.
+"""LoRA: x Wᵀ + bias + s (x Aᵀ) Bᵀ, with one adapter for all rows, or with a separate one for each row of a batch.
 
 At D = 4096 an update of rank 16 adds 1 % to the FLOPs of the frozen product; its real cost is memory traffic and
 launches. A pass that reads or writes N rows of D bfloat16 elements takes 184 / D of the time of a product at 790

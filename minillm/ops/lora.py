@@ -1,6 +1,6 @@
-"""A frozen linear layer and its low-rank update (Hu et al. 2021, equation 3): x Wᵀ + c + s (x Aᵀ) Bᵀ.
+"""A frozen linear layer and its low-rank update (Hu et al. 2021, equation 3): x Wᵀ + bias + s (x Aᵀ) Bᵀ.
 
-dW = s B A has rank at most R, with s = alpha / R. W is a constant: only A, B and x have a gradient.
+dW = s B A has rank at most R, with s = alpha / R. `operations.lora` detaches W; A, B, x and the bias get gradients.
 """
 
 from torch import Tensor

@@ -1,6 +1,6 @@
 """A linear layer with a low-rank update (Hu et al. 2021, equation 3): W is frozen, dW = s B A is trained.
 
-    y = x Wᵀ + c + s (x Aᵀ) Bᵀ,    A of R rows, B of R columns, s = alpha / R
+    y = x Wᵀ + bias + s (x Aᵀ) Bᵀ,    A of R rows, B of R columns, s = alpha / R
 
 Gradient. The update is two Linears, with h = x Aᵀ between them and dh = s dy B in the backward pass:
 
@@ -9,7 +9,7 @@ Gradient. The update is two Linears, with h = x Aᵀ between them and dh = s dy 
 With dropout, A multiplies x after dropout, and dh A is the gradient of that input.
 
 B starts at 0, so dh = 0 and A does not change in the first step; B changes, since h is not 0. The gradient of W is
-computed too: LoRA does not use it, but training both does.
+computed too, for training W together with A and B; LoRA does not use it.
 """
 
 from minillm.reference.linear import linear_backward, linear_forward

@@ -1,6 +1,6 @@
 """LoRA in a batch whose rows use different adapters (Chen et al. 2023): one frozen product, one small product per row.
 
-    y_i = x_i Wᵀ + c + (x_i A_jᵀ) B_jᵀ        j the adapter of row i, the scale in B_j
+    y_i = x_i Wᵀ + bias + (x_i A_jᵀ) B_jᵀ        j the adapter of row i, the scale in B_j
 
 Index -1 means no adapter: it selects an adapter of zeros appended at the end. Gradient: as for LoRA, row by row; the
 gradient of an adapter is the sum over the rows that use it.

@@ -1,8 +1,8 @@
 """The activation cache: frozen layers run once per row of tokens, since their output is the same in every epoch.
 
 The hidden states that enter the lowest trained stage (a block, the last norm or the head) are cached when a row is
-first processed. No gradient goes below that stage, so an epoch costs only the trained blocks. The losses are those of
-training without a cache, bit for bit in the same batches and to rounding in others.
+first processed. No gradient goes below that stage, so a later epoch runs only the stages from it on. The losses are
+those of training without a cache, bit for bit in the same batches and up to rounding in others.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from minillm.shapes import Float
 def lowest_trained_stage(method: Method) -> int:
     """The lowest trained stage of `Decoder.run_blocks`: a block, L for the last norm, L + 1 for the head.
 
-    0 if no hidden states can be cached: an embedding is trained, or nothing, or the layers attend to a prefix.
+    0 if nothing can be cached: block 0 or an embedding is trained, no parameter is trained, or there is a prefix.
     """
     trained = (name for name, parameter in method.named_parameters() if parameter.requires_grad)
     lowest = min((_stage(name, method.config.layers) for name in trained), default=0)
@@ -38,7 +38,7 @@ def _stage(name: str, layers: int) -> int:
 
 
 class ActivationCache:
-    """The hidden states of a method's rows of tokens, whose frozen layers run once per row.
+    """The hidden states that enter the lowest trained stage, computed once for each row of token ids.
 
     Raises InputError if `lowest_trained_stage` is 0.
     """
@@ -73,7 +73,7 @@ class ActivationCache:
             self._rows[row] = states[: end + 1].clone()
 
     def _check(self) -> None:
-        """The frozen tensors are unchanged, by their addresses and counts of in-place writes, and the precision too."""
+        """Raises InputError for dropout, and if a frozen tensor (its address or version) or the precision changed."""
         body = self.method.decoder
         frozen = [module for block in body.blocks[: self.start] for module in block.modules()]
         dropping = [module for module in frozen if module.training and getattr(module, "dropout", 0) > 0]

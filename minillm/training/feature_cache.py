@@ -55,7 +55,7 @@ def cached_features(
     decoder: Decoder, texts: Sequence[Sequence[int]], root: Path, recipe: FeatureRecipe,
     tokenizer_fingerprint: str | None = None, name: str = "features",
 ) -> Float[Tensor, "N D"]:  # fmt: skip
-    """`compute_features`, computed once and then mapped from their store, a directory under `root`.
+    """`compute_features`, computed once, saved in a directory under `root` (the store), and memory-mapped from it.
 
     Its name is a digest of everything that the features depend on. Raises InputError for a store that is damaged or
     stale, naming what has changed.
@@ -76,7 +76,7 @@ def cached_features(
 def _description(
     decoder: Decoder, texts: Sequence[Sequence[int]], recipe: FeatureRecipe, tokenizer_fingerprint: str | None
 ) -> dict[str, Any]:
-    """Everything that features depend on; the same ids of another tokenizer are another text."""
+    """Everything that features depend on; with the tokenizer, since the same ids are another text in another one."""
     return {
         "weights": _digest({name: tensor_fingerprint(tensor) for name, tensor in decoder.named_parameters()}),
         "config": repr(decoder.config),

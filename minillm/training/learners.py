@@ -1,4 +1,4 @@
-"""A training step: the gradient of the mean loss, and the optimizer step along it.
+"""A training step: the gradient of the mean loss, then the optimizer step that uses it.
 
 They are two calls, so that the loop can check the loss before a parameter changes. `TorchLearner` trains every method;
 `minillm.training.numpy_learner` does the same with the numpy reference.
@@ -21,14 +21,14 @@ Batched = TypeVar("Batched", contravariant=True)
 
 @runtime_checkable
 class Learner(Protocol[Batched]):
-    """What the loop needs: gradients, updates, and a state that can be saved."""
+    """The interface that the loop uses: gradients, updates, and a state that can be saved."""
 
     def backward(self, batches: Sequence[Sequence[Batched]]) -> float:
         """The mean loss over all targets of the batches, in nats; stores its gradient."""
         ...
 
     def optimizer_step(self, rate: float) -> None:
-        """One AdamW step along the stored gradient, clipped."""
+        """One AdamW step with the stored gradient, whose norm is clipped first."""
         ...
 
     def state(self) -> dict[str, Tensor]:

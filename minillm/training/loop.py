@@ -24,7 +24,7 @@ from minillm.training.schedule import TrainingSettings, rate_at
 
 @dataclass
 class History:
-    """The mean loss of each step, the validation score of each epoch, the tokens processed and the seconds."""
+    """Loss of each step, score of each validated epoch, best epoch (from 0; the last if none), tokens, seconds."""
 
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Loop(Generic[Example]):
     ):  # fmt: skip
         self.learner, self.examples, self.settings = learner, examples, settings
         self.lengths = [length(example) for example in examples]
-        self.order = random.Random(settings.seed)
+        self.order = random.Random(settings.seed)  # draws the order of the batches
         self.epoch_order, self.steps_in_epoch = self.order.getstate(), 0
         self.history = History()
         batches = math.ceil(len(examples) / settings.batch_size)
@@ -87,7 +87,7 @@ class Loop(Generic[Example]):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """What `train` needs of a method."""
+    """The part of a method's interface that `train` uses."""
 
     def trainable(self) -> dict[str, nn.Parameter]: ...
 
@@ -101,7 +101,7 @@ def train(
     length: Callable[[Example], int], settings: TrainingSettings, *, validate: Callable[[], float] | None = None,
     on_interrupt: Callable[[], None] | None = None, name: str = "training",
 ) -> History:  # fmt: skip
-    """Train the parameters in `method.trainable()`; the method ends with those of the best validated epoch.
+    """Train the parameters in `method.trainable()`; at the end they have the values of the best validated epoch.
 
     `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns a score, higher is
     better; without it the last epoch is used. On Ctrl-C after the first step, `on_interrupt` is called before
@@ -119,6 +119,7 @@ def train(
                     bar.set_postfix(loss=f"{loop.step(batches):.3f}", refresh=False)
                     bar.update()
                 if validate is None:
+                    loop.history.best_epoch = epoch
                     continue
                 method.eval()
                 loop.history.validation.append(validate())

@@ -75,7 +75,7 @@ def prefix(base: Base, options: MethodOptions) -> Method:
 
 
 def output(base: Base, options: MethodOptions) -> Method:
-    """The output layer. For labels only the rows of their answers: all other gradients are zero."""
+    """The head. For labels: its rows of the answers, if each is one distinct token, else a new classifier from zero."""
     if base.answers is None:
         return FineTune(base.decoder, "output")
     tokens = list(dict.fromkeys(answer[0] for answer in base.answers if len(answer) == 1))

@@ -1,7 +1,7 @@
 """A decoder from scratch: packed rows, the loss, the evaluation on held-out text, and a recipe for each depth.
 
-The loss is the cross-entropy of the next token. Held-out text is measured in nats per token and in bits per byte, which
-does not depend on the tokenizer (Gao et al. 2020, section 3.1).
+The loss is the cross-entropy of the next token. On held-out text it is given in nats per token and in bits per byte;
+the latter does not depend on the tokenizer (Gao et al. 2020, section 3.1).
 """
 
 import math
@@ -25,10 +25,10 @@ CONTEXT = 384
 
 @dataclass(frozen=True)
 class PretrainingRecipe:
-    """Steps, learning rate and batch size of a decoder of this depth: 1.5 rows of 384 tokens per layer.
+    """Steps, learning rate and batch size for a decoder of this depth. A batch has 1.5 rows of 384 tokens per layer.
 
-    With twice the batch size and half the steps the loss was higher (word problems, depth 4: 0.39 and not 0.33 nats
-    after 8,400 rows).
+    With twice the batch size and half the steps the loss was higher (word problems, depth 4, 8,400 rows: 0.39 instead
+    of 0.33 nats per token).
     """
 
     depth: int

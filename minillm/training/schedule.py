@@ -12,8 +12,8 @@ PRECISIONS = ("bfloat16", "float32", "float64")
 class TrainingSettings:
     """How to train. A step accumulates the gradients of `accumulate` batches; `warmup` is a share of the steps.
 
-    Weight decay applies to matrices only. With precision bfloat16, matrices are multiplied in it, else in the
-    precision of the weights.
+    Weight decay applies to matrices only; `clip` is the maximum norm of the gradient. With precision bfloat16, matrix
+    products are computed in bfloat16, else in the precision of the weights.
     """
 
     epochs: int = 2

@@ -1,6 +1,6 @@
-"""Tokenizers trained on a text: byte pairs, characters, or words and numbers.
+"""Tokenizers trained on a text: byte-pair encoding (BPE), characters, or words and numbers.
 
-`minillm.reference.bpe` trains byte pairs in plain Python, with the same merges.
+`minillm.reference.bpe` trains BPE in plain Python, with the same merges.
 """
 
 import re
@@ -40,7 +40,7 @@ def characters(texts: Iterable[str], vocabulary: int = 2**31) -> Tokenizer:
 
 
 def words(texts: Iterable[str], vocabulary: int = 2**31) -> Tokenizer:
-    """A token for every word, number and sign, or for the most common ones if too many; others are unknown."""
+    """A token for every word, number and other character, or for the most common if too many; others are unknown."""
     return _closed(texts, WORD, vocabulary)
 
 
