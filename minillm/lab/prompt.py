@@ -32,7 +32,7 @@ class Prompt(AnswerOptions, DataOptions):
     text: Text | None = None
     """One text to classify, instead of the test rows."""
     example: Literal["funny", "juggler", "colour", "cans"] | None = None
-    """An example of the lecture."""
+    """A built-in example."""
     shots: int = 0
     """The number of examples in the prompt."""
     choose: Literal["balanced", "seed", "nearest", "ordered"] = "balanced"

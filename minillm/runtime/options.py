@@ -95,7 +95,7 @@ def _shown(name: str, hint: Any, default: Any) -> Any:
         return Annotated[hint, tyro.conf.arg(metavar=name.upper())]
     if default is not None:
         return Annotated[str, tyro.conf.arg(metavar="TEXT")] if hint is str else hint
-    inner = next(part for part in get_args(hint) if part is not NoneType)
+    inner = hint if hasattr(hint, "__metadata__") else next(part for part in get_args(hint) if part is not NoneType)
     choices = "{" + ",".join(_choices(inner)) + "}" if _choices(inner) else None
     metavar = choices or METAVARS.get(inner) or inner.__metadata__[0].metavar
     return Annotated[hint, tyro.conf.arg(metavar=metavar, help_behavior_hint="(optional)")]

@@ -20,7 +20,7 @@ from minillm.training.schedule import TrainingSettings
 
 Adapted = TypeVar("Adapted", bound=Adaptation | Decoder)
 Trained = Literal["soft-prompt", "prefix", "output", "last-blocks", "lora", "dora", "pissa", "full"]
-INSTRUCTION = "Answer with negative or positive.\n\n"
+LENGTH = 10
 
 
 @dataclass(kw_only=True)
@@ -47,8 +47,8 @@ class MethodOptions(TrainingOptions):
     """The dropout probability of the input of a low-rank update."""
     targets: Names = ("query", "value")
     """The adapted matrices: names such as query or q_proj, paths with wildcards, or all-linear."""
-    length: Annotated[int, arg(name="virtual-tokens", metavar="INT")] = 10
-    """The number of trained vectors of a soft prompt or prefix."""
+    length: Annotated[int | None, arg(name="virtual-tokens", metavar="INT")] = None
+    """The number of trained positions of a prefix (default 10) or soft prompt (default one per initial token)."""
     init_text: Text | None = None
     """The text whose tokens initialise a soft prompt or prefix."""
     layers: int = 2
@@ -64,14 +64,22 @@ class Base(NamedTuple):
 
 
 def soft_prompt(base: Base, options: MethodOptions) -> Method:
-    """A soft prompt is best initialised with words: by default the instruction, one vector per token."""
-    ids = base.tokenizer.encode(INSTRUCTION if options.init_text is None else options.init_text)
-    return SoftPrompt(base.decoder, max(len(ids), options.length) if options.init_text else len(ids), ids)
+    """A soft prompt that starts from the tokens of `init_text`, by default of an instruction for the task."""
+    ids = base.tokenizer.encode(instruction(base) if options.init_text is None else options.init_text)
+    return SoftPrompt(base.decoder, len(ids) if options.length is None else options.length, ids)
+
+
+def instruction(base: Base) -> str:
+    """An instruction that names the answers of the labels, or a neutral one for free answers."""
+    if base.answers is None:
+        return "Write the answer to the text below.\n\n"
+    *others, last = (base.tokenizer.decode(answer).strip() for answer in base.answers)
+    return f"Answer with {', '.join(others)} or {last}.\n\n"
 
 
 def prefix(base: Base, options: MethodOptions) -> Method:
     init = "random" if options.init_text is None else base.tokenizer.encode(options.init_text)
-    return PrefixTuning(base.decoder, options.length, init)
+    return PrefixTuning(base.decoder, LENGTH if options.length is None else options.length, init)
 
 
 def output(base: Base, options: MethodOptions) -> Method:
@@ -101,7 +109,7 @@ METHODS: dict[str, Callable[[Base, MethodOptions], Method]] = {
     "pissa": low_rank(PiSSA),
     "full": lambda base, options: FineTune(base.decoder),
 }
-"""The methods that are trained by gradient descent, by their names in the commands."""
+"""The functions that build methods, by the methods' names in the commands (`adapt.METHODS` has their classes)."""
 
 FINE_TUNED = ("output", "last-blocks", "full")
 """The methods that train copies of the base's weights."""

@@ -92,6 +92,10 @@ def test_the_weights_of_the_best_validated_epoch_are_restored():
     assert not torch.equal(snapshots[1], snapshots[2])
 
 
+def test_without_validation_the_last_epoch_is_the_best():
+    assert fit(TrainingSettings(epochs=3, batch_size=5))[1].best_epoch == 2
+
+
 def test_equal_seeds_give_equal_losses_and_different_seeds_different_ones():
     losses = [fit(TrainingSettings(epochs=2, batch_size=3, seed=seed))[1].losses for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]

@@ -8,8 +8,8 @@ import torch
 
 from minillm import Decoder, DecoderConfig
 from minillm.adapt.surgery import linears
-from minillm.training.methods import FINE_TUNED, METHODS, Base, MethodOptions, build
-from minillm.training.tokenizers import words
+from minillm.training.methods import FINE_TUNED, METHODS, Base, MethodOptions, build, instruction
+from minillm.training.tokenizers import characters, words
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -26,3 +26,22 @@ def test_with_bfloat16_frozen_matrices_have_it_and_the_float32_ones_are_freed(na
         if isinstance(linear, torch.nn.Linear) and name in FINE_TUNED:
             assert linear.weight.dtype == (torch.float32 if linear.weight.requires_grad else torch.bfloat16)
     assert all(parameter.dtype == torch.float32 for parameter in method.trainable().values())
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        ([" negative", " positive"], "Answer with negative or positive.\n\n"),
+        ([" a", " b", " c"], "Answer with a, b or c.\n\n"),
+        (None, "Write the answer to the text below.\n\n"),
+    ],
+)
+def test_a_soft_prompt_starts_from_an_instruction_for_the_task_with_a_vector_per_token(answers, expected):
+    tokenizer = characters([expected])
+    decoder = Decoder(DecoderConfig.tiny())
+    base = Base(decoder, tokenizer, answers and [tokenizer.encode(answer) for answer in answers])
+    assert instruction(base) == expected
+    for length in (None, 3):
+        method = build(base, "soft-prompt", MethodOptions(length=length), "float32", seed=0)
+        ids = tokenizer.encode(expected)[:length]
+        assert torch.equal(method.prompt, decoder.embed.weight[ids])
