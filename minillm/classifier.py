@@ -150,6 +150,7 @@ class TextClassifier(MethodOptions):
         task = Task("the given data", self.prompt, tuple(self._answers()), rows, held, rows, end=self.end)
         shots = balanced_shots(task, self.shots, self.seed) if self.method == "few-shot" else []
         decoder, self.tokenizer_ = self._load_base()
+        self._check_vocabulary(rows)
         self.template_, self.training_ = task_template(task, shots), Training(chosen={"shots": len(shots)})
         self.precision_ = self._precision(decoder)
         # Check the settings before the method is built.
@@ -279,6 +280,15 @@ class TextClassifier(MethodOptions):
         if missing := [label for label in labels if label not in places]:
             raise InputError(f"there is no class {missing[0]!r}; there are: {', '.join(map(str, places))}"[:500])
         return [LabelledText(text, places[label]) for text, label in zip(texts, labels, strict=True)]
+
+    def _check_vocabulary(self, rows: Sequence[LabelledText]) -> None:
+        """Raises InputError if more than half of the tokens of the texts are unknown to the tokenizer."""
+        ids = [token for row in rows for token in self.tokenizer_.encode(row.text)]
+        if self.tokenizer_.unk is not None and ids.count(self.tokenizer_.unk) > len(ids) / 2:
+            raise InputError(
+                f"the base's tokenizer knows less than half of the words, as in {rows[0].text[:60]!r}; "
+                "choose another base"
+            )
 
     def _answers(self) -> list[str]:
         if self.answers is not None:

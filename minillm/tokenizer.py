@@ -43,7 +43,7 @@ class Tokenizer:
         pipeline.encode_special_tokens = True
         pipeline.no_truncation()
         pipeline.no_padding()
-        self.bos, self.eos, self.pad, self._unk = (
+        self.bos, self.eos, self.pad, self.unk = (
             pipeline.token_to_id(names[role]) if role in names else None for role in ROLES
         )
 
@@ -157,7 +157,7 @@ class Tokenizer:
     @cached_property
     def _forbidden(self) -> frozenset[int]:
         # `unk` is allowed: it encodes text that is not in the vocabulary.
-        return frozenset(self.special.values()) - {self._unk}
+        return frozenset(self.special.values()) - {self.unk}
 
     @cached_property
     def _pattern(self) -> str:

@@ -82,7 +82,7 @@ def test_few_shot_prompts_contain_texts_with_their_answers():
 
 
 def test_a_base_can_be_a_name_and_the_default_prompt_is_neutral(tmp_path):
-    fitted = TextClassifier(base="tiny", method="zero-shot").fit(["2 + 3", "5"], ["sum", "number"])
+    fitted = TextClassifier(base="tiny", method="zero-shot").fit([" How 2 3", " 5"], ["sum", "number"])
     assert fitted.template_.render("7") == "Text: 7\nLabel:"
     fitted.save(tmp_path)
     assert np.array_equal(TextClassifier.load(tmp_path).predict_proba(["7"]), fitted.predict_proba(["7"]))
@@ -121,6 +121,11 @@ def test_answers_with_the_same_tokens_are_refused():
     words = minillm.training.tokenizers.words([" good bad :"])
     with pytest.raises(InputError, match="the answers ' fine' and ' poor' are the same to this base's tokenizer"):
         classifier(base=(BASE[0], words)).fit(TEXTS, ["fine", "poor"] * 8)
+
+
+def test_a_base_that_does_not_know_the_words_is_refused():
+    with pytest.raises(InputError, match="tokenizer knows less than half of the words, as in 'a joyful film'"):
+        TextClassifier(base="tiny").fit(["a joyful film", "a dreadful bore"], ["good", "bad"])
 
 
 def test_predict_and_save_need_fit(tmp_path):

@@ -19,8 +19,6 @@ from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 from minillm.training.feature_cache import compute_features
 
-CHOICES = ("balanced", "seed", "nearest", "ordered")
-
 
 def balanced_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
     """Random training rows with equal class counts, up to 1. Raises InputError if there are too few."""
