@@ -1,7 +1,21 @@
 """The exception that minillm raises for wrong input."""
 
 import difflib
+import math
+import os
 from collections.abc import Iterable
+
+OTHER_NAMES = {
+    "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "target_modules": "targets", "modules": "targets",
+    "lora_dropout": "dropout", "use_rslora": "rank_stabilised", "rank_pattern": "ranks", "alpha_pattern": "alphas",
+    "bias": "train_bias", "num_virtual_tokens": "length", "virtual_tokens": "length", "length": "virtual_tokens",
+    "encoder_hidden_size": "hidden", "num_labels": "classes", "lr": "learning_rate", "bs": "batch_size",
+    "per_device_train_batch_size": "batch_size", "num_train_epochs": "epochs", "model": "base",
+    "model_name_or_path": "base", "output": "out", "output_dir": "out", "max_tokens": "max_new_tokens", "gpu": "cuda",
+}  # fmt: skip
+"""Names of arguments and options in other libraries, and the names here."""
+THREADS_PER_CPU = 8
+"""Far more threads than CPUs exhaust the system's memory and end the process."""
 
 
 class InputError(ValueError):
@@ -15,11 +29,27 @@ def check_seed(seed: int) -> None:
         raise InputError(f"seed must be an integer in [0, 2^63 - 1], got {seed}")
 
 
+def check_threads(count: int) -> None:
+    """Raises InputError for a number of CPU threads below 1 or far above the number of CPUs."""
+    if count < 1:
+        raise InputError(f"threads must be at least 1, got {count}")
+    if count > (most := THREADS_PER_CPU * (os.cpu_count() or 1)):
+        raise InputError(f"threads must be at most {most} on this machine, got {count}")
+
+
+def check_temperature(temperature: float, *, vote: bool = False) -> None:
+    """Raises InputError for NaN, for infinity and below 0; for a majority vote, which needs samples, also for 0."""
+    if not 0 <= temperature < math.inf or (vote and temperature == 0):
+        least = "above 0 for a majority vote" if vote else "of at least 0 (0: greedy)"
+        raise InputError(f"temperature must be a finite number {least}, got {temperature}")
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the most similar one if there is one, else with all that exist."""
     known, word = list(known), name.strip("-")
-    near = [one for one in known if word in one.strip("-").replace("_", "-").split("-")] or difflib.get_close_matches(
-        name, known, 1
-    )
+    other = OTHER_NAMES.get(word.replace("-", "_"))
+    near = [one for one in known if one.strip("-").replace("-", "_") == other]
+    near = near or [one for one in known if word in one.strip("-").replace("_", "-").split("-")]
+    near = near or difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
     return InputError(f"unknown {what}: {name!r}; {hint}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.errors import InputError, check_seed
+from minillm.errors import InputError, check_seed, check_temperature
 from minillm.key_values import KeyValues
 from minillm.operations import softmax
 from minillm.shapes import Bool, Float, Int
@@ -137,8 +137,7 @@ def _check(
         raise InputError(
             f"prompt ({ids.shape[1]}) and max_new_tokens ({new}) exceed the context length {config.context_length}"
         )
-    if temperature < 0:
-        raise InputError(f"temperature must be at least 0 (greedy), got {temperature}")
+    check_temperature(temperature)
     if top_k is not None and top_k < 1:
         raise InputError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -1,5 +1,6 @@
 """Generation with a cache equals the full forward pass; sampling; stop tokens; validation."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -93,7 +94,7 @@ def test_top_k_keeps_the_most_likely_and_temperature_divides_the_logits(logits, 
     [
         ({"max_new_tokens": 0}, "at least 1"),
         ({"max_new_tokens": 99}, "exceed the context length 17"),
-        ({"max_new_tokens": 1, "temperature": -1.0}, "temperature"),
+        *(({"max_new_tokens": 1, "temperature": wrong}, "temperature") for wrong in (-1.0, math.nan, math.inf)),
         ({"max_new_tokens": 1, "top_k": 0}, "top_k"),
         ({"max_new_tokens": 1, "top_p": 0.0}, "top_p"),
     ],

@@ -67,8 +67,12 @@ def describe(directory: str | Path) -> Description:
     Raises InputError if it is missing, damaged, edited, of another format, too large or not strict JSON.
     """
     path = Path(directory) / DESCRIPTION
+    if not Path(directory).is_dir():
+        raise InputError(f"{directory} is not an adapter: there is no such directory")
     if not path.is_file():
-        raise InputError(f"{directory} is not an adapter: it has no file {DESCRIPTION}")
+        peft = "; convert it from PEFT's format with `minillm adapter import-peft`"
+        hint = peft if (path.parent / "adapter_config.json").exists() else ""
+        raise InputError(f"{directory} is not an adapter: it has no file {DESCRIPTION}{hint}")
     found = read_sealed(path, FORMAT)
     names = {field.name for field in fields(Description)}
     if odd := sorted(found.keys() ^ names):

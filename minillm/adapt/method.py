@@ -16,7 +16,7 @@ import minillm
 from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.errors import InputError
+from minillm.errors import OTHER_NAMES, InputError
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
 from minillm.runtime.files import replacing, sealed
@@ -26,13 +26,6 @@ from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer
 
 Self = TypeVar("Self", bound="Adaptation")
-OTHER_NAMES = {
-    "rank": "r", "lora_alpha": "alpha", "target_modules": "targets", "modules": "targets", "lora_dropout": "dropout",
-    "use_rslora": "rank_stabilised", "rank_pattern": "ranks", "alpha_pattern": "alphas", "bias": "train_bias",
-    "num_virtual_tokens": "length", "virtual_tokens": "length", "encoder_hidden_size": "hidden",
-    "num_labels": "classes",
-}  # fmt: skip
-"""Names of arguments in other libraries, and the names here."""
 
 
 def check_arguments(kind: type, names: Iterable[str]) -> None:

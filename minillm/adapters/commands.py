@@ -1,17 +1,17 @@
 """`minillm adapter` and `minillm export`: work on adapter files, without training. No file is changed in place."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
 from minillm import hub
 from minillm.adapt import Adaptation, LoRA
 from minillm.adapt.description import DESCRIPTION, TENSORS, describe
 from minillm.adapters.extract import Extracted, extract, resize
-from minillm.adapters.load import load
+from minillm.adapters.load import load, opened
 from minillm.adapters.merge import merge, merge_rounding
 from minillm.errors import InputError
 from minillm.hub.gguf_export import export
@@ -61,7 +61,7 @@ class RankOptions:
 
 @dataclass(kw_only=True)
 class Inspect(AdapterOptions):
-    """Print an adapter's method, options, tensors and size.
+    """Print an adapter's method, options, tensors and size; `verify` checks them.
 
     Example: minillm adapter inspect my.adapter
     """
@@ -69,13 +69,16 @@ class Inspect(AdapterOptions):
     def run(self) -> None:
         description = describe(self.adapter)
         size = sum(path.stat().st_size for path in self.adapter.iterdir())
-        print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
-        print(f"options: {json.dumps(description.options)}")
-        print(f"base: {len(description.base)} weights, identified by their sha256")
-        with safe_open(str(self.adapter / TENSORS), framework="pt") as file:
+        with opened(self.adapter / TENSORS) as file:
+            print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
+            print(f"options: {json.dumps(description.options)}")
+            print(f"base: {len(description.base)} weights, identified by their sha256")
             for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
-                how = "difference to the base" if name in description.differences else file.get_slice(name).get_dtype()
-                print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how}")
+                stored = file.get_slice(name)
+                if name in description.differences:
+                    print(f"  {name}  difference to the base, {math.prod(stored.get_shape()):,} bytes")
+                else:
+                    print(f"  {name}  {tuple(stored.get_shape())}  {stored.get_dtype()}")
 
 
 @dataclass(kw_only=True)

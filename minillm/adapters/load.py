@@ -7,6 +7,7 @@ detect damage. The adapter's effect on a probe is measured and printed.
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def load(
     directory = Path(directory)
     description = describe(directory)
     if tokenizer is not None and description.tokenizer not in (None, tokenizer.fingerprint):
-        raise InputError(f"{directory} was trained with another tokenizer; use the base's own")
+        raise InputError(f"{directory} was trained with another tokenizer than that of {_named(decoder)}")
     _check_base(directory, description, decoder)
     state = _state(directory, description, decoder)
     try:
@@ -89,25 +90,39 @@ def _check_base(directory: Path, description: Description, decoder: Decoder) -> 
         where = "this decoder" if first in here else "the adapter's base"
         how = "differs" if first in here and first in there else f"is only in {where}"
         raise InputError(
-            f"{directory} belongs to another base: {first} {how} ({len(different)} of {len(here)} weights differ)"
+            f"{directory} belongs to another base: {first} {how} ({len(different)} of {len(here)} weights differ from "
+            f"{_named(decoder)})"
         )
+
+
+def _named(decoder: Decoder) -> str:
+    return f"{decoder.source.path or 'this base'}; give the adapter's own base, in commands with --base"
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """The opened safetensors file of an adapter. Raises InputError if it is missing or damaged."""
+    if not path.is_file():
+        raise InputError(f"{path.parent} is not complete: {path.name} is missing")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as problem:
+        raise InputError(
+            f"{path} cannot be read as safetensors ({problem}); copy the adapter or train it again"[:500]
+        ) from None
 
 
 def _state(directory: Path, description: Description, decoder: Decoder) -> dict[str, Tensor]:
     """The tensors as they were saved, each checked by its sha256; sizes are checked before anything is read."""
     path, base = directory / TENSORS, _Base(decoder)
-    try:
-        size, most = path.stat().st_size, SLACK + 8 * sum(weight.numel() for weight in decoder.parameters())
-        if size > most:
-            raise InputError(f"{path} must have at most {most} bytes for this base, got {size}")
-        with safe_open(str(path), framework="pt") as file:
-            if odd := sorted(set(file.keys()) ^ description.tensors.keys()):
-                raise InputError(f"the tensor {odd[0]} is only in one of {path} and {DESCRIPTION}"[:500])
-            state = {
-                name: _proved(path, name, file.get_tensor(name), description, base) for name in description.tensors
-            }
-    except (SafetensorError, OSError) as problem:
-        raise InputError(f"{path} cannot be read as safetensors ({problem})"[:500]) from None
+    most = SLACK + 8 * sum(weight.numel() for weight in decoder.parameters())
+    if path.is_file() and (size := path.stat().st_size) > most:
+        raise InputError(f"{path} must have at most {most} bytes for this base, got {size}")
+    with opened(path) as file:
+        if odd := sorted(set(file.keys()) ^ description.tensors.keys()):
+            raise InputError(f"the tensor {odd[0]} is only in one of {path} and {DESCRIPTION}"[:500])
+        state = {name: _proved(path, name, file.get_tensor(name), description, base) for name in description.tensors}
     check_finite(state, str(path))
     return state
 

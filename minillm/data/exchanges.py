@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from minillm.data.tables import column, read_rows
+from minillm.data.tables import columns
 from minillm.data.tasks import divide
 from minillm.errors import InputError
 
@@ -31,7 +31,7 @@ def table_exchanges(
 ) -> Exchanges:
     """The task of a CSV or JSON lines file, divided like labelled text. {text} in `template` is the value of the
     prompt column. Raises InputError for an empty prompt or answer."""
-    rows = [(column(row, prompt_column, path), column(row, answer_column, path)) for row in read_rows(path)]
+    rows = columns(path, prompt_column, answer_column)
     if not all(asked.strip() and answer.strip() for asked, answer in rows):
         raise InputError(f"{path} has a row with an empty {prompt_column!r} or {answer_column!r}: fill or remove it")
     exchanges = [Exchange(template.replace("{text}", asked), answer) for asked, answer in rows]

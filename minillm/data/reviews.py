@@ -5,7 +5,7 @@
 
 from pathlib import Path
 
-from minillm.data.tables import column, read_rows
+from minillm.data.tables import columns
 from minillm.data.tasks import LabelledText, Task, divide
 
 PROMPT = "Review: {text}\nSentiment:"
@@ -15,8 +15,8 @@ ANSWERS = (" negative", " positive")
 def reviews_task(path: Path, train: int, test: int) -> Task:
     """The task from the pulled CSV file. Raises InputError if it has too few rows."""
     rows = [
-        LabelledText(column(row, "text", path), int(column(row, "label", path)))
-        for row in read_rows(path)
-        if row.get("source") == "rotten_tomatoes"
+        LabelledText(text, int(label))
+        for text, label, source in columns(path, "text", "label", "source")
+        if source == "rotten_tomatoes"
     ]
     return Task("reviews", PROMPT, ANSWERS, *divide(rows, train, test))

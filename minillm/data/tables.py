@@ -11,37 +11,53 @@ from minillm.data.tasks import LabelledText, Task, divide
 from minillm.errors import InputError
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Each row as a mapping from column to value. Raises InputError for any other file."""
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The number of the line and the values by column, of each row. Raises InputError for any other file."""
     if path.suffix not in (".csv", ".jsonl"):
         raise InputError(f"{path} must be a .csv or .jsonl file")
     try:
         # Spreadsheets write a byte order mark, which must not become part of the name of the first column.
         with path.open(encoding="utf-8-sig", newline="") as file:
             if path.suffix == ".jsonl":
-                yield from (_json_row(line, path) for line in file if line.strip())
+                for line, text in enumerate(file, 1):
+                    if text.strip():
+                        yield line, _json_row(text, f"{path}, line {line}")
             else:
                 # The default limit of a field is 128 kB; reviews are longer.
                 csv.field_size_limit(sys.maxsize)
-                yield from csv.DictReader(file)
+                reader = csv.DictReader(file)
+                yield from ((reader.line_num, row) for row in reader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise InputError(f"{path} is not a readable {path.suffix[1:].upper()} file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
+    except csv.Error as error:
+        raise InputError(f"{path} is not a readable CSV file: {error}") from error
 
 
-def _json_row(line: str, path: Path) -> dict[str, Any]:
-    row = json.loads(line)
+def _json_row(text: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
     if not isinstance(row, dict):
-        raise InputError(f"every line of {path} must be a JSON object, got {line.strip()[:40]}")
+        raise InputError(f"{where}: every line must be a JSON object, got {text.strip()[:40]}")
     return row
 
 
-def column(row: dict[str, Any], name: str, path: Path) -> str:
-    """The value of a row in a column, as text. Raises InputError if there is none, with the names of the columns."""
-    if row.get(name) is None:
-        raise InputError(f"{path} has a row without a value in column {name!r}; columns: {', '.join(map(str, row))}")
-    return str(row[name])
+def columns(path: Path, *names: str) -> list[tuple[str, ...]]:
+    """The values of some columns in each row, as text. Raises InputError for a missing value and for no rows."""
+    rows = []
+    for line, row in read_rows(path):
+        for name in names:
+            if row.get(name) in (None, ""):
+                what = "value in column" if name in row else "column"
+                hint = "; columns must be separated by commas" if len(row) == 1 and path.suffix == ".csv" else ""
+                raise InputError(f"{path}, line {line}: no {what} {name!r}; columns: {', '.join(map(str, row))}{hint}")
+        rows.append(tuple(str(row[name]) for name in names))
+    if not rows:
+        raise InputError(f"{path} has no rows")
+    return rows
 
 
 def table_task(
@@ -49,10 +65,12 @@ def table_task(
     test: int,
 ) -> Task:  # fmt: skip
     """A task from a file. The classes are the values of the label column in sorted order; `labels` renames them."""
-    rows = [(column(row, text_column, path), column(row, label_column, path)) for row in read_rows(path)]
+    rows = columns(path, text_column, label_column)
     values = sorted({value for _, value in rows})
     if len(values) < 2:
         raise InputError(f"column {label_column!r} of {path} must have at least 2 classes, got {len(values)}")
+    if len(values) == len(rows):
+        raise InputError(f"column {label_column!r} of {path} has a different value in each row; it must hold labels")
     if labels is not None and len(labels) != len(values):
         raise InputError(f"{len(labels)} labels are given for the {len(values)} classes: {', '.join(values)}")
     number = {value: index for index, value in enumerate(values)}

@@ -45,7 +45,7 @@ class Task:
             raise InputError(f"the prompt {self.prompt!r} has no {{text}}, the placeholder of the text")
         refuse_trailing_space(self.prompt)
         if len(set(self.answers)) < 2:
-            raise InputError(f"a task must have at least 2 different labels, got {', '.join(map(repr, self.answers))}")
+            raise InputError(f"a task must have at least 2 different labels, got {','.join(self.answers).strip()}")
         for split in ("train", "test"):
             if len({row.label for row in getattr(self, split)}) < 2:
                 raise InputError(f"the {split} rows of {self.name} are all of one class; at least 2 are needed")
@@ -61,7 +61,8 @@ def divide(rows: Sequence[Row], train: int, test: int) -> tuple[list[Row], list[
     start = min(VALIDATION_END, len(rows) - train) if test < VALIDATION_END else len(rows) - train
     if start <= test:
         raise InputError(
-            f"the data has {len(rows)} rows: too few for {train} to train on, {test} to test on and some to validate on"
+            f"the data has {len(rows)} rows: too few for {train} to train on and {test} to test on; give at least "
+            f"{train + test + 1} rows, or lower --train or --test"
         )
     shuffled = list(rows)
     random.Random(0).shuffle(shuffled)

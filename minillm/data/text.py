@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from minillm.data.tables import column, read_rows
+from minillm.data.tables import columns
 from minillm.data.tasks import VALIDATION_END
 from minillm.errors import InputError
 
@@ -45,8 +45,8 @@ def reviews_text(path: Path) -> Corpus:
     them.
     """
     sources: dict[str, list[str]] = {}
-    for row in read_rows(path):
-        sources.setdefault(column(row, "source", path), []).append(column(row, "text", path))
+    for source, text in columns(path, "source", "text"):
+        sources.setdefault(source, []).append(text)
     sentences = sources.pop("rotten_tomatoes", [])
     random.Random(0).shuffle(sentences)
     unseen = sentences[:VALIDATION_END]

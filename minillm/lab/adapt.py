@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
-from minillm.data.reviews import PROMPT
 from minillm.errors import InputError
 from minillm.lab.experiment import DataOptions, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
@@ -46,7 +45,7 @@ class Adapt(MethodOptions, DataOptions):
 
     @property
     def question(self) -> str:
-        return self.prompt if self.prompt is not None else "{text}\n" if self.free else PROMPT
+        return "{text}\n" if self.free and self.prompt is None else super().question
 
     def run(self) -> None:
         keep_freed_memory()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm.data.extraction import AnswerForm, answer_shares
 from minillm.data.templates import Question
-from minillm.errors import InputError
+from minillm.errors import InputError, check_temperature
 from minillm.lab.experiment import Experiment
 from minillm.lab.report import standard_error
 from minillm.prompting.answering import GenerationSettings, concluded_answers, self_consistent
@@ -35,12 +35,10 @@ class AnswerOptions:
     """The maximum number of tokens of a chain of thought."""
 
     def __post_init__(self):
-        if self.samples < 1 or self.max_new_tokens < 1:
-            raise InputError(
-                f"samples and max_new_tokens must be at least 1, got {self.samples} and {self.max_new_tokens}"
-            )
-        if self.samples > 1 and self.temperature <= 0:
-            raise InputError(f"temperature must be above 0 for a majority vote, got {self.temperature}")
+        for name in ("samples", "max_new_tokens"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_temperature(self.temperature, vote=self.samples > 1)
 
 
 @dataclass(frozen=True)

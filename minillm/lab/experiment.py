@@ -52,8 +52,8 @@ class DataOptions(RunOptions):
 
     base: Model = "smollm2-135m-instruct"
     """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
-    task: Literal["reviews", "word_problems"] = "reviews"
-    """The labelled texts: film reviews, or generated word problems (for the base tiny)."""
+    task: Literal["reviews", "word_problems"] | None = None
+    """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny)."""
     data: File | None = None
     """Your own labelled texts, a .csv or .jsonl file, instead of a task."""
     text_column: str = "text"
@@ -61,7 +61,8 @@ class DataOptions(RunOptions):
     label_column: str = "label"
     """The column of the labels in your data."""
     prompt: Text | None = None
-    """The prompt template for your data, with {text} as the placeholder."""
+    r"""The prompt template for your data, with {text} as the placeholder and \n for a newline. If not given:
+    'Text: {text}\nLabel:'; for free answers '{text}\n'."""
     labels: Names | None = None
     """The answers for the sorted values of the label column; the values themselves if not given."""
     train: int = 500
@@ -69,20 +70,31 @@ class DataOptions(RunOptions):
     test: int = 400
     """The number of test rows."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.data is not None and self.task is not None:
+            raise InputError("give either --data or --task, not both")
+
     @property
     def question(self) -> str:
         """The prompt template for the user's own data."""
-        return PROMPT if self.prompt is None else self.prompt
+        default = PROMPT if self.data is None else TextClassifier.prompt
+        return default if self.prompt is None else self.prompt
 
     def described(self) -> dict[str, Any]:
         """These options in JSON's types, with the number of threads in use."""
         found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads
         data = None if self.data is None else str(self.data)
-        return found | {"threads": threads, "data": data, "prompt": self.question}
+        return found | {"task": self.task or "reviews", "threads": threads, "data": data, "prompt": self.question}
 
     def load_task(self) -> Task:
-        """The user's own data, if given, else the task. Raises InputError for data that cannot be used."""
+        """The user's own data, if given, else the task. Raises InputError for data or options that cannot be used."""
+        if self.data is None and not (self.prompt is None and self.labels is None):
+            raise InputError("--prompt and --labels need --data: a task has its own prompt and labels")
+        return self.given_task()
+
+    def given_task(self) -> Task:
         if self.data is not None:
             return table_task(
                 self.data, text_column=self.text_column, label_column=self.label_column, prompt=self.question,

@@ -29,7 +29,7 @@ from minillm.data.word_problems import (
     faults,
     problems,
 )
-from minillm.errors import InputError
+from minillm.errors import InputError, check_temperature
 from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
 from minillm.lab.report import standard_error
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
@@ -76,13 +76,10 @@ class Juggler(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.problems < 2 or self.samples < 1 or self.shots < 1:
-            raise InputError(
-                f"problems must be at least 2, samples and shots at least 1, got {self.problems}, {self.samples} and "
-                f"{self.shots}"
-            )
-        if self.temperature <= 0:
-            raise InputError(f"temperature must be above 0 for self-consistency, got {self.temperature}")
+        for name, least in (("problems", 2), ("samples", 1), ("shots", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_temperature(self.temperature, vote=True)
 
     def run(self) -> None:
         keep_freed_memory()

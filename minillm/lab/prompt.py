@@ -16,7 +16,7 @@ from minillm.lab.prompt_report import accuracy_table, order_table, probabilities
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
 from minillm.runtime.device import keep_freed_memory
 from minillm.runtime.files import write_text
-from minillm.runtime.options import Directory, RunOptions, Text
+from minillm.runtime.options import Directory, Text
 
 
 @dataclass(kw_only=True)
@@ -53,7 +53,7 @@ class Prompt(AnswerOptions, DataOptions):
     """The directory of prompt.json; nothing is written if not given."""
 
     def __post_init__(self):
-        RunOptions.__post_init__(self)
+        DataOptions.__post_init__(self)
         AnswerOptions.__post_init__(self)
         own = (self.text, self.prompt, self.labels, self.data, self.instruction, self.shots, self.chain, self.free)
         if self.example is not None and (any(own) or self.samples > 1 or self.orders > 1):
@@ -144,7 +144,7 @@ class Prompt(AnswerOptions, DataOptions):
 
     def load_task(self) -> Task:
         """The task, with the user's own prompt and labels if given."""
-        task = super().load_task()
+        task = self.given_task()
         prompt = self.prompt or task.prompt
         answers = task.answers if self.labels is None else own_answers(self.labels)
         if len(answers) != len(task.answers):

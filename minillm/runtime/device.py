@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from minillm.errors import InputError
+from minillm.errors import InputError, check_threads
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -22,10 +22,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def use_threads(count: int | None = None) -> int:
-    """Set the number of CPU threads (None: torch's choice) and return it. Raises InputError below 1."""
+    """Set the number of CPU threads (None: torch's choice) and return it. Raises InputError if `check_threads` does."""
     count = torch.get_num_threads() if count is None else count
-    if count < 1:
-        raise InputError(f"threads must be at least 1, got {count}")
+    check_threads(count)
     torch.set_num_threads(count)
     return count
 

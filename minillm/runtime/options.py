@@ -4,6 +4,7 @@ A command is a dataclass: its fields are the options, `run` uses them, and the J
 is a group of options in `--help`: `TrainingOptions` is shown as "Training options".
 """
 
+import math
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -14,7 +15,7 @@ import tyro
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
-from minillm.errors import InputError, check_seed, unknown
+from minillm.errors import InputError, check_seed, check_threads, unknown
 
 __all__ = ["Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "parse"]
 
@@ -64,8 +65,8 @@ class RunOptions:
 
     def __post_init__(self):
         check_seed(self.seed)
-        if self.threads is not None and self.threads < 1:
-            raise InputError(f"threads must be at least 1, got {self.threads}")
+        if self.threads is not None:
+            check_threads(self.threads)
 
 
 def parse(command: type[Command], program: str, words: list[str]) -> Command:
@@ -120,17 +121,39 @@ def _check(command: type, words: list[str]) -> None:
     rest = iter(words)
     for word in rest:
         flag, given, value = word.partition("=")
-        flag, name = flag.replace("_", "-"), None
+        flag = flag.replace("_", "-")
         if flag in options:
             name = options[flag]
-            value = value if given or hints[name] is bool else next(rest, "")
+            value = value if given or hints[name] is bool else next(rest, None)
+            if value is None or value.startswith("--"):
+                raise InputError(f"{flag} needs a value")
         elif not word.startswith("-"):
             name, value = next(positional, None), word
-        elif word.startswith("--") and word != "--help" and not word.startswith("--tyro-"):
+            if name is None:
+                raise InputError(f"unexpected argument: {word!r}; put a text with spaces in quotes")
+        elif word not in ("-h", "--help") and not word.startswith("--tyro-"):
             raise unknown("option", flag, options)
-        choices = _choices(hints[name]) if name else ()
-        if choices and value not in choices:
-            raise unknown(f"value for {flag if flag in options else str(name).upper()}", value, choices)
+        else:
+            continue
+        shown = flag if flag in options else name.upper()
+        if (choices := _choices(hints[name])) and value not in choices:
+            raise unknown(f"value for {shown}", value, choices)
+        kinds = [kind for kind in (int, float) if kind in _parts(hints[name])]
+        if kinds and not _is_number(value, kinds[0]):
+            what = "an integer" if kinds[0] is int else "a finite number"
+            raise InputError(f"{shown} must be {what}, got {value!r}")
+
+
+def _parts(hint: Any) -> list[Any]:
+    """A type, and the types in it at any depth."""
+    return [hint, *(part for inner in get_args(hint) for part in _parts(inner))]
+
+
+def _is_number(word: str, kind: type) -> bool:
+    try:
+        return math.isfinite(kind(word))
+    except (ValueError, OverflowError):
+        return False
 
 
 def _flag(name: str, hint: Any) -> str:

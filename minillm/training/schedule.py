@@ -31,9 +31,10 @@ class TrainingSettings:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+        if not 0 < self.learning_rate < math.inf:
+            raise InputError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
+        if not self.clip > 0:
+            raise InputError(f"clip must be above 0, got {self.clip}")
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 

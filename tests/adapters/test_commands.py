@@ -73,6 +73,25 @@ def test_a_lora_is_inspected_compared_resized_merged_and_converted(command, plac
         assert torch.allclose(minillm.load(place / written)[0](IDS), logits["one"], atol=1e-4)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x10" + bytes(7) + b"{}", None])
+@pytest.mark.parametrize("action", ["inspect", "verify"])
+def test_a_broken_or_missing_tensor_file_is_reported(action, content, place, monkeypatch, capsys):  # noqa: F811
+    adapter = place / "broken.adapter"
+    base, _ = minillm.load(place / "base")
+    adapt.LoRA(base, r=1).save(adapter)
+    if content is None:
+        (adapter / "adapter.safetensors").unlink()
+    else:
+        (adapter / "adapter.safetensors").write_bytes(content)
+    base = ("--base", str(place / "base")) if action == "verify" else ()
+    monkeypatch.setattr("sys.argv", ["minillm", "adapter", action, str(adapter), *base])
+    with pytest.raises(SystemExit) as end:
+        main()
+    printed, complaint = capsys.readouterr()
+    assert (end.value.code, printed) == (2, "")
+    assert ("adapter.safetensors is missing" if content is None else "cannot be read as safetensors") in complaint
+
+
 @pytest.mark.parametrize(
     "more", [("--method", "lora"), ("--method", "last-blocks", "--layers", "1"), ("--epochs", "1")], ids=" ".join
 )
@@ -116,8 +135,8 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
             ("adapter", "import-peft", "nowhere", "--out", "no", "--base", "base"),
             "adapter_config.json cannot be read",
         ),
-        (("adapter", "inspect", "base"), "is not an adapter"),
-        (("adapter", "verify", "nowhere", "--base", "base"), "is not an adapter"),
+        (("adapter", "inspect", "base"), "is not an adapter: it has no file adapter.json"),
+        (("adapter", "verify", "nowhere", "--base", "base"), "is not an adapter: there is no such directory"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(words, sentence, place, monkeypatch, capsys):  # noqa: F811

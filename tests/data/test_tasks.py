@@ -61,12 +61,20 @@ def test_a_table_becomes_a_task(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("text", "changes", "message"),
     [
-        ("review,verdict\na,1\n", {"text_column": "words"}, "column 'words'; columns: review, verdict"),
+        ("review,verdict\na,1\n", {"text_column": "words"}, "line 2: no column 'words'; columns: review, verdict"),
         ("review,verdict\n" + "a,1\n" * 9, {}, "must have at least 2 classes, got 1"),
         ("review,verdict\n" + "a,1\nb,0\n" * 9, {"labels": ("x",)}, "1 labels are given for the 2 classes: 0, 1"),
-        ("review,verdict\n" + "a,1\nb,0\n" * 3, {"train": 50}, "has 6 rows: too few for 50 to train"),
+        (
+            "review,verdict\n" + "a,1\nb,0\n" * 3,
+            {"train": 50},
+            "has 6 rows: too few for 50 to train on and 3 to test on; give at least 54 rows",
+        ),
         ("review,verdict\n" + "a,1\nb,0\n" * 9, {"prompt": "Is it good?"}, "has no {text}"),
-        ("review,verdict\na\n", {}, "without a value in column 'verdict'"),
+        ("review,verdict\na,1\na\n", {}, "line 3: no value in column 'verdict'"),
+        ("review,verdict\na,1\na,\n", {}, "line 3: no value in column 'verdict'"),
+        ("review;verdict\na;1\n", {}, "columns: review;verdict; columns must be separated by commas"),
+        ("review,verdict\n", {}, "has no rows"),
+        ("review,verdict\na,1\nb,2\n", {}, "'verdict' of {path} has a different value in each row"),
     ],
 )
 def test_an_invalid_table_is_refused(tmp_path, text, changes, message):
@@ -74,18 +82,18 @@ def test_an_invalid_table_is_refused(tmp_path, text, changes, message):
     path.write_text(text)
     with pytest.raises(InputError) as refusal:
         table_task(path, **{"labels": None, **OPTIONS, **changes})
-    assert message in str(refusal.value)
+    assert message.replace("{path}", str(path)) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_other_files_than_tables_are_refused(tmp_path):
-    (tmp_path / "broken.jsonl").write_text('{"review": "a"\n')
+    (tmp_path / "broken.jsonl").write_text('{"review": "a", "verdict": 1}\n\n{"review": b\n')
     (tmp_path / "list.jsonl").write_text("[1]\n")
     (tmp_path / "bytes.csv").write_bytes(b"review,verdict\n\xff\xfe,1\n")
     for name, message in {
-        "broken.jsonl": "not a readable JSONL file",
-        "list.jsonl": "must be a JSON object",
-        "bytes.csv": "not a readable CSV file",
+        "broken.jsonl": r"broken\.jsonl, line 3: not JSON \(Expecting value, column 12\)",
+        "list.jsonl": "line 1: every line must be a JSON object",
+        "bytes.csv": "is not UTF-8",
         "none.csv": "cannot be read",
         "mine.parquet": "must be a .csv or .jsonl file",
     }.items():
@@ -107,7 +115,7 @@ def test_reviews_are_the_rows_of_rotten_tomatoes_in_file_order(tmp_path):
 @pytest.mark.parametrize(("name", "text"), [("mine.csv", "text,label\na,1\n"), ("mine.jsonl", '{"text": "a"}')])
 def test_a_byte_order_mark_is_not_part_of_a_column_name(tmp_path, name, text):
     (tmp_path / name).write_text(text, "utf-8-sig")
-    assert next(read_rows(tmp_path / name))["text"] == "a"
+    assert next(read_rows(tmp_path / name))[1]["text"] == "a"
 
 
 def test_a_task_of_one_class_is_refused():

@@ -60,7 +60,10 @@ def test_accuracies_computed_by_hand():
     assert "self_consistency" not in found
 
 
-@pytest.mark.parametrize("wrong", [{"samples": 0}, {"max_new_tokens": 0}, {"samples": 2, "temperature": 0.0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"samples": 0}, {"max_new_tokens": 0}, {"samples": 2, "temperature": 0.0}, {"temperature": float("nan")}],
+)
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):
         AnswerOptions(**wrong)

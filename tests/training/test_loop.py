@@ -172,7 +172,9 @@ def test_a_loss_that_is_not_finite_raises_before_the_optimizer_step(loss):
     [
         ("epochs", 0, "epochs must be at least 1, got 0"),
         ("accumulate", 0, "accumulate must be at least 1"),
-        ("learning_rate", 0.0, r"learning_rate must be above 0, got 0\.0"),
+        ("learning_rate", 0.0, r"learning_rate must be a finite number above 0, got 0\.0"),
+        ("learning_rate", float("inf"), "learning_rate must be a finite number above 0, got inf"),
+        ("clip", float("nan"), "clip must be above 0, got nan"),
         ("precision", "float16", "precision must be one of bfloat16, float32, float64, got 'float16'"),
     ],
 )
