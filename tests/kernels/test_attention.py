@@ -41,7 +41,7 @@ def _gradients(out, leaves):
 @pytest.mark.usefixtures("small_tiles")
 def test_strided_inputs_are_not_copied():
     """The layout of the decoder's Linears, B T (H K); the result has it too, so that the next Linear copies nothing."""
-    query, key, value = _random((1, 19, 4, 16), (1, 19, 2, 16), (1, 19, 2, 16))
+    query, key, value = _random((2, 19, 4, 16), (2, 19, 2, 16), (2, 19, 2, 16))
     prefix = _random((1, 2, 16, 3), (1, 2, 16, 3))
     results = []
     for name in (FAST, TRITON):

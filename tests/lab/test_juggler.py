@@ -96,18 +96,19 @@ def teacher(asked, strategy):
 
 
 def test_all_strategies_get_the_same_problems_for_each_number_of_steps():
-    found = ask(teacher, Juggler(problems=20))
+    found = ask(teacher, Juggler(problems=8))
     assert [(row["steps"], row["way"]) for row in found["ways"]] == [
         (steps, strategy.name) for steps in PRETRAINED_STEPS for strategy in STRATEGIES
     ]
     for row in found["ways"]:
         assert (row["strict"] == 1.0) == ("chain" in row["way"] or row["way"] == "self-consistency")
     assert all(row["mean"] > 0.5 for row in found["chain_less_direct"])
-    assert found == ask(teacher, Juggler(problems=20))
+    assert found == ask(teacher, Juggler(problems=8))
 
 
+@pytest.mark.unchecked
 def test_the_experiment_runs(tmp_path):
-    found = juggle(Juggler(preset="nano", steps=3, problems=4, samples=2, device="cpu", out=tmp_path))
+    found = juggle(Juggler(preset="nano", steps=3, problems=2, samples=2, device="cpu", out=tmp_path))
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
     assert found["training_steps"] == 3
     printed = table(found)
