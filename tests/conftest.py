@@ -69,8 +69,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _shapes(request):
-    unchecked = request.node.get_closest_marker("unchecked") is not None and not _slow(request.config)
-    jaxtyping.config.update("jaxtyping_disable", unchecked)
+    """`unchecked` tests call what others check. The slow run and the one with two threads check all."""
+    unchecked = request.node.get_closest_marker("unchecked") is not None
+    jaxtyping.config.update("jaxtyping_disable", unchecked and THREADS == 1 and not _slow(request.config))
 
 
 @pytest.fixture(autouse=True)

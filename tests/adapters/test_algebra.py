@@ -14,6 +14,8 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close, relative_error
 
+pytestmark = pytest.mark.unchecked
+
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 BASE = random_decoder(STYLES["GPT-2"])
 TARGETS = ["query", "all-linear", "head", "embed", "blocks.1.*", "positions"]
@@ -48,7 +50,6 @@ def changes(lora):
     return found
 
 
-@pytest.mark.unchecked
 @settings(max_examples=max(settings.default.max_examples // 3, 1))
 @given(CASES, CASES, CASES, st.floats(-3, 3))
 def test_loras_add_and_scale_as_their_changes_do(first, second, third, factor):

@@ -9,6 +9,8 @@ from minillm.hub.gguf_export import export
 from minillm.training.tokenizers import words
 from tests.hub.gguf_writing import llama_config, random_decoder
 
+pytestmark = pytest.mark.unchecked
+
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
 
 

@@ -25,6 +25,8 @@ from minillm.lab.juggler import (
     unseen,
 )
 
+pytestmark = pytest.mark.unchecked
+
 JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 START = " Let's think step by step."
 RIGHT, WRONG = Graded(Reading("16", "16"), "16", True), Graded(Reading("17", "17"), "16", True)
@@ -106,7 +108,6 @@ def test_all_strategies_get_the_same_problems_for_each_number_of_steps():
     assert found == ask(teacher, Juggler(problems=8))
 
 
-@pytest.mark.unchecked
 def test_the_experiment_runs(tmp_path):
     found = juggle(Juggler(preset="nano", steps=3, problems=2, samples=2, device="cpu", out=tmp_path))
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
