@@ -7,6 +7,7 @@ module of the given command is imported.
 import os
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from typing import Any
 
 from minillm.errors import InputError, unknown
@@ -32,7 +33,7 @@ COMMANDS: dict[str, Any] = {
         },
         "Inspect, compare, merge and convert adapters.",
     ),
-    "ladder": ("lab.ladder:Ladder", "Adapt a model to a task with every method, and compare."),
+    "ladder": ("lab.ladder:Ladder", "Adapt a model to a task with several methods, and compare."),
     "check": ("lab.check:Check", "Compare all operations and the decoder with the numpy reference."),
     "pretrain": ("lab.pretrain:Pretrain", "Train a tiny language model from scratch."),
     "export": ("adapters.commands:Export", "Write a model as a GGUF file."),
@@ -58,7 +59,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         # For example a full disk or a directory without write permission.
-        _fail(str(error))
+        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def _fail(message: str) -> None:
@@ -80,6 +81,8 @@ def _run(words: list[str]) -> None:
         commands = found
     if words[:1] in (["-h"], ["--help"]):
         print(_help(program, commands, summary))
+    elif words == ["--version"]:
+        print(f"minillm {version('minillm')}")
     elif words:
         raise unknown("command", words[0], commands)
     else:

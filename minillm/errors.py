@@ -31,10 +31,8 @@ def check_seed(seed: int) -> None:
 
 def check_threads(count: int) -> None:
     """Raises InputError for a number of CPU threads below 1 or far above the number of CPUs."""
-    if count < 1:
-        raise InputError(f"threads must be at least 1, got {count}")
-    if count > (most := THREADS_PER_CPU * (os.cpu_count() or 1)):
-        raise InputError(f"threads must be at most {most} on this machine, got {count}")
+    if not 1 <= count <= (most := THREADS_PER_CPU * (os.cpu_count() or 1)):
+        raise InputError(f"threads must be at least 1 and at most {most}, got {count}")
 
 
 def check_temperature(temperature: float, *, vote: bool = False) -> None:

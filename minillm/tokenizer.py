@@ -114,7 +114,7 @@ class Tokenizer:
     def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, sentinel: str) -> str:
         """The output of the template, with sentinels that split special tokens within messages and at their edges."""
         if self.chat_template is None:
-            raise InputError("this tokenizer has no chat template; encode plain text instead")
+            raise InputError("this tokenizer has no chat template; use plain text, in commands without --chat")
         given = {f"{role}_token": token for role, token in self.names.items()}
         given |= {"messages": _with_sentinels(messages, self.special, self._pattern, sentinel)}
         return _render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})

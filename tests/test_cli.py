@@ -94,8 +94,8 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, rungs):
             ("generate", "hello", "--base", "base", "--device", "tpu"),
             "unknown value for --device: 'tpu'; did you mean cpu?",
         ),
-        (("generate", "hello", "--base", "base", "--threads", "0"), "threads must be at least 1, got 0"),
-        (("generate", "hello", "--base", "base", "--threads", "100000"), "threads must be at most"),
+        (("generate", "hello", "--base", "base", "--threads", "0"), "threads must be at least 1 and at most"),
+        (("generate", "hello", "--base", "base", "--threads", "100000"), "got 100000"),
         (("generate", "hello", "--base", "base", "--temperature", "nan"), "--temperature must be a finite number, got"),
         (("generate", "hello", "--base", "base", "--top-k", "1.5"), "--top-k must be an integer, got '1.5'"),
         (("generate", "hello", "world", "--base", "base"), "unexpected argument: 'world'"),
@@ -104,12 +104,13 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, rungs):
         (("generate", "hello", "--base", "base", "--seed", "9223372036854775808"), "seed must be an integer"),
         (("pretrain", "--task", "word_problems", "--threads", "0"), "threads must be at least 1"),
         (("pretrain", "--task", "word_problems", "--out", "mine.csv"), "mine.csv is a file"),
-        (("lab", "juggler", "--threads", "-1"), "threads must be at least 1, got -1"),
+        (("lab", "juggler", "--threads", "-1"), "threads must be at least 1 and at most"),
         (("check", "--config", "tiny", "--seed", "-1"), "got -1"),
         (("export", "nothing", "--out", "untouched"), "there is no model 'nothing'"),
         ((*LADDER, "--labels", "good,good"), "at least 2 different labels"),
         (("pull", "review"), "unknown value for NAME: 'review'; did you mean reviews?"),
         (("lader",), "unknown command: 'lader'; did you mean ladder?"),
+        (("export", "tiny", "--out", "untouched"), "save the model in Hugging Face's layout instead"),
         (("swim",), "unknown command: 'swim'; there are: pull, generate"),
         (("generate", "hello", "--model", "base"), "unknown option: '--model'; did you mean --base?"),
         (("generate", "hello", "--bass", "base"), "unknown option: '--bass'; did you mean --base?"),
@@ -126,7 +127,7 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, rungs):
         (("adapter",), "a command is missing; there are: inspect, diff"),
         ((*LADDER, "--rungs", "zero-shot,lorra"), "unknown rung: 'lorra'; did you mean lora?"),
         ((*LADDER, "--train", "4000"), "too few for 4000 to train"),
-        ((*LADDER, "--data", "one.csv"), "at least 2 classes, got 1"),
+        ((*LADDER, "--data", "one.csv"), "at least 2 classes and fewer than rows, got 1 in"),
         ((*LADDER, "--label-column", "stars"), "no column 'stars'; columns: words, liked"),
         ((*LADDER, "--prompt", "Well?"), "has no {text}"),
         ((*LADDER, "--labels", "bad"), "1 labels are given for the 2 classes"),
@@ -212,3 +213,9 @@ def test_help_loads_no_torch():
     program = "import sys; from minillm.cli import main; main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_the_version_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["minillm", "--version"])
+    main()
+    assert capsys.readouterr().out == f"minillm {minillm.__version__}\n"

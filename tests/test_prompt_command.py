@@ -107,7 +107,7 @@ def test_each_example_of_the_lecture_is_run_with_two_templates(command, place, n
         ((*TASK, "--shots", "2", "--chain"), "these examples have no chains"),
         ((*TASK, "--prompt", "{text}: "), "ends with a space"),
         ((*TASK, "--shots", "41"), "do not hold 41 shots"),
-        ((*TASK, "--shots", "-1"), "shots must be at least 0 and orders at least 1, got -1"),
+        ((*TASK, "--shots", "-1"), "shots must be at least 0, got -1"),
         ((*TASK, "--labels", "bad,good,best"), "3 labels are given for the 2 classes"),
         ((*TASK, "--orders", "2"), "--orders needs at least two examples"),
         ((*TASK, "--shots", "2", "--orders", "3"), "2 examples have only 2 orders"),

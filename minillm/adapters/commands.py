@@ -1,7 +1,6 @@
 """`minillm adapter` and `minillm export`: work on adapter files, without training. No file is changed in place."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +40,7 @@ class BaseOptions:
     """Options of the commands that load a base."""
 
     base: Model = "smollm2-135m-instruct"
-    """The base of the adapter: a pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    """The base of the adapter: a pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
 
     def load(self, adapter: Path) -> tuple[Adaptation, Tokenizer | None]:
         """The adapter on its base, and the tokenizer of the base."""
@@ -74,11 +73,8 @@ class Inspect(AdapterOptions):
             print(f"options: {json.dumps(description.options)}")
             print(f"base: {len(description.base)} weights, identified by their sha256")
             for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
-                stored = file.get_slice(name)
-                if name in description.differences:
-                    print(f"  {name}  difference to the base, {math.prod(stored.get_shape()):,} bytes")
-                else:
-                    print(f"  {name}  {tuple(stored.get_shape())}  {stored.get_dtype()}")
+                how = "difference to the base, in bytes" if name in description.differences else ""
+                print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how or file.get_slice(name).get_dtype()}")
 
 
 @dataclass(kw_only=True)
@@ -132,7 +128,8 @@ class Merge(AdapterOptions, OutputOptions, BaseOptions):
         hub.save(merge(method), tokenizer, self.out)
         probe = torch.arange(min(16, method.config.vocabulary))[None]
         for dtype, change in merge_rounding(method, probe).items():
-            print(f"merged weights in {str(dtype).removeprefix('torch.')}: logits change by up to {change:.3g}")
+            name = str(dtype).removeprefix("torch.")
+            print(f"logits of the merged model in {name} differ from base and adapter by up to {change:.3g}")
         print(f"saved: {self.out}")
 
 
@@ -211,7 +208,7 @@ class Export:
     """
 
     base: Positional[str]
-    """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    """A pulled model, hf:NAME, a directory in Hugging Face's layout, or a .gguf file; not tiny."""
     out: File
     """The GGUF file."""
     adapter: Directory | None = None

@@ -66,9 +66,9 @@ def report(method: Adaptation, found: Effect) -> str:
     parts = [f"{type(method).__name__} ({', '.join(f'{name} {_short(value)}' for name, value in options.items())})"]
     parts.append(f"{sum(tensor.numel() for tensor in method.state().values()):,} parameters")
     if norms := update_norms(method):
-        parts.append(f"|dW| {_listed(norms)}")
+        parts.append(f"Frobenius norm of dW: {_listed(norms)}")
     what = "largest difference of the classes' logits" if found.classifies else "largest change of a logit"
-    return "; ".join([*parts, f"{what} on the probe {found.size:.3g}"])
+    return "; ".join([*parts, f"{what} on a probe of {PROBE_TOKENS} tokens: {found.size:.3g}"])
 
 
 def _listed(norms: dict[str, float]) -> str:

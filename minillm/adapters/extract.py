@@ -89,7 +89,7 @@ def _truncated(
 ) -> tuple[Factors, float]:  # fmt: skip
     """(A, B) of the first r triples, or of the fewest that have this share of the squares, and the relative error."""
     if (r is None) == (energy is None):
-        raise InputError("give either r or energy")
+        raise InputError(f"give either r or energy, got {'neither' if r is None else 'both'}")
     squares = singular.cpu().double().square()
     total = squares.sum()
     if energy is not None:

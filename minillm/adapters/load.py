@@ -108,9 +108,7 @@ def opened(path: Path) -> Iterator[Any]:
         with safe_open(str(path), framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as problem:
-        raise InputError(
-            f"{path} cannot be read as safetensors ({problem}); copy the adapter or train it again"[:500]
-        ) from None
+        raise InputError(f"{path} is damaged: it cannot be read as safetensors ({problem})"[:500]) from None
 
 
 def _state(directory: Path, description: Description, decoder: Decoder) -> dict[str, Tensor]:

@@ -31,9 +31,9 @@ def merge(method: Adaptation) -> Decoder:
     """
     name = type(method).__name__
     if not isinstance(method, Method):
-        raise InputError(f"{name} cannot be merged: it is a classifier, not a language model; save it instead")
+        raise InputError(f"{name} cannot be merged: it is a classifier, not a language model; load it as an adapter")
     if method.prefix() is not None:
-        raise InputError(f"{name} cannot be merged: it has a prefix, which is not a change of weights; save it instead")
+        raise InputError(f"{name} cannot be merged: it has a prefix, not a change of weights; load it as an adapter")
     decoder = copy.deepcopy(method.decoder)
     for path, matrix in adapted_matrices(decoder).items():
         replace(decoder, path, matrix.merged())

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from minillm.data.tables import columns
 from minillm.data.tasks import divide
-from minillm.errors import InputError
 
 
 class Exchange(NamedTuple):
@@ -32,7 +31,5 @@ def table_exchanges(
     """The task of a CSV or JSON lines file, divided like labelled text. {text} in `template` is the value of the
     prompt column. Raises InputError for an empty prompt or answer."""
     rows = columns(path, prompt_column, answer_column)
-    if not all(asked.strip() and answer.strip() for asked, answer in rows):
-        raise InputError(f"{path} has a row with an empty {prompt_column!r} or {answer_column!r}: fill or remove it")
     exchanges = [Exchange(template.replace("{text}", asked), answer) for asked, answer in rows]
     return Exchanges(path.stem, *divide(exchanges, train, test))

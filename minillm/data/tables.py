@@ -29,10 +29,8 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield from ((reader.line_num, row) for row in reader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from error
-    except csv.Error as error:
-        raise InputError(f"{path} is not a readable CSV file: {error}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not a readable file in UTF-8: {error}") from error
 
 
 def _json_row(text: str, where: str) -> dict[str, Any]:
@@ -50,7 +48,7 @@ def columns(path: Path, *names: str) -> list[tuple[str, ...]]:
     rows = []
     for line, row in read_rows(path):
         for name in names:
-            if row.get(name) in (None, ""):
+            if row.get(name) is None or not str(row[name]).strip():
                 what = "value in column" if name in row else "column"
                 hint = "; columns must be separated by commas" if len(row) == 1 and path.suffix == ".csv" else ""
                 raise InputError(f"{path}, line {line}: no {what} {name!r}; columns: {', '.join(map(str, row))}{hint}")
@@ -67,10 +65,9 @@ def table_task(
     """A task from a file. The classes are the values of the label column in sorted order; `labels` renames them."""
     rows = columns(path, text_column, label_column)
     values = sorted({value for _, value in rows})
-    if len(values) < 2:
-        raise InputError(f"column {label_column!r} of {path} must have at least 2 classes, got {len(values)}")
-    if len(values) == len(rows):
-        raise InputError(f"column {label_column!r} of {path} has a different value in each row; it must hold labels")
+    if not 2 <= len(values) < len(rows):
+        found = f"got {len(values)} in {len(rows)} rows"
+        raise InputError(f"column {label_column!r} of {path} must have at least 2 classes and fewer than rows, {found}")
     if labels is not None and len(labels) != len(values):
         raise InputError(f"{len(labels)} labels are given for the {len(values)} classes: {', '.join(values)}")
     number = {value: index for index, value in enumerate(values)}

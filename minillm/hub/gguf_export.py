@@ -63,7 +63,7 @@ def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     if pipeline["model"]["type"] != "BPE" or not pipeline["model"]["merges"] or not kinds:
         raise InputError(
             "GGUF has no tokenizer type for this tokenizer: it must be byte-level BPE with the pre-tokenizer "
-            f"{', '.join(PRETOKENISERS)}"
+            f"{', '.join(PRETOKENISERS)}; save the model in Hugging Face's layout instead"
         )
     names = {index: token for token, index in tokenizer.pipeline.get_vocab(with_added_tokens=True).items()}
     tokens = [names[index] for index in range(len(names))]

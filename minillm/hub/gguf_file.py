@@ -128,7 +128,7 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
     """The numbers of tensors and of metadata entries."""
     magic = bytes(cursor.take(min(4, len(cursor.data))))
     if magic != b"GGUF":
-        raise InputError(f"{cursor.path} is not a GGUF file: it must begin with b'GGUF', got {magic!r}")
+        raise InputError(f"{cursor.path} is not a GGUF file: it begins with {str(magic)[1:]}")
     version = cursor.number("I")
     if version not in (2, 3):
         swapped = " (big-endian)" if version & 0xFFFF == 0 else ""

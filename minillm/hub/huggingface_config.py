@@ -115,7 +115,9 @@ def read_json(path: Path) -> Settings:
     try:
         settings = json.loads(path.read_text("utf-8"))
     except OSError as problem:
-        raise InputError(f"{path} cannot be read ({problem.strerror}); give a directory that has it") from None
+        raise InputError(
+            f"{path} cannot be read ({problem.strerror}); give a model or an adapter that has it"
+        ) from None
     except (ValueError, RecursionError) as problem:
         raise InputError(f"{path} is not valid JSON: {problem}") from None
     if not isinstance(settings, dict):

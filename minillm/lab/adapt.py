@@ -33,7 +33,7 @@ class Adapt(MethodOptions, DataOptions):
     out: Directory
     """The directory of the adapter and of its measurements, adapt.json."""
     method: Literal["features", Trained] = "lora"
-    """The method."""
+    """The method; features is a linear probe, output trains the output rows of the answers, full trains all weights."""
     prompt_column: str | None = None
     """Free answers: the column of the prompts in your data."""
     answer_column: str | None = None
@@ -51,7 +51,7 @@ class Adapt(MethodOptions, DataOptions):
         keep_freed_memory()
         for name, value in adapt(self).items():
             if not isinstance(value, (list, dict)):
-                print(f"{name}: {value}")
+                print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
         print(f"saved: {self.out}")
 
     def exchanges(self) -> Exchanges:

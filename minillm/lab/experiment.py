@@ -51,7 +51,7 @@ class DataOptions(RunOptions):
     """Options of the base and of the labelled texts."""
 
     base: Model = "smollm2-135m-instruct"
-    """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    """A pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
     task: Literal["reviews", "word_problems"] | None = None
     """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny)."""
     data: File | None = None

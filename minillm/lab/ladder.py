@@ -49,7 +49,7 @@ RUNGS = {
 
 @dataclass(kw_only=True)
 class Ladder(DataOptions):
-    """Adapt a model to a task with every method, and compare: a table, ladder.json and ladder.png.
+    """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and ladder.png.
 
     LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows.
 

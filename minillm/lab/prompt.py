@@ -36,7 +36,8 @@ class Prompt(AnswerOptions, DataOptions):
     shots: int = 0
     """The number of examples in the prompt."""
     choose: Literal["balanced", "seed", "nearest", "ordered"] = "balanced"
-    """How examples are chosen from the training rows; nearest: for each text the most similar ones."""
+    """How examples are chosen from the training rows: balanced, at random with equal class counts; seed, at random;
+    nearest, for each text the most similar; ordered, the first."""
     pooling: Literal["mean", "last"] = "mean"
     """The features for nearest: their mean over the tokens, or those of the last token."""
     orders: int = 1
@@ -60,10 +61,13 @@ class Prompt(AnswerOptions, DataOptions):
             raise InputError("--example has its own text and templates; only --base and --chat can be given with it")
         if self.text is not None and self.orders > 1:
             raise InputError("--orders compares accuracies over test rows; it cannot be given with --text")
-        if self.shots < 0 or self.orders < 1:
-            raise InputError(f"shots must be at least 0 and orders at least 1, got {self.shots} and {self.orders}")
+        for name, least in (("shots", 0), ("orders", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.orders > 1 and (self.shots < 2 or self.choose == "nearest"):
-            raise InputError("--orders needs at least two examples that are the same for all texts")
+            raise InputError(
+                "--orders needs at least two examples (--shots) that are the same for all texts (not --choose nearest)"
+            )
 
     def run(self) -> None:
         keep_freed_memory()

@@ -63,12 +63,13 @@ def accuracy_table(found: dict[str, Any]) -> str:
     rows = [("measure", "accuracy", "calibrated")]
     rows += [(name, _share(one["before"]), _share(one["after"])) for name, one in found["measures"].items()]
     lines = [aligned(rows), *(f"{name}: {meaning}" for name, meaning in MEASURES.items())]
+    lines.append("calibrated: divided by the probabilities for a text without content")
     for name, title in (("free", "free answers"), ("self_consistency", "majority vote")):
         if name in found:
             one = found[name]
             lines.append(
                 f"{title}: accuracy with strict extraction {one['strict']:.3f} ± {one['standard_error']:.3f}, flexible "
-                f"{one['flexible']:.3f}; {one['unparsed']:.3f} could not be parsed"
+                f"{one['flexible']:.3f}; {one['unparsed']:.1%} of the answers could not be parsed"
             )
     return "\n".join(lines)
 

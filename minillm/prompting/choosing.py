@@ -29,7 +29,9 @@ def balanced_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
         share = count // classes + (label < count % classes)
         shots += [row for row in rows if row.label == label][:share]
     if len(shots) < count:
-        raise InputError(f"the {len(rows)} training rows do not hold {count} shots with balanced classes")
+        raise InputError(
+            f"the {len(rows)} training rows do not hold {count} shots with balanced classes; lower --shots"
+        )
     order.shuffle(shots)
     return shots
 
@@ -46,7 +48,7 @@ def ordered_shots(task: Task, count: int) -> list[LabelledText]:
 
 def _enough(task: Task, count: int) -> int:
     if count > len(task.train):
-        raise InputError(f"the {len(task.train)} training rows do not hold {count} shots")
+        raise InputError(f"the {len(task.train)} training rows do not hold {count} shots; lower --shots")
     return count
 
 

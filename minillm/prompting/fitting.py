@@ -32,7 +32,7 @@ def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[in
     for index, answer in enumerate(encoded):
         if (first := encoded.index(answer)) < index:
             same = " and ".join(repr(answers[place]) for place in (first, index))
-            raise InputError(f"the answers {same} are the same to this base's tokenizer; give other labels")
+            raise InputError(f"the answers {same} are the same to this base's tokenizer; give others (--labels)")
     return encoded
 
 

@@ -25,7 +25,7 @@ class Generate(RunOptions):
     prompt: Positional[str]
     """The text to continue."""
     base: Model = "smollm2-135m-instruct"
-    """A pulled model, tiny, a directory in Hugging Face's layout, or a .gguf file."""
+    """A pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
     adapter: Directory | None = None
     """An adapter of this base."""
     chat: bool = False

@@ -138,10 +138,9 @@ def _check(command: type, words: list[str]) -> None:
         shown = flag if flag in options else name.upper()
         if (choices := _choices(hints[name])) and value not in choices:
             raise unknown(f"value for {shown}", value, choices)
-        kinds = [kind for kind in (int, float) if kind in _parts(hints[name])]
-        if kinds and not _is_number(value, kinds[0]):
-            what = "an integer" if kinds[0] is int else "a finite number"
-            raise InputError(f"{shown} must be {what}, got {value!r}")
+        for kind, allowed in ((int, "an integer"), (float, "a finite number")):
+            if kind in _parts(hints[name]) and not _is_number(value, kind):
+                raise InputError(f"{shown} must be {allowed}, got {value!r}")
 
 
 def _parts(hint: Any) -> list[Any]:

@@ -46,7 +46,7 @@ class MethodOptions(TrainingOptions):
     dropout: float = 0.0
     """The dropout probability of the input of a low-rank update."""
     targets: Names = ("query", "value")
-    """The adapted matrices: names such as query or q_proj, paths with wildcards, or all-linear."""
+    """The adapted matrices: names such as query, value, up or q_proj, paths with wildcards, or all-linear."""
     length: Annotated[int | None, arg(name="virtual-tokens", metavar="INT")] = None
     """The number of trained positions of a prefix (default 10) or soft prompt (default one per initial token)."""
     init_text: Text | None = None

@@ -110,8 +110,8 @@ def test_the_sum_of_a_lora_with_itself_is_compressed_without_error():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "give either r or energy"),
-        ({"r": 2, "energy": 0.9}, "give either r or energy"),
+        ({}, "give either r or energy, got neither"),
+        ({"r": 2, "energy": 0.9}, "give either r or energy, got both"),
         ({"r": 0}, "r must be at least 1, got 0"),
         ({"energy": 0}, r"energy must be in \(0, 1\], got 0"),
         ({"energy": 1.5}, r"energy must be in \(0, 1\], got 1.5"),

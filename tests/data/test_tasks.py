@@ -62,7 +62,7 @@ def test_a_table_becomes_a_task(tmp_path, suffix):
     ("text", "changes", "message"),
     [
         ("review,verdict\na,1\n", {"text_column": "words"}, "line 2: no column 'words'; columns: review, verdict"),
-        ("review,verdict\n" + "a,1\n" * 9, {}, "must have at least 2 classes, got 1"),
+        ("review,verdict\n" + "a,1\n" * 9, {}, "must have at least 2 classes and fewer than rows, got 1 in 9 rows"),
         ("review,verdict\n" + "a,1\nb,0\n" * 9, {"labels": ("x",)}, "1 labels are given for the 2 classes: 0, 1"),
         (
             "review,verdict\n" + "a,1\nb,0\n" * 3,
@@ -74,7 +74,7 @@ def test_a_table_becomes_a_task(tmp_path, suffix):
         ("review,verdict\na,1\na,\n", {}, "line 3: no value in column 'verdict'"),
         ("review;verdict\na;1\n", {}, "columns: review;verdict; columns must be separated by commas"),
         ("review,verdict\n", {}, "has no rows"),
-        ("review,verdict\na,1\nb,2\n", {}, "'verdict' of {path} has a different value in each row"),
+        ("review,verdict\na,1\nb,2\n", {}, "and fewer than rows, got 2 in 2 rows"),
     ],
 )
 def test_an_invalid_table_is_refused(tmp_path, text, changes, message):
@@ -82,7 +82,7 @@ def test_an_invalid_table_is_refused(tmp_path, text, changes, message):
     path.write_text(text)
     with pytest.raises(InputError) as refusal:
         table_task(path, **{"labels": None, **OPTIONS, **changes})
-    assert message.replace("{path}", str(path)) in str(refusal.value)
+    assert message in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
@@ -93,7 +93,7 @@ def test_other_files_than_tables_are_refused(tmp_path):
     for name, message in {
         "broken.jsonl": r"broken\.jsonl, line 3: not JSON \(Expecting value, column 12\)",
         "list.jsonl": "line 1: every line must be a JSON object",
-        "bytes.csv": "is not UTF-8",
+        "bytes.csv": "is not a readable file in UTF-8",
         "none.csv": "cannot be read",
         "mine.parquet": "must be a .csv or .jsonl file",
     }.items():

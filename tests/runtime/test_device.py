@@ -18,8 +18,8 @@ def test_a_device_that_is_not_available_raises():
 def test_threads_can_be_set_and_are_at_least_one():
     assert use_threads(2) == 2 == torch.get_num_threads()
     assert use_threads() == 2
-    for count, allowed in ((0, "at least 1"), (100_000, "at most [0-9]+ on this machine")):
-        with pytest.raises(InputError, match=f"threads must be {allowed}, got {count}"):
+    for count in (0, 100_000):
+        with pytest.raises(InputError, match=f"threads must be at least 1 and at most [0-9]+, got {count}"):
             use_threads(count)
 
 
