@@ -31,7 +31,8 @@ def check_seed(seed: int) -> None:
 
 def check_threads(count: int) -> None:
     """Raises InputError for a number of CPU threads below 1 or far above the number of CPUs."""
-    if not 1 <= count <= (most := THREADS_PER_CPU * (os.cpu_count() or 1)):
+    most = THREADS_PER_CPU * (os.cpu_count() or 1)
+    if not 1 <= count <= most:
         raise InputError(f"threads must be at least 1 and at most {most}, got {count}")
 
 

@@ -12,6 +12,7 @@ import torch
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import decoders, models, pre_tokenizers
 
+import minillm
 from minillm import Decoder, DecoderConfig, Tokenizer, save
 from minillm.cli import COMMANDS, main
 from minillm.lab.ladder import RUNGS
