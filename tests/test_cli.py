@@ -98,6 +98,8 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, rungs):
         (("generate", "hello", "--base", "base", "--threads", "0"), "threads must be at least 1 and at most"),
         (("generate", "hello", "--base", "base", "--threads", "100000"), "got 100000"),
         (("generate", "hello", "--base", "base", "--temperature", "nan"), "--temperature must be a finite number, got"),
+        (("prompt", "--temperature", "nan"), "--temperature must be a finite number, got 'nan'"),
+        (("lab", "juggler", "--temperature", "inf"), "--temperature must be a finite number, got 'inf'"),
         (("generate", "hello", "--base", "base", "--top-k", "1.5"), "--top-k must be an integer, got '1.5'"),
         (("generate", "hello", "world", "--base", "base"), "unexpected argument: 'world'"),
         (("generate", "-hello", "--base", "base"), "unknown option: '-hello'"),
