@@ -45,7 +45,8 @@ class Task:
             raise InputError(f"the prompt {self.prompt!r} has no {{text}}, the placeholder of the text")
         refuse_trailing_space(self.prompt)
         if len(set(self.answers)) < 2:
-            raise InputError(f"a task must have at least 2 different labels, got {','.join(self.answers).strip()}")
+            given = ", ".join(answer.strip() for answer in self.answers)
+            raise InputError(f"a task must have at least 2 different labels, got {given}")
         for split in ("train", "test"):
             if len({row.label for row in getattr(self, split)}) < 2:
                 raise InputError(f"the {split} rows of {self.name} are all of one class; at least 2 are needed")
