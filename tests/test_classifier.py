@@ -13,6 +13,8 @@ from minillm.classifier import NAMES
 from minillm.training.tokenizers import byte_pairs
 from tests.decoders import random_decoder
 
+pytestmark = pytest.mark.unchecked
+
 TEXTS = [f"{number} {word}" for number in range(8) for word in ("good", "bad")]
 LABELS = ["yes", "no"] * 8
 BASE = (
