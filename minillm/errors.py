@@ -3,7 +3,7 @@
 import difflib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 OTHER_NAMES = {
     "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "target_modules": "targets", "modules": "targets",
@@ -43,12 +43,18 @@ def check_temperature(temperature: float, *, vote: bool = False) -> None:
         raise InputError(f"temperature must be a finite number {least}, got {temperature}")
 
 
-def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that does not exist, with the most similar one if there is one, else with all that exist."""
-    known, word = list(known), name.strip("-")
+def similar(name: str, known: Sequence[str]) -> list[str]:
+    """The known names that may be meant: what another library calls so, else those with this word, else the nearest."""
+    word = name.strip("-")
     other = OTHER_NAMES.get(word.replace("-", "_"))
     near = [one for one in known if one.strip("-").replace("-", "_") == other]
     near = near or [one for one in known if word in one.strip("-").replace("_", "-").split("-")]
-    near = near or difflib.get_close_matches(name, known, 1)
+    return near or difflib.get_close_matches(name, known, 1)
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that does not exist, with the most similar one if there is one, else with all that exist."""
+    known = list(known)
+    near = similar(name, known)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
     return InputError(f"unknown {what}: {name!r}; {hint}")

@@ -1,6 +1,5 @@
 """The interface of every method that adapts a decoder, for training, generation, saving and loading."""
 
-import difflib
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -16,7 +15,7 @@ import minillm
 from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.errors import OTHER_NAMES, InputError
+from minillm.errors import InputError, similar
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
 from minillm.runtime.files import replacing, sealed
@@ -33,9 +32,8 @@ def check_arguments(kind: type, names: Iterable[str]) -> None:
     known = list(inspect.signature(kind.__init__).parameters)[1:]
     for name in names:
         if name not in known:
-            near = [OTHER_NAMES.get(name), *difflib.get_close_matches(name, known, n=1)]
-            meant = next((other for other in near if other in known), None)
-            hint = f"did you mean {meant!r}?" if meant else f"its arguments: {', '.join(known)}"
+            near = similar(name, known)
+            hint = f"did you mean {near[0]!r}?" if near else f"its arguments: {', '.join(known)}"
             raise InputError(f"{kind.__name__} has no argument {name!r}; {hint}")
 
 
