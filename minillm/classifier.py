@@ -283,8 +283,10 @@ class TextClassifier(MethodOptions):
 
     def _check_vocabulary(self, rows: Sequence[LabelledText]) -> None:
         """Raises InputError if more than half of the tokens of the texts are unknown to the tokenizer."""
+        if self.tokenizer_.unk is None:
+            return
         ids = [token for row in rows for token in self.tokenizer_.encode(row.text)]
-        if self.tokenizer_.unk is not None and ids.count(self.tokenizer_.unk) > len(ids) / 2:
+        if ids.count(self.tokenizer_.unk) > len(ids) / 2:
             raise InputError(
                 f"the base's tokenizer knows less than half of the words, as in {rows[0].text[:60]!r}; "
                 "choose another base"
