@@ -18,7 +18,7 @@ from minillm.lab.check_operations import operation_cases
 from minillm.lab.trust import against_numpy
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = sorted({path.parent for path in (ROOT / "minillm").rglob("*.py") if path.parent.name != "cuda"})
+FOLDERS = sorted({path.parent for path in (ROOT / "minillm").rglob("*.py")})
 FOLDERS += [ROOT / name for name in ("tests", "notebooks", "benchmarks")]
 LINES = {"minillm": 120, "tests": 66, "benchmarks": 120}
 """At most so many in a README; 60, one screen, in the others."""
