@@ -1,8 +1,9 @@
 """`TextClassifier`: text classification with every method, in scikit-learn's interface.
 
-A text is formatted as a prompt, each label has an answer, and the scores are log P(answer | prompt). The method
-`features` instead fits a logistic regression to the features of the prompts. `minillm ladder` and `minillm adapt` use
-this class. scikit-learn is not imported, but `clone`, `cross_val_score`, `GridSearchCV` and `Pipeline` work.
+A text is formatted as a prompt, each label has an answer, and the scores are log P(answer | prompt). Where one answer
+begins another (" not", " not sure"), their ends are scored too, in training and prediction (`data/answers.py`). The
+method `features` instead fits a logistic regression to the features of the prompts. `minillm ladder` and `minillm
+adapt` use this class. scikit-learn is not imported, but `clone`, `cross_val_score`, `GridSearchCV` and `Pipeline` work.
 """
 
 import json
@@ -29,7 +30,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed, unknown
 from minillm.operations import softmax
 from minillm.prompting.choosing import balanced_shots
-from minillm.prompting.fitting import encode_answers, fit_head, fit_to_labels, score_labels
+from minillm.prompting.fitting import fit_head, fit_to_labels, score_labels
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
@@ -88,7 +89,7 @@ class TextClassifier(MethodOptions):
     answers: Mapping[Any, str] | None = None
     """The answer for each label; by default a space and the label."""
     end: str = ""
-    """The text after each answer in a few-shot prompt."""
+    """The text after each answer in a few-shot prompt, and the end of answers that begin alike (default eos)."""
     shots: int = 8
     """The number of examples in a few-shot prompt."""
     seed: int = 0
@@ -173,7 +174,7 @@ class TextClassifier(MethodOptions):
         tokens, name = sum(map(len, prompts)), f"{self.method}, {name}"
         if isinstance(self.method_, FrozenHead):
             return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
-        answers = encode_answers(self.tokenizer_, self._answers())
+        answers = self._answer_ids()
         if isinstance(self.method_, Method):
             return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
         # The common prefix of the prompts is processed once.
@@ -181,7 +182,10 @@ class TextClassifier(MethodOptions):
         return Scored(cached.score(answers, name), cached.tokens, cached.shared)
 
     def predict_proba(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
-        """The probability of each label for each text; the columns are in the order of `classes_`."""
+        """The probability of each label for each text; the columns are in the order of `classes_`.
+
+        Of the events that the prompt continues with one of the answers: P(answer | prompt), divided by the sum of all.
+        """
         return softmax(self.scores(texts).scores.double()).numpy()
 
     def predict(self, texts: Iterable[str]) -> np.ndarray:
@@ -212,7 +216,7 @@ class TextClassifier(MethodOptions):
         params = {name: value.item() if isinstance(value, np.generic) else value for name, value in self._params()}
         described = {
             "format": FORMAT, "classes": classes, "precision": self.precision_, "parameters": params, "adapter": None,
-            "examples": [[shot.text, shot.answer] for shot in self.template_.shots],
+            "examples": [[shot.text, shot.answer] for shot in self.template_.shots], "scores_end": True,
         }  # fmt: skip
         directory = Path(directory)
         if isinstance(self.method_, Adaptation):
@@ -233,7 +237,8 @@ class TextClassifier(MethodOptions):
     ) -> "TextClassifier":
         """Load a saved classifier: its probabilities equal those before saving, bit for bit. `base` replaces its base.
 
-        Raises InputError for a damaged or edited directory, and if the adapter belongs to another base.
+        Raises InputError for a damaged or edited directory, if the adapter belongs to another base, and if one answer
+        begins another in a file from before their ends were scored.
         """
         path = Path(directory) / CLASSIFIER
         found = read_sealed(path, FORMAT)
@@ -253,6 +258,11 @@ class TextClassifier(MethodOptions):
 
         in_context = self.method in IN_CONTEXT
         self.method_ = decoder if in_context else on_lowered_base(self.method, decoder, self.precision_, adapted)
+        if "scores_end" not in found and self._scores_end():
+            raise InputError(
+                f"{path} was saved by a minillm that did not score the end of answers, and one of its answers begins "
+                f"another ({', '.join(self._answers())}): fit it again"[:500]
+            )
         return self
 
     def _load_base(self) -> tuple[Decoder, Tokenizer]:
@@ -297,6 +307,19 @@ class TextClassifier(MethodOptions):
             return list(self.answers.values())
         return [f" {label}" for label in self.classes_.tolist()]
 
+    def _answer_ids(self) -> list[list[int]]:
+        """The answers' ids, which exclude one another, for training and for scoring."""
+        return self.template_.answers(self.tokenizer_, (), self._answers())
+
+    def _plain_ids(self) -> list[list[int]]:
+        return [self.tokenizer_.encode(answer) for answer in self._answers()]
+
+    def _scores_end(self) -> bool:
+        """Whether the end of each answer is a part of its score. A classifier in the head's place scores no answers."""
+        if isinstance(self.method_, FrozenHead) or getattr(self.method_, "classes", None) is not None:
+            return False
+        return self._answer_ids() != self._plain_ids()
+
     def _prompts(self, rows: Iterable[LabelledText]) -> list[list[int]]:
         return [self.template_.encode(self.tokenizer_, row.text) for row in rows]
 
@@ -304,18 +327,17 @@ class TextClassifier(MethodOptions):
         """The untrained method, or the decoder if the method trains nothing in it."""
         if self.method == "features":
             return on_lowered_base(self.method, decoder, self.precision_, lambda decoder: decoder)
-        answers = encode_answers(self.tokenizer_, self._answers())
+        self._answer_ids()  # raises InputError for answers that cannot be told apart
         if self.method in IN_CONTEXT:
             return decoder
-        return build(Base(decoder, self.tokenizer_, answers), self.method, self, self.precision_, self.seed)
+        return build(Base(decoder, self.tokenizer_, self._plain_ids()), self.method, self, self.precision_, self.seed)
 
     def _fit_by_gradient(self, task: Task, settings: TrainingSettings, on_interrupt: Callable[[], None]) -> None:
         assert isinstance(self.method_, Method)
-        answers = encode_answers(self.tokenizer_, self._answers())
         held = (self._prompts(task.validation), _labels(task.validation)) if task.validation else None
         history = fit_to_labels(
-            self.method_, self._prompts(task.train), _labels(task.train), answers, held, settings, on_interrupt,
-            self.method,
+            self.method_, self._prompts(task.train), _labels(task.train), self._answer_ids(), held, settings,
+            on_interrupt, self.method,
         )  # fmt: skip
         chosen = {
             "epochs": settings.epochs, "rate": settings.learning_rate, "best_epoch": history.best_epoch + 1,

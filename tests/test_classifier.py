@@ -10,6 +10,7 @@ import torch
 import minillm
 from minillm import DecoderConfig, InputError, TextClassifier
 from minillm.classifier import NAMES
+from minillm.runtime.files import sealed
 from minillm.training.tokenizers import byte_pairs
 from tests.decoders import random_decoder
 
@@ -49,6 +50,31 @@ def test_every_method_fits_and_is_the_same_after_loading(method, precision, tmp_
 @pytest.mark.parametrize("method", ["features", "last-blocks"])
 def test_it_learns(method):
     assert classifier(method, epochs=20).fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1
+
+
+@pytest.mark.parametrize("method", ["full", "last-blocks", "output"])
+def test_it_learns_labels_that_begin_alike(method):
+    labels = ["not", "not sure"] * 8
+    assert classifier(method, epochs=25, learning_rate=2e-2).fit(TEXTS, labels).score(TEXTS, labels) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "refused"), [("zero-shot", True), ("lora", True), ("output", False), ("features", False)]
+)
+def test_a_classifier_saved_before_the_end_of_answers_was_scored_is_refused(method, refused, tmp_path):
+    for labels in ([1, 2], [1, 10]):
+        fitted = classifier(method).fit(TEXTS, labels * 8)
+        fitted.save(tmp_path)
+        saved = json.loads((tmp_path / "classifier.json").read_text())
+        assert saved.pop("scores_end") is True
+        del saved["sha256"]
+        (tmp_path / "classifier.json").write_text(sealed(saved))
+        if refused and labels == [1, 10]:
+            with pytest.raises(InputError, match=r"did not score the end of answers.* \( 1,  10\): fit it again"):
+                TextClassifier.load(tmp_path, base=BASE)
+            continue
+        loaded = TextClassifier.load(tmp_path, base=BASE)
+        assert np.array_equal(loaded.predict_proba(TEXTS), fitted.predict_proba(TEXTS))
 
 
 @pytest.mark.parametrize(

@@ -24,40 +24,47 @@ class Reading(NamedTuple):
 class AnswerForm:
     """The form of an answer: a regular expression, and the words before and after it that a strict answer needs.
 
-    Without a cue, a strict answer is at the start of the text.
+    Without a cue, a strict answer is at the start of the text. With `alone`, no word follows it in its line.
     """
 
     pattern: str
     cue: str
     end: str = ""
+    alone: bool = False
 
     @classmethod
     def of(cls, answers: Sequence[str], cue: str, end: str = "") -> "AnswerForm":
         """The form that matches these answers, the longest first ("not funny" before "funny").
 
-        If all of them are numbers, it matches any number.
+        If all of them are numbers, it matches any number. If one of them begins another ("not", "not sure"), a strict
+        answer must stand alone: "not surely" is neither.
         """
-        longest_first = sorted((answer.strip() for answer in answers), key=len, reverse=True)
+        longest_first = sorted((" ".join(answer.split()) for answer in answers), key=len, reverse=True)
         numbers = all(re.fullmatch(NUMBER, answer) for answer in longest_first)
-        return cls(NUMBER if numbers else "|".join(map(re.escape, longest_first)), cue.strip(), end)
+        pattern = "|".join(r"[ \t]+".join(map(re.escape, answer.split())) for answer in longest_first)
+        alone = any(
+            one != other and other.lower().startswith(one.lower()) for one in longest_first for other in longest_first
+        )
+        return cls(NUMBER if numbers else pattern, cue.strip(), end, alone and not numbers)
 
     def read(self, text: str) -> Reading:
         """The first answer after the cue and the last one anywhere, without the commas in numbers."""
         # No match within a longer word or number: not 16 in 160, not 3 in 3.5.
         whole = rf"(?<![\w.])({self.pattern})(?!\w|[.,]\d)"
         before = rf"{re.escape(self.cue)}:?" if self.cue else r"\A"
-        strict = re.search(rf"{before}\s*{whole}{re.escape(self.end)}", text, re.I)
+        after = re.escape(self.end) + (r"(?![ \t-]*\w)" if self.alone else "")
+        strict = re.search(rf"{before}\s*{whole}{after}", text, re.I)
         flexible = re.findall(whole, text, re.I)
         return Reading(_plain(strict[1]) if strict else None, _plain(flexible[-1]) if flexible else None)
 
 
 def _plain(answer: str) -> str:
-    return re.sub(r"(?<=\d),(?=\d)", "", answer)
+    return " ".join(re.sub(r"(?<=\d),(?=\d)", "", answer).split())
 
 
 def same_answer(found: str | None, expected: str) -> bool:
-    """Whether two answers are equal, ignoring case and surrounding whitespace."""
-    return found is not None and found.strip().lower() == expected.strip().lower()
+    """Whether two answers are equal, ignoring case and the amount of whitespace."""
+    return found is not None and found.lower().split() == expected.lower().split()
 
 
 def answer_shares(readings: Sequence[Reading], expected: Sequence[str]) -> dict[str, float]:

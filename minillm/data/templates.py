@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from minillm.data.answers import encode_answers
 from minillm.data.boundary import refuse_merging, refuse_trailing_space, start_token
 from minillm.data.tasks import LabelledText, Task
 from minillm.errors import InputError
@@ -65,6 +66,12 @@ class Template:
         """The end of the prompt that begins the answer."""
         return CHAIN_CUE if self.chain else self.cue
 
+    @property
+    def after_answer(self) -> str:
+        """The text that follows the answer of an example; without examples and without `end` there is none."""
+        # In a chat, the end of the turn follows. The start of the next question decides how newlines are tokenised.
+        return self.end if self.chat or not (self.shots or self.end) else self.end + BETWEEN + self.question
+
     def fill(self, text: str) -> str:
         """The question with the text in it."""
         return self.question.replace("{text}", text)
@@ -106,16 +113,17 @@ class Template:
         return start + tokenizer.encode(self.render(text) + generated) or [start_token(tokenizer)]
 
     def answers(self, tokenizer: Tokenizer, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
-        """The ids of the answers. An answer at the start of a chat turn has no space before it.
+        """The ids of the answers, which exclude one another (`encode_answers`): the same in training and scoring.
 
-        Raises InputError if an answer would share a token with the end of the prompt of one of these texts.
+        An answer at the start of a chat turn has no space before it. Raises InputError if an answer would share a token
+        with the end of the prompt of one of these texts, and as `encode_answers`.
         """
         if self.chat and not (self.answer_start or self.chain):
-            return [tokenizer.encode(answer.lstrip()) for answer in answers]
+            return encode_answers(tokenizer, [answer.lstrip() for answer in answers], self.after_answer)
         for text in texts:
             before_cue = self.answer_start if self.chat else self.fill(text) + self.answer_start
             refuse_merging(tokenizer, self.conclusion if self.chain else before_cue, answers)
-        return [tokenizer.encode(answer) for answer in answers]
+        return encode_answers(tokenizer, answers, self.after_answer)
 
 
 class Question(NamedTuple):

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from minillm.data.answers import encode_answers
 from minillm.data.boundary import spelled
 from minillm.data.templates import Question
 from minillm.lab.asking import Answers
@@ -33,7 +34,7 @@ def prompt_tokens(experiment: Experiment, question: Question, answers: Sequence[
     lines += _answers(experiment, "this prompt", ids, encoded)
     if all(answer.startswith(" ") for answer in map(tokenizer.decode, encoded)):
         with_space = question._replace(generated=question.generated + " ").encode(tokenizer)
-        without = [tokenizer.encode(answer.lstrip()) for answer in answers]
+        without = encode_answers(tokenizer, [answer.lstrip() for answer in answers], question.template.after_answer)
         lines += _answers(
             experiment, "the prompt with a trailing space, the answers without their leading space", with_space, without
         )

@@ -26,16 +26,6 @@ EncodedRow = tuple[list[int], list[int]]
 """Prompt ids, answer ids."""
 
 
-def encode_answers(tokenizer: Tokenizer, answers: Sequence[str]) -> list[list[int]]:
-    """The answers' ids. Raises InputError if two are equal, as words outside the tokenizer's vocabulary may be."""
-    encoded = [tokenizer.encode(answer) for answer in answers]
-    for index, answer in enumerate(encoded):
-        if (first := encoded.index(answer)) < index:
-            same = " and ".join(repr(answers[place]) for place in (first, index))
-            raise InputError(f"the answers {same} are the same to this base's tokenizer; give others (--labels)")
-    return encoded
-
-
 def _scored(method: Method, answers: Sequence[list[int]]) -> Sequence[list[int]]:
     """The answers' ids, or the classes of a classifier in the head's place."""
     classifies = isinstance(method, FineTune) and method.classes is not None

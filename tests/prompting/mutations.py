@@ -5,6 +5,7 @@ from tests.mutations import mutation
 TEMPLATE, BOUNDARY, EXTRACTION = (
     (f"data/{name}.py", f"data/test_{name}.py") for name in ("templates", "boundary", "extraction")
 )
+ANSWERS = ("data/answers.py", "data/test_answers.py")
 CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
     for name in ("choosing", "prompt_cache", "scoring", "measures", "calibration", "answering", "labelling")
@@ -18,6 +19,12 @@ PROMPTING_MUTATIONS = [
         "(self.answer_start + generated)"),
     mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
     mutation("a conclusion that stands twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
+    mutation("ends for the answers that begin others alone", ANSWERS, "[[*ids, end] for ids in encoded]",
+        "[[*ids, end] if ids in _alike(encoded) else ids for ids in encoded]"),
+    mutation("an end for all sets", ANSWERS, "if not (alike := _alike(encoded)):",
+        "if (alike := _alike(encoded)) is None:"),
+    mutation("an end that merges with its answer", ANSWERS, "if kept and len", "if len"),
+    mutation("examples that do not show the end", TEMPLATE, "not (self.shots or self.end)", "not self.end"),
     mutation("a trailing space let through", BOUNDARY, 'if prompt.endswith(" "):', "if False:"),
     mutation("a shared token let through", BOUNDARY, "!= before + tokenizer.encode(answer):",
         "== tokenizer.encode(answer):"),
@@ -48,6 +55,7 @@ PROMPTING_MUTATIONS = [
         "in zip(sorted(batch), new.tolist(), strict=True)"),
     mutation("the first number there is", EXTRACTION, "flexible[-1]", "flexible[0]"),
     mutation("the shortest label that fits", EXTRACTION, "key=len, reverse=True", "key=len"),
+    mutation("a longer label's start", EXTRACTION, "if self.alone else", "if False else"),
     mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
     mutation("a missing answer that is counted", EXTRACTION, "if answer is not None)", ")"),
     mutation("one set of content-free texts for all", LABELLING, "templates = templates[:1]",

@@ -36,6 +36,18 @@ def test_scores_and_calibration_equal_those_of_prompts_one_by_one():
     assert_close(found.before()["acc_norm"][:, 2], whole(QUESTIONS)[:, 2] / 4, "law")
 
 
+def test_the_end_of_answers_that_begin_alike_is_scored_everywhere():
+    """In the shown format, a newline follows each answer."""
+    answers, content_free = (" not", " not at all"), content_free_questions(QUESTIONS)
+    found = label_scores(PromptCache(DECODER), TOKENIZER, QUESTIONS, content_free, answers)
+    ended = [f"{answer}\n" for answer in answers]
+    assert_close(found.scores, whole(QUESTIONS, ended), "law")
+    assert_close(found.content_free[0], whole(content_free, ended), "law")
+    with torch.no_grad():
+        prior = answer_scores(DECODER, [[TOKENIZER.bos]], [TOKENIZER.encode(answer) for answer in ended])[0]
+    assert_close(found.prior, prior, "law")
+
+
 def test_questions_with_different_examples_have_their_own_content_free_prompts():
     own = [Question(task_template(TASK, [TRAIN[n]]), question.text) for n, question in enumerate(QUESTIONS)]
     content_free = content_free_questions(own)

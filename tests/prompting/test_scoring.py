@@ -7,14 +7,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minillm.data.answers import encode_answers
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.scoring import accuracy, answer_log_probabilities, answer_scores, score_all
+from minillm.training.tokenizers import characters
 from tests.decoders import STYLES, random_decoder
 from tests.prompting.asked import tokens_processed
 from tests.tolerances import assert_close
 
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 DECODER = random_decoder(STYLES["Llama"])
+CHARACTERS = characters(["ab"])
 ANSWERS = st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=4), min_size=1, max_size=4)
 
 
@@ -33,6 +36,13 @@ def value(prompt, answer):
 def test_a_score_is_the_sum_of_the_tokens_log_probabilities(answers):
     expected = torch.tensor([[value(tuple(p), tuple(a)) for a in answers] for p in PROMPTS], dtype=torch.float64)
     assert_close(answer_scores(DECODER, PROMPTS, answers), expected, "law")
+
+
+@given(st.lists(st.text("ab", min_size=1, max_size=4), min_size=2, max_size=6, unique=True))
+@torch.no_grad()
+def test_the_probabilities_of_answers_sum_to_at_most_1(answers):
+    ids = encode_answers(CHARACTERS, answers)
+    assert (answer_scores(DECODER, PROMPTS, ids).exp().sum(-1) <= 1 + 1e-12).all()
 
 
 @torch.no_grad()
