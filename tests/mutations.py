@@ -39,6 +39,7 @@ LOOP = "training/loop.py"
 LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
 NUMPY = "training/numpy_learner.py"
 PEFT = "hub/peft.py"
+GGUF_TOKENIZER = ("hub/gguf_tokenizer_export.py", "hub/test_llama_cpp.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
 
@@ -200,6 +201,9 @@ _ROWS = [
     ("a rank that the pattern does not give", PEFT_LORA, 'if rank != len(factors["a"]):', "if rank is None:"),
     ("another base accepted for a peft adapter", PEFT_LORA,
         "if not torch.equal(tensor.to(matrix.weight), matrix.weight):", "if False:"),
+    ("a user-defined token exported as control", GGUF_TOKENIZER, "else USER_DEFINED", "else CONTROL"),
+    ("an exported bos that is always added", GGUF_TOKENIZER, "add_add_bos_token(tokenizer.starts_with_bos)",
+     "add_add_bos_token(tokenizer.bos is not None)"),
     ("the blocks of c_attn in reversed order", PEFT_LORA, ".block_diag(*rows)", ".block_diag(*reversed(rows))"),
     ("a cache without the last token", ACTIVATIONS, "states[: end + 1]", "states[:end]"),
     ("a stage above the norm", ACTIVATIONS, '"decoder.norm": layers,', '"decoder.norm": layers + 1,'),

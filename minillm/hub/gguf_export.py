@@ -1,6 +1,5 @@
 """Export of a decoder as a GGUF file in float32, for llama.cpp. `gguf.py` loads it back with equal logits."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,9 @@ from minillm.config import GPT2_CHOICES, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.gguf import FAMILIES, LAYOUTS
-from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS
+from minillm.hub.gguf_tokenizer_export import describe_tokenizer
 from minillm.runtime.files import replacing
 from minillm.tokenizer import Tokenizer
-
-NORMAL = 1
 
 
 def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
@@ -29,7 +26,7 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
     _describe(writer, config, architecture)
     if tokenizer is not None:
-        _describe_tokenizer(writer, tokenizer)
+        describe_tokenizer(writer, tokenizer, config.vocabulary)
     state = decoder.state_dict()
     for entry in layout.entries(decoder):
         writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
@@ -54,31 +51,3 @@ def _describe(writer: Any, config: DecoderConfig, architecture: str) -> None:
         writer.add_vocab_size(config.vocabulary)
     else:
         writer.add_layer_norm_eps(config.norm_eps)
-
-
-def _describe_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
-    pipeline = json.loads(tokenizer.pipeline.to_str())
-    described = pipeline["pre_tokenizer"]
-    kinds = [kind for kind, built in PRETOKENISERS.items() if described == json.loads(built.__getstate__())]
-    if pipeline["model"]["type"] != "BPE" or not pipeline["model"]["merges"] or not kinds:
-        raise InputError(
-            "GGUF has no tokenizer type for this tokenizer: it must be byte-level BPE with the pre-tokenizer "
-            f"{', '.join(PRETOKENISERS)}; save the model in Hugging Face's layout instead"
-        )
-    names = {index: token for token, index in tokenizer.pipeline.get_vocab(with_added_tokens=True).items()}
-    tokens = [names[index] for index in range(len(names))]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(kinds[0])
-    writer.add_token_list(tokens)
-    writer.add_token_types([CONTROL if token in tokenizer.special else NORMAL for token in tokens])
-    writer.add_token_merges(
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in pipeline["model"]["merges"]]
-    )
-    adders = {
-        "bos": writer.add_bos_token_id, "eos": writer.add_eos_token_id, "pad": writer.add_pad_token_id,
-        "unk": writer.add_unk_token_id,
-    }  # fmt: skip
-    for role, token in tokenizer.names.items():
-        adders[role](tokens.index(token))
-    if tokenizer.chat_template is not None:
-        writer.add_chat_template(tokenizer.chat_template)

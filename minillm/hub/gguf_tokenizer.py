@@ -13,8 +13,8 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer, chosen_template
 
-# llama.cpp's token types: special tokens and user-defined tokens.
-CONTROL, USER_DEFINED = 3, 4
+# llama.cpp's token types: special tokens, user-defined tokens, and rows of the embeddings without a token.
+CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
 # Llama 3 splits into contractions, words, up to three digits, punctuation, newlines and spaces.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -37,6 +37,11 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     return Tokenizer(_pipeline(metadata), _special_names(metadata), template)
 
 
+def placeholder(index: int) -> str:
+    """The name of a row of the embeddings that has no token, as in llama.cpp's converter."""
+    return f"[PAD{index}]"
+
+
 def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     """Byte-level BPE with the vocabulary, merges, special tokens and pre-tokenizer of the file."""
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
@@ -45,11 +50,13 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     if kind not in tuple(PRETOKENISERS):
         raise InputError(f"the pre-tokenizer of a GGUF file must be one of {', '.join(PRETOKENISERS)}, got {kind!r}")
     tokens, types = _texts(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    if len(vocabulary) != len(tokens):
+    if len(set(tokens)) != len(tokens):
         raise InputError("the vocabulary of this GGUF file has a duplicate token")
     if types is not None and (not isinstance(types, list) or len(types) != len(tokens)):
         raise InputError("this GGUF file must have one token type per token")
+    unused = {index for index, its_type in enumerate(types or []) if its_type == UNUSED}
+    vocabulary = {token: index for index, token in enumerate(tokens)
+                  if not (index in unused and token == placeholder(index))}  # fmt: skip
     merges = [tuple(merge.split(" ", 1)) for merge in _texts(metadata, "merges")]
     try:
         bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe")  # pyright: ignore

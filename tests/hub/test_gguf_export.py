@@ -1,13 +1,19 @@
 """An exported GGUF file loads with equal logits and ids."""
 
+import json
+import re
+
 import pytest
+import tokenizers
 import torch
 
 import minillm
 from minillm import DecoderConfig, InputError
 from minillm.hub.gguf_export import export
+from minillm.tokenizer import Tokenizer
 from minillm.training.tokenizers import words
 from tests.hub.gguf_writing import llama_config, random_decoder
+from tests.training.tokenizer_training import NAMES, SPECIAL, smollm, trained
 
 pytestmark = pytest.mark.unchecked
 
@@ -46,4 +52,31 @@ def test_what_gguf_has_no_type_for_is_refused_and_nothing_is_written(tmp_path):
     decoder = random_decoder(llama_config(vocabulary=closed.vocabulary))
     with pytest.raises(InputError, match="no tokenizer type for this tokenizer"):
         export(decoder, closed, tmp_path / "new" / "mine.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+ADDED = {"id": 308, "content": "<x>", "special": False, "single_word": False, "lstrip": False, "rstrip": False}
+ADDED |= {"normalized": False}
+NFC = {"normalizer": {"type": "NFC"}}
+
+
+@pytest.mark.parametrize(
+    ("added", "changes", "names", "message"),
+    [
+        ({"lstrip": True}, {}, NAMES, "has no lstrip for the added token '<x>'"),
+        ({"normalized": True}, NFC, NAMES, "has no normalized for the added token '<x>'"),
+        ({}, {}, {"bos": SPECIAL[0]}, "GGUF needs an eos token"),
+        ({}, {"normalizer": {"type": "Lowercase"}}, NAMES, "must be byte-level BPE without a normalizer"),
+        ({}, {"pre_tokenizer": {"type": "Whitespace"}}, NAMES, "with the pre-tokenizer smollm, gpt-2"),
+    ],
+    ids=["lstrip", "normalized", "eos", "normalizer", "pre-tokenizer"],
+)
+def test_a_tokenizer_that_llama_cpp_would_apply_otherwise_is_refused(tmp_path, added, changes, names, message):
+    described = json.loads(trained(smollm()).to_str()) | changes
+    described["added_tokens"].append(ADDED | added)
+    tokenizer = Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(described)), names)
+    with pytest.raises(InputError, match=re.escape(message)):
+        export(random_decoder(llama_config(vocabulary=tokenizer.vocabulary)), tokenizer, tmp_path / "mine.gguf")
+    with pytest.raises(InputError, match=f"id {tokenizer.vocabulary - 1}, but the decoder only 300 embeddings"):
+        export(random_decoder(llama_config(vocabulary=300)), tokenizer, tmp_path / "mine.gguf")
     assert not list(tmp_path.iterdir())
