@@ -69,9 +69,9 @@ def pytest_collection_modifyitems(config, items):
 
 @pytest.fixture(autouse=True)
 def _shapes(request):
-    """`unchecked` tests call what others check. The slow run and the one with two threads check all."""
-    unchecked = request.node.get_closest_marker("unchecked") is not None
-    jaxtyping.config.update("jaxtyping_disable", unchecked and THREADS == 1 and not _slow(request.config))
+    """The default run checks shapes where a test is marked `checked`, the slow run and that with two threads always."""
+    checked = request.node.get_closest_marker("checked") is not None
+    jaxtyping.config.update("jaxtyping_disable", not (checked or THREADS > 1 or _slow(request.config)))
 
 
 @pytest.fixture(autouse=True)

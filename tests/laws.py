@@ -352,22 +352,19 @@ def _attention_to(prefix, query):
     return torch.softmax(query @ key.mT / query.shape[-1] ** 0.5, -1) @ value
 
 
-CHECKED = [*(pytest.param(style, marks=pytest.mark.unchecked) for style in EVERYWHERE[:-1]), EVERYWHERE[-1]]
-"""The default run checks shapes in the Llama style, and not in the long law 6."""
+CHECKED = [*EVERYWHERE[:-1], pytest.param(EVERYWHERE[-1], marks=pytest.mark.checked)]
+"""The default run checks shapes in the Llama style."""
 IN_PLAIN = [*(pytest.param(style, marks=pytest.mark.slow) for style in EVERYWHERE[:-1]), EVERYWHERE[-1]]
 """With the plain formulas the default run covers the Llama style, the slow run all styles."""
 CELLS = [(number, name) for number, law in LAWS.items() for name in CASES if name not in law.exempt]
 
 
 @pytest.mark.parametrize("style", CHECKED)
-@pytest.mark.parametrize(
-    ("number", "name"), [pytest.param(*cell, marks=[pytest.mark.unchecked] * (cell[0] == 6)) for cell in CELLS]
-)
+@pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds(number, name, style):
     LAWS[number].holds(name, style)
 
 
-@pytest.mark.unchecked
 @pytest.mark.parametrize("style", IN_PLAIN)
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds_for_the_formulas(number, name, style):

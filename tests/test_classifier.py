@@ -14,8 +14,6 @@ from minillm.runtime.files import sealed
 from minillm.training.tokenizers import byte_pairs
 from tests.decoders import random_decoder
 
-pytestmark = pytest.mark.unchecked
-
 TEXTS = [f"{number} {word}" for number in range(8) for word in ("good", "bad")]
 LABELS = ["yes", "no"] * 8
 BASE = (

@@ -125,7 +125,6 @@ def test_a_row_of_a_batch_equals_that_row_alone_with_padding_on_any_side(style, 
             assert_close(logits[row : row + 1, real], alone, "law")
 
 
-@pytest.mark.unchecked
 @given(styles, st.data(), sizes, sizes, st.integers(0, 2**31))
 def test_a_hard_prompt_is_its_keys_and_values_is_a_soft_prompt_of_its_embeddings(config, data, length, tokens, seed):
     decoder = random_decoder(config, seed)

@@ -13,6 +13,8 @@ from minillm.operations import FAST, PLAIN, TRITON, backend
 from tests.strategies import FOR_KERNELS, FOR_ROUNDING, OPERATIONS, cases, implemented_in, randoms
 from tests.tolerances import assert_good
 
+pytestmark = pytest.mark.checked
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NO_OPERATIONS = {"BACKENDS", "IGNORED", "Prefix", "backend", "bound", "current_backend"}
 dtypes = st.sampled_from((torch.float32, torch.bfloat16))

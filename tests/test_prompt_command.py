@@ -8,8 +8,6 @@ from minillm.lab.lecture import EXAMPLES
 from minillm.prompting.measures import MEASURES
 from tests.test_cli import place  # noqa: F401, a fixture
 
-pytestmark = pytest.mark.unchecked
-
 BASE = ("prompt", "--base", "base", "--threads", "1", "--device", "cpu")
 TASK = (
     *BASE, "--data", "mine.csv", "--text-column", "words", "--label-column", "liked", "--prompt", "{text}:",

@@ -30,7 +30,6 @@ def blocks(path, language):
     return [text for name, text in found if name == language]
 
 
-@pytest.mark.unchecked
 @every_readme
 def test_a_readme_has_one_screen_and_an_example_that_runs(folder, capsys, tmp_path, monkeypatch):
     path = folder / "README.md"

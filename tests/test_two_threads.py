@@ -7,8 +7,6 @@ from minillm.lab import check, check_operations
 from tests import laws
 from tests.reference import test_training
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.fixture(autouse=True)
 def _two_threads():

@@ -9,6 +9,8 @@ from minillm.data.batches import pad_left, pad_right
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 

@@ -12,6 +12,8 @@ from minillm.training.feature_cache import cached_features
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 TEXTS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3], [5, 8, 9, 7], [9], [2, 8, 4], [1, 2, 1, 7, 7, 3]]
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2])
 

@@ -12,6 +12,8 @@ from minillm import InputError
 from minillm.adapt.logistic import Logistic
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 WIDTH, ROWS = 11, 71
 WEIGHTS = {None: None, "balanced": "balanced", "given": [0.5, 2.0, 1.25]}
 

@@ -10,6 +10,8 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 

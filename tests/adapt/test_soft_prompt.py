@@ -11,6 +11,8 @@ from minillm.key_values import BlockInputs
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 ROWS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2], [9, 9, 1, 0, 3]])
 STARTS = ["random", "vocabulary", [3, 1, 12]]
 

@@ -14,8 +14,6 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close, relative_error
 
-pytestmark = pytest.mark.unchecked
-
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 BASE = random_decoder(STYLES["GPT-2"])
 TARGETS = ["query", "all-linear", "head", "embed", "blocks.1.*", "positions"]

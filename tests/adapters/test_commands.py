@@ -13,8 +13,6 @@ from minillm.cli import main
 from minillm.training.loop import Loop
 from tests.test_cli import place  # noqa: F401, a fixture
 
-pytestmark = pytest.mark.unchecked
-
 TASK = (
     "--data", "mine.csv", "--text-column", "words", "--label-column", "liked", "--prompt", "{text}:",
     "--labels", "bad,good", "--train", "40", "--test", "30", "--base", "base", "--threads", "1",

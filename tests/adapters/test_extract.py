@@ -12,8 +12,6 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.unchecked
-
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
 
 

@@ -11,8 +11,6 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.unchecked
-
 IDS = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [9, 2, 6, 5], [5, 8, 9, 7], [1, 2, 3, 4], [6, 6, 2, 1], [4, 3, 2, 1]])
 NAMES = ["a", "base", "soft", "b", "prefix", "a", "wide"]
 

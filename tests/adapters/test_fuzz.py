@@ -21,8 +21,6 @@ from tests.decoders import STYLES, random_decoder
 from . import forgery
 from .adapters import IDS, trained
 
-pytestmark = pytest.mark.unchecked
-
 NAMES = ("LoRA", "LoRA, all but plain", "DoRA", "PiSSA", "prefix, gated", "soft prompt", "frozen head", "last block",
          "all weights and a classifier", "in context", "DoRA and a prefix")  # fmt: skip
 BAD_VALUES = (

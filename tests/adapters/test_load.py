@@ -19,8 +19,6 @@ from tests.decoders import STYLES, random_decoder
 
 from .adapters import CASES, IDS, trained
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.fixture
 def adapter(tmp_path):

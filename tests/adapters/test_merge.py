@@ -13,8 +13,6 @@ from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close, relative_error
 
-pytestmark = pytest.mark.unchecked
-
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
 METHODS = {
     "LoRA": lambda base: LoRA(base, r=2, alpha=4),

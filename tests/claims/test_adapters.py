@@ -12,8 +12,6 @@ from minillm.decoder import Decoder
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close, relative_error
 
-pytestmark = pytest.mark.unchecked
-
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
 
 

@@ -9,8 +9,6 @@ from minillm.adapt import DoRA, FineTune, FrozenHead, LoRA, PiSSA, PrefixTuning,
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 
-pytestmark = pytest.mark.unchecked
-
 SMALL, MEDIUM, LARGE = (DecoderConfig.gpt2(size) for size in ("small", "medium", "large"))
 SMOLLM2, LLAMA_2 = DecoderConfig.llama("smollm2-135m"), DecoderConfig.llama("llama-2-7b")
 GPT_3 = DecoderConfig(

@@ -11,6 +11,8 @@ from minillm.ops.attention import attention
 from tests.strategies import sizes
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 
 @given(sizes, sizes)
 def test_the_causal_bias_for_a_gpu_equals_our_mask(queries, more):

@@ -1,8 +1,11 @@
 """SwiGLU saves only its inputs for the backward pass."""
 
+import pytest
 import torch
 
 from minillm.fast.feed_forward import swiglu
+
+pytestmark = pytest.mark.checked
 
 
 def test_only_the_inputs_are_saved():

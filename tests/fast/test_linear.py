@@ -13,6 +13,8 @@ from minillm.operations import FAST
 from tests.strategies import FOR_ROUNDING, cases, randoms
 from tests.tolerances import assert_close, assert_good
 
+pytestmark = pytest.mark.checked
+
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 

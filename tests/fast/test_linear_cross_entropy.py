@@ -11,6 +11,8 @@ from minillm.operations import FAST
 from minillm.ops import linear_cross_entropy as plain
 from tests.tolerances import assert_good
 
+pytestmark = pytest.mark.checked
+
 
 @pytest.mark.parametrize("few", [0, fast.FEW], ids=["computed twice", "saved"])
 def test_chunks_change_nothing(few, monkeypatch):

@@ -6,6 +6,8 @@ import torch
 from minillm.fast.lora import lora
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 
 @pytest.mark.parametrize("wants", ["x", "a", "b", "dropped", "bias"])
 def test_each_gradient_is_right_alone(wants):

@@ -15,8 +15,6 @@ from minillm.errors import InputError
 
 from .gguf_writing import llama_arrays, llama_config, llama_metadata, random_decoder, write, write_llama
 
-pytestmark = pytest.mark.unchecked
-
 QUANTISED = [Kind.F32, Kind.F16, Kind.BF16, Kind.Q8_0, Kind.Q4_0, Kind.Q4_1, Kind.Q5_0, Kind.Q5_1]
 K_QUANTS = [Kind.Q4_K, Kind.Q6_K, Kind.Q2_K, Kind.Q3_K, Kind.Q5_K]
 

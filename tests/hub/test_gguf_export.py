@@ -15,8 +15,6 @@ from minillm.training.tokenizers import words
 from tests.hub.gguf_writing import llama_config, random_decoder
 from tests.training.tokenizer_training import NAMES, SPECIAL, smollm, trained
 
-pytestmark = pytest.mark.unchecked
-
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
 
 

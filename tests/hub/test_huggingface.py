@@ -14,8 +14,6 @@ from minillm import DecoderConfig, InputError
 from .gguf_writing import random_decoder
 from .huggingface_writing import difference, edited, gpt2, llama, restored
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.mark.parametrize(
     ("make", "changes"),

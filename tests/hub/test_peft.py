@@ -17,8 +17,6 @@ from tests.decoders import STYLES, random_decoder
 
 from .peft_pairs import BASES, IDS, OURS, THEIRS, base_pair, by_peft, difference, from_peft, moved, ours, same_bits
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.fixture(params=BASES)
 def pair(request, tmp_path):

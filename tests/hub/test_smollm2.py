@@ -12,8 +12,6 @@ from transformers import AutoModelForCausalLM
 import minillm
 from minillm import DecoderConfig
 
-pytestmark = pytest.mark.unchecked
-
 PROMPTS = [
     "The capital of France is",
     "def fibonacci(n):\n    ",
@@ -34,6 +32,7 @@ def oracle(smollm2_path):
         return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
 
 
+@pytest.mark.slow
 def test_it_loads_in_five_seconds(smollm2_path):
     """CPU time of a new process, which does not depend on other processes and has no shape checks."""
     program = (
@@ -43,6 +42,7 @@ def test_it_loads_in_five_seconds(smollm2_path):
     assert float(subprocess.check_output([sys.executable, "-c", program, smollm2_path])) < 5
 
 
+@pytest.mark.slow
 def test_logits_and_fifty_greedy_tokens_equal_those_of_transformers(smollm2, oracle):
     """If every generated token has the largest logit after those before it, greedy decoding generates these tokens."""
     decoder, tokenizer = smollm2

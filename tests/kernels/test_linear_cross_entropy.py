@@ -162,7 +162,9 @@ def test_autocast_multiplies_in_half_precision_as_it_does_in_torch():
     assert abs(found[TRITON][0] - found[FAST][0]) < abs(found[TRITON][0] - exact) / 10
 
 
-@pytest.mark.parametrize("wanted", [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(
+    "wanted", [(True, True), *(pytest.param(one, marks=pytest.mark.slow) for one in [(True, False), (False, True)])]
+)
 def test_the_loss_is_a_registered_torch_operation(wanted):
     hidden, weight, labels = _inputs()
     labels[1] = IGNORED

@@ -18,7 +18,7 @@ def test_a_stripe_of_many_rows_sums_all_of_them(monkeypatch):
     assert torch.allclose(weight.grad, normed.sum(0), atol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [False, True])
+@pytest.mark.parametrize("layer", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_norm_is_a_registered_torch_operation(layer):
     hidden = torch.randn(5, 13, device=DEVICE, requires_grad=True)
     weight, bias = (torch.randn(13, device=DEVICE, requires_grad=True) for _ in range(2))

@@ -57,7 +57,7 @@ def test_nothing_is_written_out_of_bounds():
     assert_nothing_else_is_written(kernels._rotary, torch.randn(1, 3, 5, 6, device=DEVICE), *_tables(5, 6), False)
 
 
-@pytest.mark.parametrize("back", [False, True])
+@pytest.mark.parametrize("back", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rotary_is_a_registered_torch_operation(back):
     vectors = torch.randn(2, 5, 3, 6, device=DEVICE).transpose(1, 2).requires_grad_()
     opcheck(kernels._rotary, vectors, *_tables(5, 6), back)

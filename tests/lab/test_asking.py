@@ -14,8 +14,6 @@ from minillm.prompting import prompt_cache
 from minillm.prompting.labelling import LabelScores, content_free_questions
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN
 
-pytestmark = pytest.mark.unchecked
-
 EXPERIMENT = Experiment(DECODER, TOKENIZER, torch.device("cpu"), "float32", 0)
 TEMPLATE = task_template(TASK, TRAIN[:6])
 CHAINED = replace(TEMPLATE, chain=True, shots=tuple(Shot(*shot[:2], "It is a film.") for shot in TEMPLATE.shots))

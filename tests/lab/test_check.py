@@ -21,8 +21,6 @@ from minillm.operations import FAST, PLAIN, backend
 from minillm.reference import norm as numpy_norm
 from tests.strategies import OPERATIONS, implemented_in
 
-pytestmark = pytest.mark.unchecked
-
 TINY, HERE = Check(config="tiny", device="cpu"), "float32 on cpu"
 METHODS = ("LoRA", "prefix", "gated prefix", "soft prompt")
 MADE_OF_ADAPTERS = {"cached generation", "merged LoRA", *(f"saved {method}" for method in METHODS)}

@@ -56,7 +56,8 @@ def test_without_triton_the_command_prints_one_line(monkeypatch, capsys):
     assert printed.out == ""
 
 
-@pytest.mark.parametrize("config", ["one block", pytest.param("tiny", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["one block", "tiny"])
 def test_every_kernel_is_interpreted_on_a_cpu_alone_and_in_every_decoder_and_passes(config, tmp_path):
     """In its own process without the environment variable: triton reads it once, when it is imported."""
     if config == "one block":

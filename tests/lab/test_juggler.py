@@ -25,8 +25,6 @@ from minillm.lab.juggler import (
     unseen,
 )
 
-pytestmark = pytest.mark.unchecked
-
 JUGGLER = Problem("juggler", "Ada", 48, ("half", "two thirds"), ("golf", "blue"))
 START = " Let's think step by step."
 RIGHT, WRONG = Graded(Reading("16", "16"), "16", True), Graded(Reading("17", "17"), "16", True)

@@ -8,8 +8,6 @@ from minillm import InputError
 from minillm.data.extraction import AnswerForm
 from minillm.lab.lecture import EXAMPLES, example
 
-pytestmark = pytest.mark.unchecked
-
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_has_two_templates_and_an_expected_label(name):

@@ -6,8 +6,6 @@ from minillm.hub import TINY
 from minillm.lab.ladder import Ladder, measure
 from minillm.lab.pretrain import Pretrain, pretrain
 
-pytestmark = pytest.mark.unchecked
-
 
 def test_a_ladder_runs_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setattr("minillm.hub.pull._download", None)

@@ -9,6 +9,8 @@ from minillm.ops.attention import attention_weights, for_each_head
 from minillm.ops.dropout import dropout
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 
 def test_dropout_drops_with_its_probability_and_preserves_the_mean():
     out = dropout(torch.ones(100, 1000), 0.3)

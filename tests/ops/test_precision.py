@@ -9,6 +9,8 @@ from minillm.ops import norm as plain
 from minillm.ops.positions import rotary_tables
 from minillm.ops.softmax import log_softmax, softmax
 
+pytestmark = pytest.mark.checked
+
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_a_norm_keeps_the_dtype_and_does_not_overflow_in_half_precision(dtype):

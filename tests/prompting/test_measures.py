@@ -12,6 +12,8 @@ from minillm.prompting.scoring import answer_scores
 from tests.prompting.asked import DECODER, TOKENIZER
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 ANSWERS = (" no", " café", " not at all")
 
 

@@ -13,6 +13,8 @@ from tests.decoders import STYLES, random_decoder
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_processed
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 SHORT = [[8, 8, 1, 3, 1, 4, 1, 5], [8, 8, 1, 9, 2], [8, 8, 1, 6, 5, 3]]
 PROMPTS = [Question(task_template(TASK, TRAIN[:8]), f"film number {n}").encode(TOKENIZER) for n in range(100, 140)]
 

@@ -15,6 +15,8 @@ from tests.decoders import STYLES, random_decoder
 from tests.prompting.asked import tokens_processed
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2]]
 DECODER = random_decoder(STYLES["Llama"])
 CHARACTERS = characters(["ab"])

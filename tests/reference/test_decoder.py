@@ -23,8 +23,6 @@ from tests.decoders import SIZES, STYLES, random_decoder, random_prefix
 from tests.strategies import masks, randoms, sizes
 from tests.tolerances import assert_close, assert_good
 
-pytestmark = pytest.mark.unchecked
-
 styles = st.sampled_from(sorted(STYLES)).map(STYLES.get)
 prefix_kinds = st.sampled_from(("none", "shared", "by row", "gated", "without positions"))
 seeds = st.integers(0, 2**31)

@@ -21,6 +21,8 @@ from tests.decoders import STYLES, random_decoder
 from tests.strategies import randoms, sizes
 from tests.tolerances import relative_error
 
+pytestmark = pytest.mark.checked
+
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 

@@ -1,7 +1,11 @@
 """The summary of a decoder or a method counts every parameter once."""
 
+import pytest
+
 from minillm import Decoder, DecoderConfig
 from minillm.adapt import LoRA
+
+pytestmark = pytest.mark.checked
 
 
 def test_a_summary_counts_every_parameter_once_and_gives_the_trainable_share():

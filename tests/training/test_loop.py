@@ -15,6 +15,8 @@ from minillm.training.loop import Loop, train
 from minillm.training.schedule import TrainingSettings, rate_at
 from tests.tolerances import assert_close
 
+pytestmark = pytest.mark.checked
+
 
 class Line(nn.Module):
     """The smallest method: y = w · x."""

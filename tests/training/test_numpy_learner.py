@@ -16,8 +16,6 @@ from minillm.training.learners import TorchLearner
 from minillm.training.numpy_learner import NumpyLearner
 from tests.tolerances import assert_close
 
-pytestmark = pytest.mark.unchecked
-
 LOSSES = 20
 
 

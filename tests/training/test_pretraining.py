@@ -37,8 +37,6 @@ from minillm.training.tokenizers import byte_pairs, characters, token_bytes, tra
 from tests.tolerances import assert_close
 from tests.training.small_loop import ROWS, small_decoder, trained_loop, unequal_loop, untrained_loop
 
-pytestmark = pytest.mark.unchecked
-
 END = 0
 documents = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=7), min_size=1, max_size=9)
 ROOT = Path(__file__).parents[2]
