@@ -25,12 +25,13 @@ from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.adapters.load import load
 from minillm.data.labels import checked_texts, distinct, from_json, label_array
 from minillm.data.tasks import LabelledText, Task
-from minillm.data.templates import Shot, Template, task_template
+from minillm.data.templates import Question, Shot, Template, task_template
 from minillm.decoder import Decoder
 from minillm.errors import InputError, check_seed, unknown
 from minillm.operations import softmax
 from minillm.prompting.choosing import balanced_shots
 from minillm.prompting.fitting import fit_head, fit_to_labels, score_labels
+from minillm.prompting.lengths import Room, check_truncate, fit, fit_examples, room
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
@@ -43,6 +44,7 @@ from minillm.training.schedule import TrainingSettings
 
 CLASSIFIER, FORMAT = "classifier.json", 2
 IN_CONTEXT = ("zero-shot", "few-shot")
+Prompts = Mapping[LabelledText, list[int]]
 NAMES = (*IN_CONTEXT, "features", *METHODS)
 
 
@@ -100,6 +102,8 @@ class TextClassifier(MethodOptions):
     """The precision of matrix products in training: bfloat16, float32, or auto (bfloat16 if it is fast here)."""
     store: str | Path | None = None
     """The directory in which `features` are cached."""
+    truncate: str = "error"
+    """What happens to a text that is too long: error, or its left or right end is cut so that the prompt fits."""
 
     _estimator_type = "classifier"  # scikit-learn before 1.6
 
@@ -135,7 +139,7 @@ class TextClassifier(MethodOptions):
         validation: tuple[Iterable[str], Iterable[Hashable]] | None = None,
         on_trained: Callable[["TextClassifier"], None] = lambda classifier: None,
     ) -> "TextClassifier":  # fmt: skip
-        """Adapt the base to texts and labels.
+        """Adapt the base to texts and labels. All texts are encoded, and their lengths checked, before anything trains.
 
         The best epoch, and C for `features`, are selected on the `validation` texts and labels; without them the last
         epoch is used, and C is selected on a fifth of the rows. `on_trained` is called with the classifier after the
@@ -144,25 +148,39 @@ class TextClassifier(MethodOptions):
         check_seed(self.seed)
         if self.method not in NAMES:
             raise unknown("method", self.method, NAMES)
+        check_truncate(self.truncate)
         vars(self).pop("method_", None)
         labels = list(labels)
         self.classes_ = label_array(distinct(labels) if self.answers is None else list(self.answers))
-        rows, held = self._rows(texts, labels), [] if validation is None else self._rows(*validation)
+        rows, held = self._rows(texts, labels), [] if validation is None else self._rows(*validation, "validation ")
         task = Task("the given data", self.prompt, tuple(self._answers()), rows, held, rows, end=self.end)
+        return self.fit_task(task, on_trained)
+
+    def fit_task(
+        self, task: Task, on_trained: Callable[["TextClassifier"], None] = lambda classifier: None
+    ) -> "TextClassifier":
+        """`fit` to a task, whose labels are indices of the answers. The lengths of its test rows are checked too."""
+        vars(self).pop("method_", None)
+        if self.answers is not None:
+            self.classes_ = label_array(list(self.answers))
         shots = balanced_shots(task, self.shots, self.seed) if self.method == "few-shot" else []
         decoder, self.tokenizer_ = self._load_base()
-        self._check_vocabulary(rows)
+        self._check_vocabulary(task.train)
         self.template_, self.training_ = task_template(task, shots), Training(chosen={"shots": len(shots)})
         self.precision_ = self._precision(decoder)
         # Check the settings before the method is built.
         settings = training_settings(self.method, self, self.precision_, self.seed) if self.method in METHODS else None
-        self.method_ = self._adapted(decoder)
+        method = self._adapted(decoder)
+        self.template_ = fit_examples(self.tokenizer_, self.template_, self._room(method), self.truncate)
+        rows = list(dict.fromkeys([*task.train, *task.validation, *task.test]))
+        prompts = dict(zip(rows, self._prompts(rows, method), strict=True))
+        self.method_ = method
         # In bfloat16 the float32 base can now be freed.
-        del decoder
+        del decoder, method
         if self.method == "features":
-            self._fit_features(task)
+            self._fit_features(task, prompts)
         elif settings is not None:
-            self._fit_by_gradient(task, settings, on_interrupt=lambda: on_trained(self))
+            self._fit_by_gradient(task, prompts, settings, on_interrupt=lambda: on_trained(self))
         on_trained(self)
         return self
 
@@ -170,7 +188,8 @@ class TextClassifier(MethodOptions):
         """The score of each label for each text. Raises InputError before `fit`."""
         if not hasattr(self, "method_"):
             raise InputError("this TextClassifier is not fitted: call fit first")
-        prompts = self._prompts(LabelledText(text, 0) for text in checked_texts(texts))
+        rows = [LabelledText(text, 0, place=f"texts[{n}]") for n, text in enumerate(checked_texts(texts))]
+        prompts = self._prompts(rows, self.method_)
         tokens, name = sum(map(len, prompts)), f"{self.method}, {name}"
         if isinstance(self.method_, FrozenHead):
             return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
@@ -258,7 +277,8 @@ class TextClassifier(MethodOptions):
 
         in_context = self.method in IN_CONTEXT
         self.method_ = decoder if in_context else on_lowered_base(self.method, decoder, self.precision_, adapted)
-        if "scores_end" not in found and self._scores_end():
+        alike = self._scores_answers(self.method_) and self._answer_ids() != self._plain_ids()
+        if alike and "scores_end" not in found:
             raise InputError(
                 f"{path} was saved by a minillm that did not score the end of answers, and one of its answers begins "
                 f"another ({', '.join(self._answers())}): fit it again"[:500]
@@ -281,7 +301,7 @@ class TextClassifier(MethodOptions):
             return "float32"
         return best_precision(decoder.embed.weight.device) if self.precision == "auto" else self.precision
 
-    def _rows(self, texts: Iterable[str], labels: Iterable[Any]) -> list[LabelledText]:
+    def _rows(self, texts: Iterable[str], labels: Iterable[Any], part: str = "") -> list[LabelledText]:
         """Texts with the indices of their classes. Raises InputError for different lengths and unknown labels."""
         texts, labels = checked_texts(texts), list(labels)
         places = {label: place for place, label in enumerate(self.classes_.tolist())}
@@ -289,7 +309,8 @@ class TextClassifier(MethodOptions):
             raise InputError(f"got {len(texts)} texts and {len(labels)} labels; each text needs one label")
         if missing := [label for label in labels if label not in places]:
             raise InputError(f"there is no class {missing[0]!r}; there are: {', '.join(map(str, places))}"[:500])
-        return [LabelledText(text, places[label]) for text, label in zip(texts, labels, strict=True)]
+        rows = enumerate(zip(texts, labels, strict=True))
+        return [LabelledText(text, places[label], place=f"{part}texts[{n}]") for n, (text, label) in rows]
 
     def _check_vocabulary(self, rows: Sequence[LabelledText]) -> None:
         """Raises InputError if more than half of the tokens of the texts are unknown to the tokenizer."""
@@ -314,14 +335,22 @@ class TextClassifier(MethodOptions):
     def _plain_ids(self) -> list[list[int]]:
         return [self.tokenizer_.encode(answer) for answer in self._answers()]
 
-    def _scores_end(self) -> bool:
-        """Whether the end of each answer is a part of its score. A classifier in the head's place scores no answers."""
-        if isinstance(self.method_, FrozenHead) or getattr(self.method_, "classes", None) is not None:
-            return False
-        return self._answer_ids() != self._plain_ids()
+    def _scores_answers(self, method: Adaptation | Decoder) -> bool:
+        """False for a linear probe and for a classifier in the head's place."""
+        return self.method != "features" and getattr(method, "classes", None) is None
 
-    def _prompts(self, rows: Iterable[LabelledText]) -> list[list[int]]:
-        return [self.template_.encode(self.tokenizer_, row.text) for row in rows]
+    def _room(self, method: Adaptation | Decoder) -> Room:
+        """The room for a prompt before the longest answer, whose last token is not an input."""
+        answer = max(map(len, self._answer_ids())) - 1 if self._scores_answers(method) else 0
+        return room(method if isinstance(method, Method) else method.decoder, answer, self.precision_)
+
+    def _prompts(self, rows: Sequence[LabelledText], method: Adaptation | Decoder) -> list[list[int]]:
+        """The ids of the prompts. Texts that are too long are cut or refused, as `truncate` says."""
+        questions, places = (
+            [Question(self.template_, row.text) for row in rows],
+            [row.place or "a text" for row in rows],
+        )
+        return fit(self.tokenizer_, questions, [self._room(method)] * len(rows), self.truncate, places).prompts
 
     def _adapted(self, decoder: Decoder) -> Method | Decoder:
         """The untrained method, or the decoder if the method trains nothing in it."""
@@ -332,12 +361,14 @@ class TextClassifier(MethodOptions):
             return decoder
         return build(Base(decoder, self.tokenizer_, self._plain_ids()), self.method, self, self.precision_, self.seed)
 
-    def _fit_by_gradient(self, task: Task, settings: TrainingSettings, on_interrupt: Callable[[], None]) -> None:
+    def _fit_by_gradient(
+        self, task: Task, prompts: Prompts, settings: TrainingSettings, on_interrupt: Callable[[], None]
+    ) -> None:
         assert isinstance(self.method_, Method)
-        held = (self._prompts(task.validation), _labels(task.validation)) if task.validation else None
+        held = ([prompts[row] for row in task.validation], _labels(task.validation)) if task.validation else None
         history = fit_to_labels(
-            self.method_, self._prompts(task.train), _labels(task.train), self._answer_ids(), held, settings,
-            on_interrupt, self.method,
+            self.method_, [prompts[row] for row in task.train], _labels(task.train), self._answer_ids(), held,
+            settings, on_interrupt, self.method,
         )  # fmt: skip
         chosen = {
             "epochs": settings.epochs, "rate": settings.learning_rate, "best_epoch": history.best_epoch + 1,
@@ -345,19 +376,20 @@ class TextClassifier(MethodOptions):
         }  # fmt: skip
         self.training_ = Training(history.seconds, history.tokens, chosen)
 
-    def _fit_features(self, task: Task) -> None:
-        decoder, prompts, start = self.method_.decoder, self._prompts(task.train), time.perf_counter()
-        features = self._features(prompts, "features, training rows")
+    def _fit_features(self, task: Task, prompts: Prompts) -> None:
+        decoder, train, start = self.method_.decoder, [prompts[row] for row in task.train], time.perf_counter()
+        features = self._features(train, "features, training rows")
         seconds, held = time.perf_counter() - start, None
         if task.validation:
-            held = self._features(self._prompts(task.validation), "features, validation rows"), _labels(task.validation)
+            rows = [prompts[row] for row in task.validation]
+            held = self._features(rows, "features, validation rows"), _labels(task.validation)
         start = time.perf_counter()
         method, c = fit_head(decoder, len(self.classes_), features, _labels(task.train), held)
         seconds += time.perf_counter() - start
         chosen = {"c": c}
         if held is not None:
             chosen["validation"] = accuracy(method.classifier.scores(held[0]), held[1])
-        self.method_, self.training_ = method, Training(seconds, sum(map(len, prompts)), chosen)
+        self.method_, self.training_ = method, Training(seconds, sum(map(len, train)), chosen)
 
     def _features(self, prompts: list[list[int]], name: str) -> Float[Tensor, "N D"]:
         decoder, recipe = self.method_.decoder, FeatureRecipe(precision=self.precision_)

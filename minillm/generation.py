@@ -74,9 +74,13 @@ def stream(
     """The next token of each row, one step at a time, until all rows have ended or `max_new_tokens` are generated.
 
     A temperature of 0 is greedy decoding. Rows of unequal length are padded on the left (`pad_left`) and need a mask.
-    A row that has ended repeats its stop token. Raises InputError on the call, before the first token.
+    A row that has ended repeats its stop token. Raises InputError on the call, before the first token, also for a
+    prefix, prompt and new tokens that exceed the context.
     """
-    _check(model.decoder.config, ids, max_new_tokens, temperature, top_k, top_p, seed)
+    with torch.no_grad():
+        prefix = model.prefix()
+    length = 0 if prefix is None else len(prefix)
+    _check(model.decoder.config, ids, length, max_new_tokens, temperature, top_k, top_p, seed)
 
     @torch.no_grad()
     def steps(ids: Tensor, mask: Tensor | None) -> Iterator[Int[Tensor, "B"]]:
@@ -84,7 +88,7 @@ def stream(
         decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(decoder.config.layers)]
-        prefix, token = model.prefix(), ids[:, :0]
+        token = ids[:, :0]
         for _ in range(max_new_tokens):
             logits = decoder.head(decoder.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
             if temperature == 0:
@@ -126,16 +130,18 @@ def generate(
 
 
 def _check(
-    config: DecoderConfig, ids: Tensor, new: int, temperature: float, top_k: int | None, top_p: float | None,
-    seed: int | None,
+    config: DecoderConfig, ids: Tensor, prefix: int, new: int, temperature: float, top_k: int | None,
+    top_p: float | None, seed: int | None,
 ) -> None:  # fmt: skip
     if ids.shape[1] == 0:
         raise InputError("the prompt has no tokens; give at least one")
     if new < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {new}")
-    if ids.shape[1] + new > config.context_length:
+    if prefix + ids.shape[1] + new > config.context_length:
+        before = f"prefix ({prefix}), " if prefix else ""
         raise InputError(
-            f"prompt ({ids.shape[1]}) and max_new_tokens ({new}) exceed the context length {config.context_length}"
+            f"{before}prompt ({ids.shape[1]}) and max_new_tokens ({new}) exceed the context length "
+            f"{config.context_length}"
         )
     check_temperature(temperature)
     if top_k is not None and top_k < 1:

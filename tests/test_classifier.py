@@ -11,6 +11,7 @@ import minillm
 from minillm import DecoderConfig, InputError, TextClassifier
 from minillm.classifier import NAMES
 from minillm.runtime.files import sealed
+from minillm.training.loop import Loop
 from minillm.training.tokenizers import byte_pairs
 from tests.decoders import random_decoder
 
@@ -112,6 +113,45 @@ def test_a_base_can_be_a_name_and_the_default_prompt_is_neutral(tmp_path):
     assert fitted.template_.render("7") == "Text: 7\nLabel:"
     fitted.save(tmp_path)
     assert np.array_equal(TextClassifier.load(tmp_path).predict_proba(["7"]), fitted.predict_proba(["7"]))
+
+
+LONG = [*TEXTS[:15], "good " * 60]
+
+
+@pytest.mark.parametrize("method", NAMES)
+def test_a_text_that_is_too_long_is_refused_before_training_or_cut(method, monkeypatch, capsys):
+    monkeypatch.setattr("minillm.classifier.balanced_shots", lambda task, *_: task.train[:2])
+    monkeypatch.setattr(Loop, "step", lambda *_: pytest.fail("it has trained"))
+    sentence = (
+        r"{}texts\[15\] \('good good.*has \d+ tokens, and \d+ fit \(a context of 256.*; 1 of {} texts are too long"
+    )
+    for texts, held, error in (
+        (LONG, TEXTS, sentence.format("", 32)),
+        (TEXTS, LONG, sentence.format("validation ", 32)),
+    ):
+        with pytest.raises(InputError, match=error):
+            classifier(method).fit(texts, LABELS, validation=(held, LABELS))
+    assert capsys.readouterr().err == ""
+    monkeypatch.undo()
+    monkeypatch.setattr("minillm.classifier.balanced_shots", lambda task, *_: task.train[:2])
+    fitted = classifier(method, truncate="left").fit(LONG, LABELS)
+    assert "truncated (left): 1 of 16 texts" in capsys.readouterr().err
+    fitted.predict(["good " * 200])
+    with pytest.raises(InputError, match=r"^texts\[1\]"):
+        fitted.set_params(truncate="error").predict(["good", "good " * 200])
+
+
+def test_long_examples_are_refused_or_cut(monkeypatch, tmp_path):
+    monkeypatch.setattr("minillm.classifier.balanced_shots", lambda task, *_: task.train[-2:])
+    with pytest.raises(InputError, match=r"the prompt without its text has .* fewer or shorter examples"):
+        classifier("few-shot").fit(LONG, LABELS)
+    fitted = classifier("few-shot", truncate="right").fit(LONG, LABELS)
+    cut = fitted.template_.shots[1].text
+    assert len(cut) > 50
+    assert LONG[15].startswith(cut)
+    fitted.save(tmp_path)
+    loaded = TextClassifier.load(tmp_path, base=BASE)
+    assert np.array_equal(loaded.predict_proba(LONG), fitted.predict_proba(LONG))
 
 
 def test_the_base_is_never_modified():

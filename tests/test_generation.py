@@ -105,3 +105,11 @@ def test_invalid_options_and_an_empty_prompt_are_refused(options, message):
         generate(decoder, torch.tensor([[1, 2]]), **options)
     with pytest.raises(InputError, match="the prompt has no tokens"):
         generate(decoder, torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("method", [adapt.PrefixTuning, adapt.SoftPrompt])
+def test_a_prefix_counts_before_the_first_token(method):
+    method, ids = method(random_decoder(STYLES["Llama"]), 3), torch.tensor([[3, 1, 4]])
+    with pytest.raises(InputError, match=r"prefix \(3\), prompt \(3\) and max_new_tokens \(12\) exceed .* 17"):
+        stream(method, ids, max_new_tokens=12)
+    assert len(list(stream(method, ids, max_new_tokens=11))) == 11

@@ -48,3 +48,20 @@ def length_buckets(lengths: Sequence[int], size: int, order: random.Random | Non
     if order is not None:
         order.shuffle(batches)
     return batches
+
+
+def generation_batches(prompts: Sequence[int], answers: Sequence[int], size: int, room: int) -> list[list[int]]:
+    """`length_buckets` of prompts, divided where the longest prompt and the longest answer of a batch exceed `room`.
+
+    A row that exceeds it alone is a batch of its own.
+    """
+    found = []
+    for bucket in length_buckets(prompts, size):
+        batch: list[int] = []
+        for row in bucket:
+            if batch and max(prompts[n] for n in [*batch, row]) + max(answers[n] for n in [*batch, row]) > room:
+                found.append(batch)
+                batch = []
+            batch.append(row)
+        found.append(batch)
+    return found

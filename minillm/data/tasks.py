@@ -15,11 +15,12 @@ VALIDATION_END = 1000
 
 
 class LabelledText(NamedTuple):
-    """A text, the index of its class and, if known, the chain of thought that leads to it."""
+    """A text, the index of its class and, if known, the chain of thought that leads to it and the row of a file."""
 
     text: str
     label: int
     chain: str | None = None
+    place: str = ""
 
 
 @dataclass(frozen=True)

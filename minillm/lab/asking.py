@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from minillm.data.extraction import AnswerForm, answer_shares
-from minillm.data.templates import Question
+from minillm.data.templates import Question, Template
 from minillm.errors import InputError, check_temperature
 from minillm.lab.experiment import Experiment
 from minillm.lab.report import standard_error
-from minillm.prompting.answering import GenerationSettings, concluded_answers, self_consistent
+from minillm.prompting.answering import CONCLUSION_TOKENS, GenerationSettings, concluded_answers, self_consistent
 from minillm.prompting.labelling import LabelScores, content_free_questions, label_scores
+from minillm.prompting.lengths import Room, room
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 
@@ -52,6 +53,18 @@ class Answers:
     labels: LabelScores
     generated: Sequence[str] | None
     majority: Sequence[str] | None
+
+
+def prompt_room(experiment: Experiment, template: Template, answers: Sequence[str], options: AnswerOptions) -> Room:
+    """The room for a prompt before everything that may follow it: a label, a free answer, or a chain of thought."""
+    tokenizer = experiment.tokenizer
+    after = max(map(len, template.answers(tokenizer, (), answers))) - 1
+    if template.chain:
+        conclusion = len(tokenizer.encode(template.conclusion))
+        after = options.max_new_tokens + conclusion + max(CONCLUSION_TOKENS, after)
+    elif options.free or options.samples > 1:
+        after = max(BRIEF.max_new_tokens, after)
+    return room(experiment.decoder, after)
 
 
 def answer_form(question: Question, answers: Sequence[str]) -> AnswerForm:

@@ -22,6 +22,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.pull import pull
 from minillm.lab.report import standard_error
+from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
 from minillm.runtime.options import File, Model, Names, RunOptions, Text
@@ -69,6 +70,8 @@ class DataOptions(RunOptions):
     """The number of training rows."""
     test: int = 400
     """The number of test rows."""
+    truncate: Truncate = "error"
+    """A text that is too long for the context: error, before anything is trained, or cut its left or right end."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -109,7 +112,7 @@ class DataOptions(RunOptions):
         chosen = {option.name: getattr(options, option.name) for option in fields(MethodOptions)}
         return TextClassifier(
             base=self.base, method=method, prompt=task.prompt, answers=dict(enumerate(task.answers)), end=task.end,
-            seed=self.seed, device=self.device, store=out / "features", **chosen,
+            seed=self.seed, device=self.device, store=out / "features", truncate=self.truncate, **chosen,
         )  # fmt: skip
 
     def load(self) -> Experiment:
@@ -126,12 +129,9 @@ def run(
     classifier: TextClassifier, task: Task, on_trained: Callable[[TextClassifier], None] = lambda classifier: None
 ) -> dict[str, Any]:
     """Fit on the training rows, select on the validation rows, and score the test rows once."""
-    train, validation, test = (
-        ([row.text for row in rows], [row.label for row in rows]) for rows in (task.train, task.validation, task.test)
-    )
-    classifier.fit(*train, validation=validation, on_trained=on_trained)
+    classifier.fit_task(task, on_trained)
     start = time.perf_counter()
-    scored = classifier.scores(test[0], "test rows")
+    scored = classifier.scores([row.text for row in task.test], "test rows")
     eval_seconds, share = time.perf_counter() - start, accuracy(scored.scores, labels(task.test))
     adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
     return {

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from minillm.adapt import Method
-from minillm.data.batches import length_buckets, pad_left
+from minillm.data.batches import generation_batches, length_buckets, pad_left
 from minillm.data.exchanges import Exchange, Exchanges
 from minillm.generation import generate
 from minillm.lab.experiment import Experiment
 from minillm.prompting.fitting import EncodedRow, encode_exchanges, fit_to_answers
+from minillm.prompting.lengths import room
 from minillm.prompting.scoring import answer_log_probabilities
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
@@ -68,10 +69,12 @@ def exact_match(
     """The share of rows whose greedy answer is the expected one, up to surrounding whitespace."""
     right, device, end = 0, experiment.device, experiment.tokenizer.eos
     assert end is not None
-    for batch in progress(length_buckets([len(prompt) for prompt, _ in encoded], BATCH), desc="answers", unit="batch"):
+    most = room(method, 0, experiment.precision).prompt
+    prompts, answers = zip(*((len(prompt), len(answer)) for prompt, answer in encoded), strict=True)
+    for batch in progress(generation_batches(prompts, answers, BATCH, most), desc="answers", unit="batch"):
         ids, mask = pad_left([encoded[index][0] for index in batch])
-        # One token more than the longest expected answer: longer outputs are wrong anyway.
-        longest = max(len(encoded[index][1]) for index in batch) + 1
+        # One token more than the longest expected answer if it fits: longer outputs are wrong anyway.
+        longest = min(max(answers[index] for index in batch) + 1, most - ids.shape[1])
         with autocast(device, experiment.precision):
             out = generate(method, ids.to(device), max_new_tokens=longest, stop=[end], mask=mask.to(device))
         for index, answer in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):

@@ -9,11 +9,12 @@ from typing import Any, Literal
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError
-from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask
+from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask, prompt_room
 from minillm.lab.experiment import DataOptions, Experiment, labels, versions
 from minillm.lab.lecture import example, lecture_answers
 from minillm.lab.prompt_report import accuracy_table, order_table, probabilities, prompt_text, prompt_tokens
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
+from minillm.prompting.lengths import fit, fit_examples
 from minillm.runtime.device import keep_freed_memory
 from minillm.runtime.files import write_text
 from minillm.runtime.options import Directory, Text
@@ -109,7 +110,7 @@ class Prompt(AnswerOptions, DataOptions):
         else:
             task, experiment = self.load_both()
             template, names = self.templates(experiment, task, [text])[0][0], task.answers
-        answers = ask(experiment, [Question(template, text)], names, self)
+        answers = ask(experiment, self.fitted(experiment, [Question(template, text)], ["--text"], names), names, self)
         self.show(experiment, answers.questions[0], names)
         print(probabilities(answers))
         for title, texts in (("output", answers.generated), ("majority vote", answers.majority)):
@@ -138,8 +139,22 @@ class Prompt(AnswerOptions, DataOptions):
         texts, targets = [row.text for row in task.test], labels(task.test)
         for templates in self.templates(experiment, task, texts):
             questions = [Question(template, text) for template, text in zip(templates, texts, strict=True)]
+            places = [row.place or "a text" for row in task.test]
+            questions = self.fitted(experiment, questions, places, task.answers)
             answers = ask(experiment, questions, task.answers, self)
             yield experiment, answers, accuracies(answers, targets)
+
+    def fitted(
+        self, experiment: Experiment, questions: Sequence[Question], places: Sequence[str], answers: Sequence[str]
+    ) -> list[Question]:
+        """The questions, with examples and texts cut as --truncate says. Raises InputError for one that is too long."""
+        room = prompt_room(experiment, questions[0].template, answers, self)
+        templates = {
+            template: fit_examples(experiment.tokenizer, template, room, self.truncate)
+            for template in dict.fromkeys(question.template for question in questions)
+        }
+        questions = [question._replace(template=templates[question.template]) for question in questions]
+        return fit(experiment.tokenizer, questions, [room] * len(questions), self.truncate, places).questions
 
     def show(self, experiment: Experiment, question: Question, answers: Sequence[str]) -> None:
         print(prompt_text(experiment, question))

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm import InputError
-from minillm.data.batches import length_buckets, pad_left, pad_right
+from minillm.data.batches import generation_batches, length_buckets, pad_left, pad_right
 from tests.decoders import STYLES, random_decoder
 from tests.tolerances import assert_close
 
@@ -46,6 +46,16 @@ def test_buckets_contain_every_row_once_with_rows_of_similar_length(lengths, siz
     spans = sorted((min(lengths[i] for i in batch), max(lengths[i] for i in batch)) for batch in batches)
     assert all(earlier[1] <= later[0] for earlier, later in pairwise(spans))
     assert all(len(batch) <= size for batch in batches)
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 20)), min_size=1, max_size=30), st.integers(1, 7))
+def test_the_longest_prompt_and_answer_of_a_batch_fit_together_if_each_row_fits(lengths, size):
+    prompts, answers = zip(*lengths, strict=True)
+    room = max(prompt + answer for prompt, answer in lengths)
+    batches = generation_batches(prompts, answers, size, room)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    assert all(len(b) <= size and max(prompts[n] for n in b) + max(answers[n] for n in b) <= room for b in batches)
+    assert generation_batches(prompts, answers, size, 40) == length_buckets(prompts, size)
 
 
 def test_an_empty_row_is_refused():

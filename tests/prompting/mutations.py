@@ -6,9 +6,9 @@ TEMPLATE, BOUNDARY, EXTRACTION = (
     (f"data/{name}.py", f"data/test_{name}.py") for name in ("templates", "boundary", "extraction")
 )
 ANSWERS = ("data/answers.py", "data/test_answers.py")
-CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING = (
+CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
-    for name in ("choosing", "prompt_cache", "scoring", "measures", "calibration", "answering", "labelling")
+    for name in ("choosing", "prompt_cache", "scoring", "measures", "calibration", "answering", "labelling", "lengths")
 )
 
 
@@ -58,6 +58,10 @@ PROMPTING_MUTATIONS = [
     mutation("a longer label's start", EXTRACTION, "if self.alone else", "if False else"),
     mutation("a part of a number", EXTRACTION, "(?!\\w|[.,]\\d)", ""),
     mutation("a missing answer that is counted", EXTRACTION, "if answer is not None)", ")"),
+    mutation("a prefix that takes no room", LENGTHS, "self.context - self.prefix - self.answer",
+        "self.context - self.answer"),
+    mutation("one token too few of a text", LENGTHS, "key=length)) == 0:", "key=length) - 1) == 0:"),
+    mutation("the wrong side of a text", LENGTHS, 'if side == "right"', 'if side == "left"'),
     mutation("one set of content-free texts for all", LABELLING, "templates = templates[:1]",
         "templates = templates[:2]"),
     mutation("content-free texts in the wrong template", LABELLING, "[order.argsort()]", ""),
