@@ -17,8 +17,6 @@ from tests.hub.gguf_writing import llama_config, random_decoder
 from tests.hub.llama_cpp import TEXTS, LlamaCpp
 from tests.training.tokenizer_training import NAMES, TEMPLATE, trained
 
-pytestmark = pytest.mark.unchecked
-
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
 
 
