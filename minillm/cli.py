@@ -8,11 +8,13 @@ import os
 import sys
 from importlib import import_module
 from importlib.metadata import version
+from io import TextIOWrapper
 from typing import Any
 
 from minillm.errors import InputError, unknown
 
-INTERRUPTED = 130
+INTERRUPTED, PIPE_CLOSED = 130, 141
+"""128 and the number of the signal, as shells report them."""
 DESCRIPTION = "Adapt language models, compare the methods, and check the mathematics."
 
 COMMANDS: dict[str, Any] = {
@@ -46,17 +48,36 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """The entry point. Exit code 0, 2 for wrong input, 130 for Ctrl-C."""
+    """The entry point. Exit code 0, 2 for wrong input, 130 for Ctrl-C, 141 if the reader of the output is gone."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        # A console that is not UTF-8 shows the characters that it does not have as escapes.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        _run(sys.argv[1:])
+        try:
+            _run_and_report(sys.argv[1:])
+        finally:
+            # Later, at the exit of Python, a closed pipe would print an error.
+            for stream in streams:
+                stream.flush()
+    except BrokenPipeError:
+        for stream in streams:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(PIPE_CLOSED)
+
+
+def _run_and_report(words: list[str]) -> None:
+    """Run a command; its errors become one line and an exit code."""
+    try:
+        _run(words)
     except InputError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
-        # The reader has closed the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
     except OSError as error:
         # For example a full disk or a directory without write permission.
         _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))

@@ -52,11 +52,12 @@ def next_token_distribution(
 ) -> Float[Tensor, "B V"]:
     """softmax(logits / temperature), restricted to the `top_k` most likely tokens and to the smallest set of tokens
     with a total probability of at least `top_p`."""
-    logits = logits / temperature
     if top_k is not None:
         most_likely = logits.topk(min(top_k, logits.shape[-1]))
         logits = torch.full_like(logits, -torch.inf).scatter(-1, most_likely.indices, most_likely.values)
-    probabilities = softmax(logits)
+    # The largest logit becomes 0, so that a quotient by a very small temperature is 0 or -inf, never NaN.
+    highest = logits.amax(-1, keepdim=True)
+    probabilities = softmax((logits - highest) / max(temperature, torch.finfo(logits.dtype).tiny))
     if top_p is None:
         return probabilities
     ordered, indices = probabilities.sort(descending=True, stable=True)

@@ -1,6 +1,8 @@
 """The command line: the ladder on a tiny base, one-line errors, help."""
 
+import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -106,7 +108,7 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command,
         (("lab", "juggler", "--threads", "-1"), "threads must be at least 1 and at most"),
         (("check", "--config", "tiny", "--seed", "-1"), "got -1"),
         (("export", "nothing", "--out", "untouched"), "there is no model 'nothing'"),
-        ((*LADDER, "--labels", "good,good"), "at least 2 different labels"),
+        ((*LADDER, "--labels", "good,good"), "at least two different non-empty texts"),
         (("pull", "review"), "unknown value for NAME: 'review'; did you mean reviews?"),
         (("lader",), "unknown command: 'lader'; did you mean ladder?"),
         (("export", "tiny", "--out", "untouched"), "save the model in Hugging Face's layout instead"),
@@ -163,6 +165,51 @@ def test_generate_continues_the_prompt_and_is_reproducible_by_its_seed(place, co
     assert first == command(*words)
     assert first.startswith("abc")
     assert first != command(*words[:-1], "4")
+
+
+def test_a_console_that_is_not_utf8_shows_escapes(place, monkeypatch):
+    console = io.TextIOWrapper(io.BytesIO(), "cp1252")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("sys.stdout", console)
+    monkeypatch.setattr("sys.argv", ["minillm", "generate", "Στέé", "--base", "base", "--max-new-tokens", "1"])
+    main()
+    assert console.buffer.getvalue().startswith(b"\\u03a3\\u03c4\\u03ad\xe9")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["swim"]])
+def test_a_closed_pipe_ends_the_command_without_a_traceback(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = "import os; from minillm.cli import main; os.dup2(1, 2) if {} else None; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program.format(words == ["swim"]), *words], stdout=writer, stderr=subprocess.PIPE,
+        timeout=60,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_own_data_is_divided_and_reported_before_it_is_used(place, monkeypatch, capsys):
+    words = ("adapt", "--base", "base", "--text-column", "words", "--label-column", "liked", "--method", "features")
+    rows = [f"word {n} {'yes' if n % 2 else 'no'};{n % 2}" for n in range(90)]
+    (place / "excel.csv").write_text("words;liked\n" + "\n".join(rows), "cp1252")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(
+        "sys.argv", ["minillm", *words, "--data", "excel.csv", "--labels", "1=good,0=bad", "--out", "own"]
+    )
+    main()
+    printed, report = capsys.readouterr()
+    lines = report.splitlines()
+    assert lines[0] == "excel.csv: recognised delimiter ';'; --delimiter and --encoding overrule"
+    assert lines[1] == "excel: 74 rows for training, 8 for validation, 8 for test"
+    assert [line.split() for line in lines[4:6]] == [
+        ["'0'", "'bad'", *["37", "4", "4"]],
+        ["'1'", "'good'", *["37", "4", "4"]],
+    ]
+    assert "majority_baseline: 0.5\n" in printed
+    written = json.loads((place / "own" / "adapt.json").read_text("utf-8"))
+    assert (written["ladder"]["train"], written["ladder"]["test"]) == (74, 8)
+    assert (written["accuracy"] == 1) == ("warning: " not in report)
 
 
 def test_help_names_every_command(capsys, monkeypatch):

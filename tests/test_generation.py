@@ -89,6 +89,15 @@ def test_top_k_keeps_the_most_likely_and_temperature_divides_the_logits(logits, 
     assert np.allclose(kept[best].numpy(), expected / expected.sum(), rtol=1e-9)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("temperature", [1e-4, 1e-38, 1e-40, 1e-320])
+@pytest.mark.parametrize(("k", "p"), [(None, None), (2, None), (None, 0.5)])
+def test_a_tiny_temperature_is_greedy(dtype, temperature, k, p):
+    logits = torch.tensor([[-100.0, 90.0, 100.0, 3.0]], dtype=dtype)
+    found = next_token_distribution(logits, temperature, k, p)
+    assert found.float().tolist() == [[0, 0, 1, 0]]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

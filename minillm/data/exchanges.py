@@ -1,10 +1,9 @@
 """Prompts with free-form answers: summaries, translations, replies."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from minillm.data.tables import columns
+from minillm.data.tables import Table
 from minillm.data.tasks import divide
 
 
@@ -23,13 +22,19 @@ class Exchanges:
     train: list[Exchange]
     validation: list[Exchange]
     test: list[Exchange]
+    note: str = ""
+    """How the file was read, if not as usual."""
 
 
 def table_exchanges(
-    path: Path, *, prompt_column: str, answer_column: str, template: str, train: int, test: int
+    table: Table, *, prompt_column: str, answer_column: str, template: str, train: int | None, test: int | None
 ) -> Exchanges:
-    """The task of a CSV or JSON lines file, divided like labelled text. {text} in `template` is the value of the
-    prompt column. Raises InputError for an empty prompt or answer."""
-    rows = columns(path, prompt_column, answer_column)
-    exchanges = [Exchange(template.replace("{text}", asked), answer) for asked, answer in rows]
-    return Exchanges(path.stem, *divide(exchanges, train, test))
+    """The task of a table, divided like labelled text. {text} in `template` is the value of the prompt column.
+
+    Raises InputError for an empty prompt or answer.
+    """
+    rows = table.read(prompt_column, answer_column)
+    exchanges = [
+        Exchange(template.replace("{text}", row.text(prompt_column)), row.text(answer_column)) for row in rows.rows
+    ]
+    return Exchanges(table.path.stem, *divide(exchanges, train, test), note=table.note(rows))

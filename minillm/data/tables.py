@@ -1,75 +1,197 @@
-"""A user's labelled text: a CSV file with a header line, or JSON lines."""
+"""Tables in files: .csv and .tsv with a header line, and JSON lines. Every row is checked; errors name its line.
+
+Delimiter and encoding are recognised if they are not given. In strict mode the csv module refuses open and misplaced
+quotes; the number of values in a row is checked here.
+"""
 
 import csv
+import io
 import json
-import sys
+import math
+import unicodedata
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from minillm.data.tasks import LabelledText, Task, divide
+from minillm.data.encodings import decode
 from minillm.errors import InputError
+from minillm.runtime.files import unique
+
+DELIMITERS = (",", ";", "\t", "|")
+SHOWN = 60
+"""The number of characters of a row that an error message shows."""
 
 
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The number of the line and the values by column, of each row. Raises InputError for any other file."""
-    if path.suffix not in (".csv", ".jsonl"):
-        raise InputError(f"{path} must be a .csv or .jsonl file")
-    try:
-        # Spreadsheets write a byte order mark, which must not become part of the name of the first column.
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix == ".jsonl":
-                for line, text in enumerate(file, 1):
-                    if text.strip():
-                        yield line, _json_row(text, f"{path}, line {line}")
-            else:
-                # The default limit of a field is 128 kB; reviews are longer.
-                csv.field_size_limit(sys.maxsize)
-                reader = csv.DictReader(file)
-                yield from ((reader.line_num, row) for row in reader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path} is not a readable file in UTF-8: {error}") from error
+class Row(NamedTuple):
+    """A row: its file and line, its values by column, and its text in the file."""
+
+    place: str
+    values: dict[str, Any]
+    source: str
+
+    def wrong(self, what: str) -> InputError:
+        source = self.source.strip()
+        return InputError(f"{self.place}: {what}; the row: {source[:SHOWN]!r}{'...' * (len(source) > SHOWN)}")
+
+    def text(self, name: str) -> str:
+        """A value as text: a string in NFC, a number or a Boolean as in JSON. Raises InputError for all others."""
+        if name not in self.values:
+            raise self.wrong(f"no column {name!r}; columns: {', '.join(self.values)}")
+        value = self.values[name]
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise self.wrong(f"no value in column {name!r}")
+        try:
+            return printed(value)
+        except ValueError as error:
+            raise self.wrong(f"column {name!r} must be a text or a finite number, got {error}") from None
 
 
-def _json_row(text: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
-    if not isinstance(row, dict):
-        raise InputError(f"{where}: every line must be a JSON object, got {text.strip()[:40]}")
-    return row
+class Rows(NamedTuple):
+    """The rows of a table, and how they were read; the delimiter of JSON lines is empty."""
+
+    rows: list[Row]
+    delimiter: str
+    encoding: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """A .csv, .tsv or .jsonl file. Its delimiter and its encoding are recognised if they are None."""
+
+    path: Path
+    delimiter: str | None = None
+    encoding: str | None = None
+
+    def read(self, *names: str) -> Rows:
+        """All rows. Raises InputError for another file, a wrong row, and no rows.
+
+        The names are those of columns that will be used: they help to recognise the delimiter.
+        """
+        kind = self.path.suffix.lower()
+        if kind not in (".csv", ".tsv", ".jsonl"):
+            raise InputError(f"{self.path} must be a .csv, .tsv or .jsonl file")
+        text, encoding = decode(self.path, self.encoding)
+        # Lines end where the csv module ends them: JSON strings may contain other line separators.
+        lines = list(io.StringIO(text, newline=""))
+        if kind == ".jsonl":
+            if self.delimiter is not None:
+                raise InputError(f"{self.path} has JSON lines, which have no delimiter; leave out --delimiter")
+            delimiter, rows = "", list(self._json_rows(lines))
+        else:
+            delimiter = self._delimiter(lines, names, kind)
+            rows = list(self._csv_rows(lines, delimiter))
+        if not rows:
+            raise InputError(f"{self.path} has no rows")
+        return Rows(rows, delimiter, encoding)
+
+    def note(self, rows: Rows) -> str:
+        """A line about a delimiter or an encoding that was recognised and is not the usual one, or nothing."""
+        usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        found = []
+        if self.delimiter is None and rows.delimiter not in (usual, ""):
+            found.append(f"delimiter {rows.delimiter!r}")
+        if self.encoding is None and rows.encoding != "utf-8":
+            found.append(f"encoding {rows.encoding}")
+        if not found:
+            return ""
+        return f"{self.path}: recognised {' and '.join(found)}; --delimiter and --encoding overrule"
+
+    def _delimiter(self, lines: list[str], names: tuple[str, ...], kind: str) -> str:
+        if self.delimiter is not None:
+            given = self.delimiter.replace("\\t", "\t")
+            if len(given) != 1 or given in '"\r\n':
+                raise InputError(f"delimiter must be one character, not a quote or a newline, got {self.delimiter!r}")
+            return given
+        if kind == ".tsv":
+            return "\t"
+        header = next((line for line in lines if line.strip()), "")
+
+        def fit(delimiter: str) -> tuple[int, int]:
+            found = [name.strip(' "\r\n') for name in header.split(delimiter)]
+            return len({*names} & {*found}), len(found)
+
+        return max(DELIMITERS, key=fit)
+
+    def _csv_rows(self, lines: list[str], delimiter: str) -> Iterator[Row]:
+        # The default limit is 131,072 characters, and reviews are longer. A C long has 32 bits on Windows.
+        csv.field_size_limit(2**31 - 1)
+        reader, columns, start = csv.reader(lines, delimiter=delimiter, strict=True), [], 0
+        unnamed: list[int] = []
+        while True:
+            place = f"{self.path}, line {start + 1}"
+            try:
+                values = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise Row(place, {}, lines[start]).wrong(
+                    f"open or misplaced double quotes ({error}); a quote in a quoted value must be doubled"
+                ) from None
+            row = Row(place, {}, "".join(lines[start : reader.line_num]))
+            start = reader.line_num
+            if not any(map(str.strip, values)):
+                continue
+            if not columns:
+                columns = _column_names(row, values)
+                unnamed = [n for n, name in enumerate(values) if n > 0 and not name.strip()]
+                continue
+            if len(values) != len(columns):
+                raise row.wrong(
+                    f"{len(values)} values for the {len(columns)} columns {', '.join(columns)}; "
+                    f"a value with {delimiter!r} in it must be in double quotes"
+                )
+            if extra := [columns[n] for n in unnamed if values[n].strip()]:
+                raise row.wrong(f"{extra[0]} has a value but no name in the header")
+            yield row._replace(values=dict(zip(columns, values, strict=True)))
+
+    def _json_rows(self, lines: list[str]) -> Iterator[Row]:
+        for number, line in enumerate(lines, 1):
+            row = Row(f"{self.path}, line {number}", {}, line)
+            if not line.strip():
+                continue
+            try:
+                found = json.loads(line, object_pairs_hook=unique, parse_constant=_refuse_constant)
+            except json.JSONDecodeError as error:
+                raise row.wrong(f"not JSON ({error.msg}, column {error.colno})") from None
+            except (ValueError, RecursionError) as error:
+                raise row.wrong(f"not JSON ({error})") from None
+            if not isinstance(found, dict):
+                raise row.wrong("every line must be a JSON object")
+            yield row._replace(values=found)
+
+
+def _column_names(row: Row, header: list[str]) -> list[str]:
+    """The names in a header. A column without one is named by its number.
+
+    pandas writes an index without a name as the first column, and Excel empty ones after the last.
+    """
+    names = [unicodedata.normalize("NFC", name).strip() or f"column {n}" for n, name in enumerate(header, 1)]
+    if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+        raise row.wrong(f"the column {twice[0]!r} occurs twice")
+    return names
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def printed(value: Any) -> str:
+    """A string in NFC; a number or a Boolean as JSON writes it, 1.0 as 1. Raises ValueError for anything else."""
+    if isinstance(value, str):
+        text = unicodedata.normalize("NFC", value)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("an unpaired surrogate") from None
+        return text
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return json.dumps(value)
+    raise ValueError(type(value).__name__)
 
 
 def columns(path: Path, *names: str) -> list[tuple[str, ...]]:
-    """The values of some columns in each row, as text. Raises InputError for a missing value and for no rows."""
-    rows = []
-    for line, row in read_rows(path):
-        for name in names:
-            if row.get(name) is None or not str(row[name]).strip():
-                what = "value in column" if name in row else "column"
-                hint = "; columns must be separated by commas" if len(row) == 1 and path.suffix == ".csv" else ""
-                raise InputError(f"{path}, line {line}: no {what} {name!r}; columns: {', '.join(map(str, row))}{hint}")
-        rows.append(tuple(str(row[name]) for name in names))
-    if not rows:
-        raise InputError(f"{path} has no rows")
-    return rows
-
-
-def table_task(
-    path: Path, *, text_column: str, label_column: str, prompt: str, labels: tuple[str, ...] | None, train: int,
-    test: int,
-) -> Task:  # fmt: skip
-    """A task from a file. The classes are the values of the label column in sorted order; `labels` renames them."""
-    rows = columns(path, text_column, label_column)
-    values = sorted({value for _, value in rows})
-    if not 2 <= len(values) < len(rows):
-        found = f"got {len(values)} in {len(rows)} rows"
-        raise InputError(f"column {label_column!r} of {path} must have at least 2 classes and fewer than rows, {found}")
-    if labels is not None and len(labels) != len(values):
-        raise InputError(f"{len(labels)} labels are given for the {len(values)} classes: {', '.join(values)}")
-    number = {value: index for index, value in enumerate(values)}
-    divided = divide([LabelledText(text, number[value]) for text, value in rows], train, test)
-    return Task(path.stem, prompt, tuple(f" {label}" for label in labels or values), *divided)
+    """The values of some columns in each row of a file, as text."""
+    return [tuple(row.text(name) for name in names) for row in Table(path).read(*names).rows]

@@ -53,19 +53,55 @@ class Task:
                 raise InputError(f"the {split} rows of {self.name} are all of one class; at least 2 are needed")
 
 
-def divide(rows: Sequence[Row], train: int, test: int) -> tuple[list[Row], list[Row], list[Row]]:
+def divide(
+    rows: Sequence[Row], train: int | None, test: int | None
+) -> tuple[list[Row], list[Row], list[Row]]:  # fmt: skip
     """(train, validation, test) of one fixed shuffle: test first, then validation up to row 999, then train.
 
-    In shorter data, validation gets the rows between test and train. Raises InputError if there are too few rows.
+    In shorter data, validation gets the rows between test and train. Without `test`, a tenth of the rows is for test;
+    without `train`, another tenth for validation and all others for train. Raises InputError if there are too few rows.
     """
+    shuffled = list(rows)
+    random.Random(0).shuffle(shuffled)
+    return _cut(shuffled, train, test)
+
+
+def divide_by_class(
+    rows: Sequence[LabelledText], train: int | None, test: int | None
+) -> tuple[list[LabelledText], list[LabelledText], list[LabelledText]]:
+    """Like `divide`, with about the same share of each class in all parts.
+
+    Without both sizes, validation and test have a tenth of each class, and at least 2 rows of it.
+    """
+    order, classes = random.Random(0), dict[int, list[LabelledText]]()
+    for row in rows:
+        classes.setdefault(row.label, []).append(row)
+    for of_class in classes.values():
+        order.shuffle(of_class)
+    if train is None and test is None:
+        by_class = [_cut(of_class, None, None) for of_class in classes.values()]
+        parts = tuple([row for cut in by_class for row in cut[part]] for part in range(3))
+    else:
+        # In any stretch of this order, each class has its share of the rows.
+        ranked = [((n + 0.5) / len(of_class), row) for of_class in classes.values() for n, row in enumerate(of_class)]
+        parts = _cut([row for _, row in sorted(ranked, key=lambda ranked: ranked[0])], train, test)
+    for part in parts:
+        order.shuffle(part)
+    return parts[0], parts[1], parts[2]
+
+
+def _cut(rows: list[Row], train: int | None, test: int | None) -> tuple[list[Row], list[Row], list[Row]]:
+    tenth = max(2, len(rows) // 10)
+    test = tenth if test is None else test
+    if train is None:
+        train, start = len(rows) - test - tenth, test + tenth
+    else:
+        start = min(VALIDATION_END, len(rows) - train) if test < VALIDATION_END else len(rows) - train
     if train < 2 or test < 2:
         raise InputError(f"{train} training and {test} test rows are too few: at least 2 each are needed")
-    start = min(VALIDATION_END, len(rows) - train) if test < VALIDATION_END else len(rows) - train
     if start <= test:
         raise InputError(
             f"the data has {len(rows)} rows: too few for {train} to train on and {test} to test on; give at least "
             f"{train + test + 1} rows, or lower --train or --test"
         )
-    shuffled = list(rows)
-    random.Random(0).shuffle(shuffled)
-    return shuffled[start : start + train], shuffled[test:start], shuffled[:test]
+    return rows[start : start + train], rows[test:start], rows[:test]

@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
+from minillm.data.tasks import Task
 from minillm.errors import InputError
-from minillm.lab.experiment import DataOptions, parameter_count, run, tensor_bytes
+from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
+from minillm.lab.own_data import report
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.options import Directory
-from minillm.training.methods import METHODS, MethodOptions, Trained, training_settings
+from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
 MEASURED = "adapt.json"
 
@@ -39,6 +41,10 @@ class Adapt(MethodOptions, DataOptions):
     answer_column: str | None = None
     """Free answers: the column of the answers in your data."""
 
+    def __post_init__(self):
+        super().__post_init__()
+        check_options(self.method, self)
+
     @property
     def free(self) -> bool:
         return self.prompt_column is not None or self.answer_column is not None
@@ -49,19 +55,22 @@ class Adapt(MethodOptions, DataOptions):
 
     def run(self) -> None:
         keep_freed_memory()
-        for name, value in adapt(self).items():
+        measured = adapt(self)
+        for name, value in measured.items():
             if not isinstance(value, (list, dict)):
                 print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
         print(f"saved: {self.out}")
+        for doubt in [] if self.free else doubts(measured):
+            print(doubt, file=sys.stderr)
 
     def exchanges(self) -> Exchanges:
         """The prompts and answers of the data. Raises InputError if an option for them is missing."""
-        if self.data is None or self.prompt_column is None or self.answer_column is None:
+        if self.table is None or self.prompt_column is None or self.answer_column is None:
             raise InputError("free answers need --data, --prompt-column and --answer-column")
         if "{text}" not in self.question:
             raise InputError(f"the prompt {self.question!r} has no {{text}}, the placeholder for the text of a row")
         return table_exchanges(
-            self.data, prompt_column=self.prompt_column, answer_column=self.answer_column, template=self.question,
+            self.table, prompt_column=self.prompt_column, answer_column=self.answer_column, template=self.question,
             train=self.train, test=self.test,
         )  # fmt: skip
 
@@ -75,11 +84,13 @@ def adapt(options: Adapt) -> dict[str, Any]:
             raise InputError(
                 f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}"
             )
-        measured = to_answers(options, options.exchanges())
+        task = options.exchanges()
+        measured = to_answers(options, task)
     else:
-        measured = to_labels(options)
+        task = options.load_task()
+        measured = to_labels(options, task)
     described = {
-        "ladder": options.described(),
+        "ladder": options.described(task),
         "method": options.method,
         "options": {option.name: getattr(options, option.name) for option in fields(MethodOptions)},
         "prompt_column": options.prompt_column,
@@ -89,9 +100,9 @@ def adapt(options: Adapt) -> dict[str, Any]:
     return {"method": options.method, **measured}
 
 
-def to_labels(options: Adapt) -> dict[str, Any]:
+def to_labels(options: Adapt, task: Task) -> dict[str, Any]:
     """Adapt to labelled text and save the classifier."""
-    task = options.load_task()
+    report(task)
     classifier = options.classifier(task, options.method, options, options.out)
     found = run(classifier, task, lambda classifier: save(classifier.save, options.out))
     not_reported = ("tokens_per_second", "peak_memory_bytes", "precision")
@@ -101,6 +112,7 @@ def to_labels(options: Adapt) -> dict[str, Any]:
 def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
     """Adapt to free answers and save the adapter."""
     experiment = options.load()
+    report(task)
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
     measured = adapt_to_answers(

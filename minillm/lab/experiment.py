@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
@@ -14,8 +14,10 @@ from torch import Tensor
 from minillm import hub
 from minillm.adapt import Adaptation, Method
 from minillm.classifier import TextClassifier
+from minillm.data.exchanges import Exchanges
 from minillm.data.reviews import PROMPT, reviews_task
-from minillm.data.tables import table_task
+from minillm.data.table_tasks import table_task
+from minillm.data.tables import Table
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.word_problems import word_problems_task
 from minillm.decoder import Decoder
@@ -28,6 +30,9 @@ from minillm.runtime.device import best_precision, peak_memory, pick_device, use
 from minillm.runtime.options import File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.methods import Base, MethodOptions, build
+
+TRAIN, TEST = 500, 400
+"""The default numbers of rows of a task."""
 
 
 @dataclass
@@ -56,7 +61,11 @@ class DataOptions(RunOptions):
     task: Literal["reviews", "word_problems"] | None = None
     """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny)."""
     data: File | None = None
-    """Your own labelled texts, a .csv or .jsonl file, instead of a task."""
+    """Your own labelled texts, a .csv, .tsv or .jsonl file, instead of a task."""
+    delimiter: str | None = None
+    r"""The delimiter of a .csv or .tsv file, for example ; or \t (recognised if not given)."""
+    encoding: str | None = None
+    """The encoding of your data, for example utf-16 or cp1252 (recognised if not given)."""
     text_column: str = "text"
     """The column of the texts in your data."""
     label_column: str = "label"
@@ -65,11 +74,12 @@ class DataOptions(RunOptions):
     r"""The prompt template for your data, with {text} as the placeholder and \n for a newline. If not given:
     'Text: {text}\nLabel:'; for free answers '{text}\n'."""
     labels: Names | None = None
-    """The answers for the sorted values of the label column; the values themselves if not given."""
-    train: int = 500
-    """The number of training rows."""
-    test: int = 400
-    """The number of test rows."""
+    """The answers for the values of the label column, as 1=bad,5=good, or all in the order of the values; the values
+    themselves if not given."""
+    train: int | None = None
+    """The number of training rows. If not given: 500 of a task, 80 % of your own data."""
+    test: int | None = None
+    """The number of test rows. If not given: 400 of a task, 10 % of your own data."""
     truncate: Truncate = "error"
     """A text that is too long for the context: error, before anything is trained, or cut its left or right end."""
 
@@ -77,6 +87,11 @@ class DataOptions(RunOptions):
         super().__post_init__()
         if self.data is not None and self.task is not None:
             raise InputError("give either --data or --task, not both")
+        if self.data is None and not (self.delimiter is None and self.encoding is None):
+            raise InputError("--delimiter and --encoding need --data")
+        if self.data is None:
+            self.train = TRAIN if self.train is None else self.train
+            self.test = TEST if self.test is None else self.test
 
     @property
     def question(self) -> str:
@@ -84,12 +99,19 @@ class DataOptions(RunOptions):
         default = PROMPT if self.data is None else TextClassifier.prompt
         return default if self.prompt is None else self.prompt
 
-    def described(self) -> dict[str, Any]:
-        """These options in JSON's types, with the number of threads in use."""
+    def described(self, task: Task | Exchanges | None = None) -> dict[str, Any]:
+        """These options in JSON's types, with the number of threads in use, and of training and test rows of a task."""
         found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads
         data = None if self.data is None else str(self.data)
+        if task is not None:
+            found |= {"train": len(task.train), "test": len(task.test)}
         return found | {"task": self.task or "reviews", "threads": threads, "data": data, "prompt": self.question}
+
+    @property
+    def table(self) -> Table | None:
+        """The file of the user's own data."""
+        return None if self.data is None else Table(self.data, self.delimiter, self.encoding)
 
     def load_task(self) -> Task:
         """The user's own data, if given, else the task. Raises InputError for data or options that cannot be used."""
@@ -98,11 +120,13 @@ class DataOptions(RunOptions):
         return self.given_task()
 
     def given_task(self) -> Task:
-        if self.data is not None:
+        if self.table is not None:
             return table_task(
-                self.data, text_column=self.text_column, label_column=self.label_column, prompt=self.question,
+                self.table, text_column=self.text_column, label_column=self.label_column, prompt=self.question,
                 labels=self.labels, train=self.train, test=self.test,
             )  # fmt: skip
+        assert self.train is not None
+        assert self.test is not None
         if self.task == "word_problems":
             return word_problems_task(self.train, self.test)
         return reviews_task(pull("reviews"), self.train, self.test)
@@ -132,11 +156,10 @@ def run(
     classifier.fit_task(task, on_trained)
     start = time.perf_counter()
     scored = classifier.scores([row.text for row in task.test], "test rows")
-    eval_seconds, share = time.perf_counter() - start, accuracy(scored.scores, labels(task.test))
+    eval_seconds = time.perf_counter() - start
     adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
     return {
-        "accuracy": share,
-        "standard_error": standard_error(share, len(task.test)),
+        **judged(scored.scores, labels(task.test)),
         "trainable_parameters": parameter_count(adapted.trainable()) if isinstance(adapted, Adaptation) else 0,
         "stored_bytes": tensor_bytes(adapted.state()) if isinstance(adapted, Adaptation) else 0,
         "train_seconds": training.seconds,
@@ -146,6 +169,26 @@ def run(
         "precision": classifier.precision_,
         "chosen": chosen if training.tokens else chosen | {"shared_tokens": scored.shared_tokens},
     }
+
+
+def judged(scores: Tensor, targets: Tensor) -> dict[str, Any]:
+    """The accuracy, that of always predicting the most frequent class, and the number of classes among predictions."""
+    share = accuracy(scores, targets)
+    return {
+        "accuracy": share,
+        "standard_error": standard_error(share, len(targets)),
+        "majority_baseline": targets.bincount().max().item() / len(targets),
+        "predicted_classes": len(scores.argmax(-1).unique()),
+    }
+
+
+def doubts(measured: Mapping[str, Any]) -> list[str]:
+    """Warnings: all predictions are of one class, or the accuracy is not above always predicting the majority."""
+    share, error, baseline = (measured[name] for name in ("accuracy", "standard_error", "majority_baseline"))
+    found = ["all predictions are of one class"] if measured["predicted_classes"] == 1 else []
+    if share - error <= baseline:
+        found.append(f"accuracy {share:.3f} ± {error:.3f} is not above the majority baseline, {baseline:.3f}")
+    return [f"warning: {doubt}" for doubt in found]
 
 
 def labels(rows: Sequence[LabelledText]) -> Tensor:

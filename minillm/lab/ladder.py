@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from minillm import hub
 from minillm.classifier import TextClassifier
 from minillm.errors import InputError, unknown
-from minillm.lab.experiment import DataOptions, run, versions
+from minillm.lab.experiment import DataOptions, doubts, run, versions
+from minillm.lab.own_data import report
 from minillm.lab.report import draw, picture, table
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
@@ -71,12 +72,14 @@ class Ladder(DataOptions):
                 finished.append(ladder)
                 seconds, share = rung["train_seconds"] + rung["eval_seconds"], rung["accuracy"]
                 print(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {seconds:.0f} s", file=sys.stderr)
+                for doubt in doubts(rung):
+                    print(f"{rung['name']}: {doubt}", file=sys.stderr)
         finally:
             if finished:
-                print(table(finished[-1]))
-                if draw(picture, finished[-1], self.out / "ladder.png"):
-                    print(f"\nsaved: {self.out / 'ladder.png'}", end="")
-                print(f"\nsaved: {self.out / 'ladder.json'}")
+                drawn = draw(picture, finished[-1], self.out / "ladder.png")
+                print(f"{table(finished[-1])}\n")
+                for name in ("ladder.png", "ladder.json") if drawn else ("ladder.json",):
+                    print(f"saved: {self.out / name}")
 
     def chosen(self) -> list[str]:
         """The names of the rungs. Raises InputError for an unknown one."""
@@ -94,15 +97,16 @@ def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]
     chosen = options.chosen()
     pick_device(options.device)
     options = replace(options, threads=use_threads(options.threads))
-    options.load_task()
+    task = options.load_task()
     hub.locate(options.base)
     path = options.out / "ladder.json"
-    described = json.loads(json.dumps({**options.described(), "versions": versions()}))
+    described = json.loads(json.dumps({**options.described(task), "versions": versions()}))
     finished = {} if options.fresh else _finished(path, described)
     check_directory(options.out)
     if options.fresh:
         for stored in (options.out / "features").glob("*/*.safetensors"):
             stored.unlink()
+    report(task)
     for name in chosen:
         if name not in finished:
             finished[name] = measure_apart(name, options)

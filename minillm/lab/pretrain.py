@@ -282,9 +282,9 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
             bar.update()
             if run.done % run.options.eval_every == 0 or run.done == run.loop.steps:
                 run.measured.append(run.measure())
+                run.checkpoint()
                 if distributed.is_first():
                     on_measured(run.measured[-1])
-                run.checkpoint()
             if distributed.any_process(interrupted(), run.device):
                 run.checkpoint()
                 raise KeyboardInterrupt

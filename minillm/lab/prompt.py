@@ -6,12 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal
 
+from minillm.data.table_tasks import answers_of
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError
 from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask, prompt_room
-from minillm.lab.experiment import DataOptions, Experiment, labels, versions
+from minillm.lab.experiment import DataOptions, Experiment, doubts, judged, labels, versions
 from minillm.lab.lecture import example, lecture_answers
+from minillm.lab.own_data import report
 from minillm.lab.prompt_report import accuracy_table, order_table, probabilities, prompt_text, prompt_tokens
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
 from minillm.prompting.lengths import fit, fit_examples
@@ -73,16 +75,17 @@ class Prompt(AnswerOptions, DataOptions):
     def run(self) -> None:
         keep_freed_memory()
         if self.example is not None:
-            written = self.over_example(self.example)
+            lines, written = self.over_example(self.example)
         elif self.text is not None:
-            written = self.over_text(self.text)
+            lines, written = self.over_text(self.text)
         else:
-            written = self.over_task()
+            lines, written = self.over_task()
         if self.out is not None:
             path = self.out / "prompt.json"
             described = {**self.described_prompt(), "versions": versions(), **written}
             write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-            print(f"\nsaved: {path}")
+            lines.append(f"\nsaved: {path}")
+        print("\n".join(lines))
 
     def described_prompt(self) -> dict[str, Any]:
         """The options in JSON's types."""
@@ -90,59 +93,61 @@ class Prompt(AnswerOptions, DataOptions):
         answers = {option.name: getattr(self, option.name) for option in fields(AnswerOptions)} | {"seed": self.seed}
         return {"ladder": self.described(), "manner": answers, **{name: getattr(self, name) for name in names}}
 
-    def over_example(self, name: str) -> dict[str, Any]:
-        """Print the prompts and answers of a lecture example."""
+    def over_example(self, name: str) -> tuple[list[str], dict[str, Any]]:
+        """The prompts and answers of a lecture example, as lines and in JSON's types."""
         asked, experiment, found = example(name), self.load(), []
-        print(asked.about)
+        lines = [asked.about]
         for answer in lecture_answers(experiment, asked, chat=self.chat):
             found.append(answer.described())
-            print()
-            self.show(experiment, answer.question, asked.labels or (f" {asked.expected}",))
-            print(probabilities(answer.labels) if answer.labels else f"output: {answer.text.strip()}")
-            print(f"answer: {answer.answer or 'could not be parsed'} (expected: {asked.expected})")
-        return {"asked": found, "example": name}
+            lines += ["", *self.shown(experiment, answer.question, asked.labels or (f" {asked.expected}",))]
+            lines.append(probabilities(answer.labels) if answer.labels else f"output: {answer.text.strip()}")
+            lines.append(f"answer: {answer.answer or 'could not be parsed'} (expected: {asked.expected})")
+        return lines, {"asked": found, "example": name}
 
-    def over_text(self, text: str) -> dict[str, Any]:
-        """Classify one text, and print the probability of each label."""
+    def over_text(self, text: str) -> tuple[list[str], dict[str, Any]]:
+        """The probability of each label for one text."""
         if self.prompt is not None and self.labels is not None and self.shots == 0:
-            template, names = self.dressed(Template(self.prompt)), own_answers(self.labels)
+            values = [label.partition("=")[0].strip() for label in self.labels]
+            template, names = self.dressed(Template(self.prompt)), answers_of(values, self.labels)
             experiment = self.load()
         else:
             task, experiment = self.load_both()
             template, names = self.templates(experiment, task, [text])[0][0], task.answers
         answers = ask(experiment, self.fitted(experiment, [Question(template, text)], ["--text"], names), names, self)
-        self.show(experiment, answers.questions[0], names)
-        print(probabilities(answers))
+        lines = [*self.shown(experiment, answers.questions[0], names), probabilities(answers)]
         for title, texts in (("output", answers.generated), ("majority vote", answers.majority)):
             if texts is not None:
-                print(f"{title}: {texts[0].strip()}")
-        return {"asked": [described_answers(answers)], "text": text}
+                lines.append(f"{title}: {texts[0].strip()}")
+        return lines, {"asked": [described_answers(answers)], "text": text}
 
-    def over_task(self) -> dict[str, Any]:
-        """Classify all test rows, once for each order of the examples, and print the accuracies."""
-        measured, written = [], []
-        for experiment, answers, found in self.measure():
-            measured.append(found)
-            written.append({**found, **described_answers(answers)})
-            self.show(experiment, answers.questions[0], answers.labels.answers)
-            count = len(answers.questions)
-            print(f"{probabilities(answers)}\n\n{count} test rows:\n{accuracy_table(found)}\n")
-        if len(measured) == 1:
-            return {"asked": written}
-        over = spread(measured)
-        print(f"{len(measured)} orders of the {self.shots} examples:\n{order_table(measured, over)}")
-        return {"asked": written, "spread": over}
-
-    def measure(self) -> Iterator[tuple[Experiment, Answers, dict[str, Any]]]:
-        """The answers to all test rows and their accuracies, for each order of the examples."""
+    def over_task(self) -> tuple[list[str], dict[str, Any]]:
+        """The accuracies on all test rows, for each order of the examples."""
+        lines, measured, asked = [], [], []
         task, experiment = self.load_both()
+        for answers, found in self.measure(task, experiment):
+            measured.append(found)
+            asked.append({**found, **described_answers(answers)})
+            lines += self.shown(experiment, answers.questions[0], answers.labels.answers)
+            count = len(answers.questions)
+            doubtful = doubts(judged(answers.labels.before()["acc"], labels(task.test)))
+            lines.append(f"{probabilities(answers)}\n\n{count} test rows:\n{accuracy_table(found)}")
+            lines += [*doubtful, ""]
+        written: dict[str, Any] = {"ladder": self.described(task), "asked": asked}
+        if len(measured) > 1:
+            written["spread"] = spread(measured)
+            orders = order_table(measured, written["spread"])
+            lines.append(f"{len(measured)} orders of the {self.shots} examples:\n{orders}")
+        return lines, written
+
+    def measure(self, task: Task, experiment: Experiment) -> Iterator[tuple[Answers, dict[str, Any]]]:
+        """The answers to all test rows and their accuracies, for each order of the examples."""
         texts, targets = [row.text for row in task.test], labels(task.test)
         for templates in self.templates(experiment, task, texts):
             questions = [Question(template, text) for template, text in zip(templates, texts, strict=True)]
             places = [row.place or "a text" for row in task.test]
             questions = self.fitted(experiment, questions, places, task.answers)
             answers = ask(experiment, questions, task.answers, self)
-            yield experiment, answers, accuracies(answers, targets)
+            yield answers, accuracies(answers, targets)
 
     def fitted(
         self, experiment: Experiment, questions: Sequence[Question], places: Sequence[str], answers: Sequence[str]
@@ -156,27 +161,26 @@ class Prompt(AnswerOptions, DataOptions):
         questions = [question._replace(template=templates[question.template]) for question in questions]
         return fit(experiment.tokenizer, questions, [room] * len(questions), self.truncate, places).questions
 
-    def show(self, experiment: Experiment, question: Question, answers: Sequence[str]) -> None:
-        print(prompt_text(experiment, question))
-        if self.show_tokens:
-            print(prompt_tokens(experiment, question, answers))
+    def shown(self, experiment: Experiment, question: Question, answers: Sequence[str]) -> list[str]:
+        """The prompt, and its tokens if requested."""
+        tokens = [prompt_tokens(experiment, question, answers)] if self.show_tokens else []
+        return [prompt_text(experiment, question), *tokens]
 
     def load_task(self) -> Task:
         """The task, with the user's own prompt and labels if given."""
         task = self.given_task()
-        prompt = self.prompt or task.prompt
-        answers = task.answers if self.labels is None else own_answers(self.labels)
-        if len(answers) != len(task.answers):
-            raise InputError(
-                f"--labels must name the {len(task.answers)} classes of {task.name}, got {len(answers)} labels"
-            )
+        if self.data is not None:
+            return task
+        prompt, answers = self.prompt or task.prompt, answers_of([one.strip() for one in task.answers], self.labels)
         return replace(task, prompt=prompt, answers=answers, cue=task.cue if prompt.endswith(task.cue) else "")
 
     def load_both(self) -> tuple[Task, Experiment]:
         """The task and the base. Raises InputError for invalid options before the base is loaded."""
         task = self.load_task()
         self.dressed(task_template(task, self.shared_shots(task)[0]))
-        return task, self.load()
+        experiment = self.load()
+        report(task)
+        return task, experiment
 
     def dressed(self, template: Template) -> Template:
         return replace(template, instruction=self.instruction, chain=self.chain, chat=self.chat)
@@ -197,13 +201,6 @@ class Prompt(AnswerOptions, DataOptions):
             near = nearest_shots(experiment.decoder, experiment.tokenizer, task, texts, self.shots, self.pooling)
             return [[self.dressed(task_template(task, shots)) for shots in near]]
         return [[self.dressed(task_template(task, shots))] * len(texts) for shots in self.shared_shots(task)]
-
-
-def own_answers(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """The user's labels as answers. Raises InputError for fewer than two, for duplicates and for empty labels."""
-    if len(set(labels)) < 2 or not all(labels):
-        raise InputError(f"labels must be at least two different non-empty texts, got {', '.join(labels)}")
-    return tuple(f" {label}" for label in labels)
 
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:

@@ -56,7 +56,7 @@ def read_sealed(path: Path, expected: int) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             raise InputError(f"{path} must have at most {LARGEST} bytes, got {path.stat().st_size}")
-        found = json.loads(path.read_text("utf-8"), object_pairs_hook=_unique)
+        found = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
         intact = found.pop("sha256") == _seal(found)
         written = found["format"]
     except OSError as problem:
@@ -76,10 +76,12 @@ def _seal(described: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(described, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object from its pairs. Raises ValueError for a duplicate name."""
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("an object has a duplicate name")
+        twice = next(name for place, (name, _) in enumerate(pairs) if any(name == other for other, _ in pairs[:place]))
+        raise ValueError(f"an object has a duplicate name, {twice!r}")
     return found
 
 

@@ -17,7 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from minillm.errors import InputError, check_seed, check_threads, unknown
 
-__all__ = ["Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "parse"]
+__all__ = ["Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "flag", "parse"]
 
 Command = TypeVar("Command")
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -117,25 +117,28 @@ def _check(command: type, words: list[str]) -> None:
     """Raises InputError for an option or a value that does not exist, with the most similar one."""
     hints = get_type_hints(command, include_extras=True)
     positional = iter([name for name, hint in hints.items() if _is_positional(hint)])
-    options = {_flag(name, hint): name for name, hint in hints.items() if not _is_positional(hint)}
-    rest = iter(words)
+    options = {flag(name, hint): name for name, hint in hints.items() if not _is_positional(hint)}
+    rest, ended = iter(words), False
     for word in rest:
-        flag, given, value = word.partition("=")
-        flag = flag.replace("_", "-")
-        if flag in options:
-            name = options[flag]
+        start, given, value = word.partition("=")
+        start = start.replace("_", "-")
+        if word == "--" and not ended:
+            ended = True
+            continue
+        if start in options and not ended:
+            name = options[start]
             value = value if given or hints[name] is bool else next(rest, None)
-            if value is None or value.startswith("--"):
-                raise InputError(f"{flag} needs a value")
-        elif not word.startswith("-"):
+            if value is None or (value.startswith("--") and not given):
+                raise InputError(f"{start} needs a value")
+        elif ended or not word.startswith("-"):
             name, value = next(positional, None), word
             if name is None:
                 raise InputError(f"unexpected argument: {word!r}; put a text with spaces in quotes")
         elif word not in ("-h", "--help") and not word.startswith("--tyro-"):
-            raise unknown("option", flag, options)
+            raise unknown("option", start, options)
         else:
             continue
-        shown = flag if flag in options else name.upper()
+        shown = flag(name, hints[name]) if name in options.values() else name.upper()
         if (choices := _choices(hints[name])) and value not in choices:
             raise unknown(f"value for {shown}", value, choices)
         for kind, allowed in ((int, "an integer"), (float, "a finite number")):
@@ -155,6 +158,7 @@ def _is_number(word: str, kind: type) -> bool:
         return False
 
 
-def _flag(name: str, hint: Any) -> str:
+def flag(name: str, hint: Any) -> str:
+    """The option of a field on the command line."""
     given = [getattr(setting, "name", None) for setting in getattr(hint, "__metadata__", ())]
     return "--" + next(filter(None, given), name).replace("_", "-")

@@ -4,8 +4,8 @@ The default learning rates and numbers of epochs were chosen on the validation r
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, fields
+from typing import Annotated, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
 from tyro.conf import arg
@@ -14,7 +14,8 @@ from minillm.adapt import Adaptation, DoRA, FineTune, LoRA, Method, PiSSA, Prefi
 from minillm.adapt.low_rank import LowRank
 from minillm.adapt.surgery import frozen, lower
 from minillm.decoder import Decoder
-from minillm.runtime.options import Names, Text
+from minillm.errors import InputError
+from minillm.runtime.options import Names, Text, flag
 from minillm.tokenizer import Tokenizer
 from minillm.training.schedule import TrainingSettings
 
@@ -111,6 +112,13 @@ METHODS: dict[str, Callable[[Base, MethodOptions], Method]] = {
 }
 """The functions that build methods, by the methods' names in the commands (`adapt.METHODS` has their classes)."""
 
+_PROMPT, _LOW_RANK = ("length", "init_text"), ("r", "alpha", "dropout", "targets")
+OWN_OPTIONS = {
+    "soft-prompt": _PROMPT, "prefix": _PROMPT, "last-blocks": ("layers",), "lora": _LOW_RANK, "dora": _LOW_RANK,
+    "pissa": _LOW_RANK,
+}  # fmt: skip
+"""The options that a method has besides those of training; others have none."""
+
 FINE_TUNED = ("output", "last-blocks", "full")
 """The methods that train copies of the base's weights."""
 
@@ -125,6 +133,16 @@ DEFAULTS = {
     "output": TrainingDefaults(8, 1e-3), "last-blocks": TrainingDefaults(2, 4e-4), "lora": TrainingDefaults(2, 1e-3),
     "dora": TrainingDefaults(2, 1e-3), "pissa": TrainingDefaults(2, 1e-4), "full": TrainingDefaults(1, 2e-5),
 }  # fmt: skip
+
+
+def check_options(name: str, options: MethodOptions) -> None:
+    """Raises InputError for an option that was set and that the method does not have."""
+    used = [*OWN_OPTIONS.get(name, ()), *(option.name for option in fields(TrainingOptions) if name in METHODS)]
+    hints = get_type_hints(MethodOptions, include_extras=True)
+    for option in fields(MethodOptions):
+        if option.name not in used and getattr(options, option.name) != option.default:
+            its = ", ".join(flag(one, hints[one]) for one in used) or "none"
+            raise InputError(f"{name} has no option {flag(option.name, hints[option.name])}; its options: {its}")
 
 
 def build(base: Base, name: str, options: MethodOptions, precision: str, seed: int) -> Method:

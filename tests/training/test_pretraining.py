@@ -235,6 +235,15 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [CHECKPOINT]
 
 
+def test_a_checkpoint_is_saved_before_its_measurement_is_printed(run):
+    def console(measured):
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        pretrain(run, on_measured=console)
+    assert (run.out / CHECKPOINT).exists()
+
+
 def test_two_processes_take_the_same_steps_as_one():
     one = unequal_loop()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}

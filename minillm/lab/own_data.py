@@ -1,0 +1,47 @@
+"""What is reported about a user's own data before anything runs: how it was read, its classes and its parts."""
+
+import sys
+from collections import Counter
+
+from minillm.data.exchanges import Exchanges
+from minillm.data.table_tasks import TableTask
+from minillm.data.tasks import Task
+from minillm.lab.report import aligned
+
+FEW = 5
+"""With fewer training rows of a class, a warning is printed."""
+
+
+def report(task: Task | Exchanges) -> None:
+    """Print the overview of a user's own data to stderr, and nothing for a task of minillm."""
+    if isinstance(task, TableTask | Exchanges):
+        print("\n".join(overview(task)), file=sys.stderr)
+
+
+def overview(task: TableTask | Exchanges) -> list[str]:
+    """The lines of the report: rows of each part, classes, majority baseline, warnings."""
+    lines = [task.note] if task.note else []
+    lines.append(
+        f"{task.name}: {len(task.train)} rows for training, {len(task.validation)} for validation, {len(task.test)} "
+        "for test"
+    )
+    if isinstance(task, TableTask):
+        lines += _classes(task)
+    # The text of a row, or its prompt.
+    known = {row[0] for row in task.train}
+    if repeated := sum(row[0] in known for row in task.test):
+        lines.append(f"warning: {repeated} of the {len(task.test)} test texts are also among the training texts")
+    return lines
+
+
+def _classes(task: TableTask) -> list[str]:
+    counts = [Counter(row.label for row in part) for part in (task.train, task.validation, task.test)]
+    rows: list[tuple[str, ...]] = [("label", "answer", "training", "validation", "test")]
+    for label, (value, answer) in enumerate(zip(task.values, task.answers, strict=True)):
+        rows.append((repr(value), repr(answer.strip()), *(str(count[label]) for count in counts)))
+    (most, rows_of_it), *_ = counts[2].most_common(1)
+    lines = [aligned(rows, left=2)]
+    lines.append(f"majority baseline: accuracy {rows_of_it / len(task.test):.3f} by always {task.values[most]!r}")
+    if few := [f"{value!r} ({counts[0][label]})" for label, value in enumerate(task.values) if counts[0][label] < FEW]:
+        lines.append(f"warning: fewer than {FEW} training rows: {', '.join(few)}")
+    return lines
