@@ -7,39 +7,50 @@ The `tokenizers` library does the byte-pair encoding. This file adds two guarant
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from minillm.errors import InputError
-from minillm.runtime.files import write_text
 
 # The tokens that end a turn or a document in the models that we know.
-ENDS = ("<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>")
+ENDS = (
+    "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>", "<end_of_turn>",
+)  # fmt: skip
 # Limits: characters of a template, characters of its output, and the total length of its ranges.
 LONGEST_TEMPLATE, LONGEST_CHAT, MOST_ITEMS = 200_000, 10_000_000, 1_000_000
 ROLES = ("bos", "eos", "pad", "unk")
+# The settings with which a part of a pipeline neither adds a space at the start of a text nor removes one.
+SPACE: dict[str, dict[str, Any]] = {
+    "normalizer": {},
+    "pre_tokenizer": {"prepend_scheme": "never", "add_prefix_space": False},
+    "decoder": {"prepend_scheme": "never", "start": 0},
+}
 
 
 class Tokenizer:
     """A `tokenizers` pipeline with the names of its special tokens and its chat template.
 
-    `names` maps bos, eos, pad and unk to tokens, as far as the model has them. `encode` adds no tokens: the caller
-    prepends `bos` to the prompt where `starts_with_bos` is true.
+    `names` maps bos, eos, pad and unk to tokens, as far as the model has them; `ends` are further tokens at which
+    generation ends. `prompt` encodes a text at the start of a sequence, and `encode` text that follows other tokens.
     """
 
-    def __init__(self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None):
-        for role, token in names.items():
-            if role not in ROLES or pipeline.token_to_id(token) is None:
-                raise InputError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
+    def __init__(
+        self, pipeline: tokenizers.Tokenizer, names: Mapping[str, str], chat_template: str | None = None,
+        ends: Iterable[str] = (),
+    ):  # fmt: skip
         self.pipeline, self.names, self.chat_template = pipeline, dict(names), chat_template
+        self.ends = tuple(ends)
+        self.rows: int | None = None
+        for role, token in [*names.items(), *(("end", token) for token in self.ends)]:
+            if role not in (*ROLES, "end") or pipeline.token_to_id(token) is None:
+                raise InputError(f"the {role} token {token!r} is not in the tokenizer's vocabulary")
         # A token with a role is special, whether or not its file declares it.
         known = {token.content for token in pipeline.get_added_tokens_decoder().values() if token.special}
-        pipeline.add_special_tokens(sorted(set(names.values()) - known))
+        pipeline.add_special_tokens(sorted({*names.values(), *self.ends} - known))
         pipeline.encode_special_tokens = True
         pipeline.no_truncation()
         pipeline.no_padding()
@@ -47,49 +58,75 @@ class Tokenizer:
             pipeline.token_to_id(names[role]) if role in names else None for role in ROLES
         )
 
-    @classmethod
-    def from_directory(cls, directory: str | Path) -> "Tokenizer":
-        """The tokenizer of a Hugging Face directory: tokenizer.json, tokenizer_config.json, chat_template.jinja."""
-        files, path = Path(directory), Path(directory) / "tokenizer_config.json"
-        try:
-            pipeline = tokenizers.Tokenizer.from_file(str(files / "tokenizer.json"))
-            settings = json.loads(path.read_text("utf-8")) if path.exists() else {}
-            template = files / "chat_template.jinja"
-            chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
-            stored = {role: settings.get(f"{role}_token") for role in ROLES}
-        except Exception as problem:  # the library raises bare Exceptions
-            raise InputError(f"cannot load the tokenizer files of {files}: {' '.join(str(problem).split())}") from None
-        names = {role: _token(path, token) for role, token in stored.items()}
-        return cls(pipeline, {role: name for role, name in names.items() if name}, chosen_template(path, chosen))
+    def limit(self, rows: int) -> None:
+        """Refuse ids that a decoder with this many embeddings does not have; a token beyond them has no role."""
+        self.rows = rows
+        for role in ROLES:
+            if (getattr(self, role) or 0) >= rows:
+                setattr(self, role, None)
 
-    def save(self, directory: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json, which `from_directory` and transformers read."""
-        settings: dict[str, Any] = {f"{role}_token": token for role, token in self.names.items()}
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-        if self.chat_template is not None:
-            settings["chat_template"] = self.chat_template
-        directory = Path(directory)
-        write_text(directory / "tokenizer.json", self.pipeline.to_str(pretty=True))
-        write_text(directory / "tokenizer_config.json", json.dumps(settings, indent=2, ensure_ascii=False))
-        # A file from an earlier save would take precedence over the template just written.
-        (directory / "chat_template.jinja").unlink(missing_ok=True)
+    def prompt(self, text: str) -> list[int]:
+        """The ids of a text at the start of a sequence: every prompt, in training and inference.
+
+        `bos` and SentencePiece's leading space come first where the model was trained with them. An empty text is one
+        token: bos, else eos. Raises InputError if there is neither.
+        """
+        start = [self.bos] if self.starts_with_bos and self.bos is not None else []
+        if ids := start + self._encoded(self.pipeline, text):
+            return ids
+        if (token := self.bos if self.bos is not None else self.eos) is None:
+            raise InputError("this tokenizer has neither bos nor eos, so the prompt must not be empty")
+        return [token]
 
     def encode(self, text: str) -> list[int]:
-        """The ids of the text, without added tokens; special tokens in it are treated as ordinary text.
+        """The ids of text within a sequence, without added tokens; special tokens in it are treated as ordinary text.
 
         Bytes that are not in the vocabulary are skipped (SmolLM2 lacks a few control characters).
         """
+        return self._encoded(self._within, text)
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of the ids; bytes that are not a complete character become U+FFFD.
+
+        The leading space that `prompt` adds is not part of the text: after bos it is removed.
+        """
+        ids = list(ids)
+        if ids and ids[0] == self.bos and self._within is not self.pipeline:
+            first = "" if skip_special else self.names["bos"]
+            return first + self.pipeline.decode(ids[1:], skip_special_tokens=skip_special)
+        return self._within.decode(ids, skip_special_tokens=skip_special)
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of ids that arrive one by one, in pieces that together are `decode` of all.
+
+        A character that is not complete yet waits for its next token.
+        """
+        so_far, given = [], ""
+        for token in ids:
+            so_far.append(token)
+            text = self.decode(so_far)
+            if not text.endswith("\ufffd"):
+                yield text[len(given) :]
+                given = text
+        yield self.decode(so_far)[len(given) :]
+
+    def _encoded(self, pipeline: tokenizers.Tokenizer, text: str) -> list[int]:
         try:
-            ids = self.pipeline.encode(text, add_special_tokens=False).ids
+            ids = pipeline.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise InputError(f"cannot encode {text!r:.60}: it must be a string without unpaired surrogates") from None
         if not self._forbidden.isdisjoint(ids):
             raise InputError("the merges of this tokenizer turn ordinary text into a special token")
-        return ids
+        return self._checked(ids)
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """The text of the ids; bytes that are not a complete character become U+FFFD."""
-        return self.pipeline.decode(list(ids), skip_special_tokens=skip_special)
+    def _checked(self, ids: list[int]) -> list[int]:
+        """The ids. Raises InputError for one that the decoder has no embedding for."""
+        if self.rows is not None and ids and (largest := max(ids)) >= self.rows:
+            raise InputError(
+                f"the token {self.pipeline.id_to_token(largest)!r} has the id {largest}, but the decoder has only "
+                f"{self.rows} embeddings: use a text without it, or the tokenizer of this model"
+            )
+        return ids
 
     def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation: the template's special tokens are special, the messages' are ordinary text.
@@ -100,11 +137,14 @@ class Tokenizer:
         sentinel = _unused_character(messages, self.chat_template)
         rendered = self._rendered(messages, add_generation_prompt, sentinel)
         if sentinel not in rendered:
-            return self._recognising.encode(rendered, add_special_tokens=False).ids
+            return self._checked(self._recognising.encode(rendered, add_special_tokens=False).ids)
         ids: list[int] = []
         for piece in re.split(f"((?:{self._pattern})(?!{sentinel}{sentinel}))", rendered):
-            ids += [self.special[piece]] if piece in self.special else self.encode(piece.replace(sentinel, ""))
-        return ids
+            # The pipeline adds SentencePiece's space to every piece between special tokens, or to the first alone.
+            pipeline = self._within if ids and self._spaces_first_piece else self.pipeline
+            text = piece.replace(sentinel, "")
+            ids += [self.special[piece]] if piece in self.special else self._encoded(pipeline, text)
+        return self._checked(ids)
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the chat template writes it, for display; `chat` returns the ids."""
@@ -126,8 +166,8 @@ class Tokenizer:
 
     @cached_property
     def stop(self) -> tuple[int, ...]:
-        """The ids at which generation ends: eos, and every special token that ends a turn or a document."""
-        ends = {self.special[token] for token in ENDS if token in self.special}
+        """The ids at which generation ends: eos, `ends`, and special tokens that are known to end a turn or a text."""
+        ends = {self.special[token] for token in (*ENDS, *self.ends) if token in self.special}
         return tuple(sorted(ends | ({self.eos} if self.eos is not None else set())))
 
     @cached_property
@@ -148,6 +188,26 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
+    def _parts(self) -> dict[str, Any]:
+        """The parts of the pipeline that may add or remove a space at the start of a text."""
+        parts = {name: getattr(self.pipeline, name) for name in SPACE}
+        return {name: json.loads(part.__getstate__()) for name, part in parts.items() if part is not None}
+
+    @property
+    def _spaces_first_piece(self) -> bool:
+        return '"prepend_scheme": "first"' in json.dumps(self._parts.get("pre_tokenizer"))
+
+    @cached_property
+    def _within(self) -> tokenizers.Tokenizer:
+        """The pipeline for text within a sequence: SentencePiece's leading space is neither added nor removed."""
+        parts = {name: _without(part, SPACE[name]) for name, part in self._parts.items()}
+        if parts == self._parts:
+            return self.pipeline
+        within = tokenizers.Tokenizer.from_str(json.dumps(json.loads(self.pipeline.to_str()) | parts))
+        within.encode_special_tokens = True
+        return within
+
+    @cached_property
     def _recognising(self) -> tokenizers.Tokenizer:
         """A copy of the pipeline that recognises special tokens, for text that a template wrote."""
         recognising = tokenizers.Tokenizer.from_str(self.pipeline.to_str())
@@ -166,15 +226,18 @@ class Tokenizer:
         return "|".join(re.escape(token) for token in longest_first) or "(?!)"
 
 
-def _token(path: Path, stored: Any) -> str | None:
-    """The string of a special token, which older files wrap in an object."""
-    name = stored.get("content") if isinstance(stored, dict) else stored
-    if not isinstance(name, str | None):
-        raise InputError(f"a special token in {path} must be a string, got {name!r}")
-    return name
+def _without(part: Any, settings: Mapping[str, Any]) -> Any:
+    """A part of a pipeline with these settings wherever it has them, and without a text to prepend."""
+    if isinstance(part, list):
+        return [_without(each, settings) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if part.get("type") == "Prepend":
+        return {"type": "Sequence", "normalizers": []}
+    return {name: settings.get(name, _without(value, settings)) for name, value in part.items()}
 
 
-def chosen_template(where: str | Path, templates: Any) -> str | None:
+def chosen_template(where: object, templates: Any) -> str | None:
     """The chat template; of a list, the one named "default". Raises InputError if it is not a string."""
     if isinstance(templates, list):
         named = [entry for entry in templates if isinstance(entry, dict) and entry.get("name") == "default"]
@@ -240,6 +303,7 @@ def _render(template: str, given: Mapping[str, Any]) -> str:
 def _sandbox() -> Any:
     """jinja2's immutable sandbox with the functions that chat templates expect (as in transformers)."""
     from jinja2 import TemplateError
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     remaining = MOST_ITEMS
@@ -259,11 +323,23 @@ def _sandbox() -> Any:
         intercepted_binops = frozenset({"*", "**"})
 
         def call_binop(self, context, operator, left, right):
-            if operator == "**" or not all(isinstance(side, (int, float)) for side in (left, right)):
-                raise TemplateError(f"{operator} is allowed for two numbers only")
+            sizes = [len(side) if isinstance(side, (str, list)) else side for side in (left, right)]
+            numbers = operator == "*" and all(isinstance(size, (int, float)) for size in sizes)
+            if not numbers or (sizes != [left, right] and sizes[0] * sizes[1] > MOST_ITEMS):
+                raise TemplateError(f"{operator} is allowed for numbers, and to repeat a text up to {MOST_ITEMS} items")
             return left * right
 
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    class Generation(Extension):
+        """{% generation %} ... {% endgeneration %} marks what the assistant writes; the text is unchanged."""
+
+        tags = frozenset({"generation"})
+
+        def parse(self, parser):
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    extensions = ["jinja2.ext.loopcontrols", Generation]
+    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
     environment.globals |= {"range": bounded_range, "raise_exception": raise_exception}
     environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
     environment.filters["tojson"] = _tojson

@@ -1,18 +1,25 @@
-"""Encoding and decoding are inverse, text never becomes special tokens, and files of transformers are loaded."""
-
-import json
+"""Encoding and decoding are inverse, and text never becomes special tokens."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Pipeline
 from tokenizers import models, pre_tokenizers
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer
 
 from minillm import InputError, Tokenizer
 from minillm.hub.gguf_tokenizer import read_tokenizer
-from tests.training.tokenizer_training import HOSTILE, NAMES, SPECIAL, TEMPLATE, metadata, smollm, trained, user
+from tests.training.tokenizer_training import (
+    HOSTILE,
+    NAMES,
+    SPECIAL,
+    TEMPLATE,
+    metadata,
+    sentencepiece,
+    smollm,
+    trained,
+    user,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,67 +73,6 @@ def test_different_tokenizers_have_different_fingerprints(tokenizer):
     assert Tokenizer(trained(smollm()), reordered, TEMPLATE).fingerprint == tokenizer.fingerprint
 
 
-def test_minillm_and_transformers_load_a_saved_tokenizer(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    again = Tokenizer.from_directory(tmp_path)
-    assert again.fingerprint == tokenizer.fingerprint
-    assert (again.names, again.special, again.stop) == (tokenizer.names, tokenizer.special, tokenizer.stop)
-    assert again.chat(user("a <|im_end|> b")) == tokenizer.chat(user("a <|im_end|> b"))
-    theirs = AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs("a  12 film\n\n3")["input_ids"] == tokenizer.encode("a  12 film\n\n3")
-    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 2)
-    conversation = [
-        {"role": "system", "content": " x > y"},
-        *user("the film, 12?"),
-        {"role": "assistant", "content": ""},
-    ]
-    for prompted in (True, False):
-        expected = theirs.apply_chat_template(conversation, add_generation_prompt=prompted, return_dict=False)
-        assert tokenizer.chat(conversation, add_generation_prompt=prompted) == expected
-    theirs.save_pretrained(tmp_path / "theirs")
-    again = Tokenizer.from_directory(tmp_path / "theirs")
-    assert (again.names, again.chat_template) == (tokenizer.names, TEMPLATE)
-    assert again.chat(user("film")) == tokenizer.chat(user("film"))
-
-
-def test_a_separate_template_file_takes_precedence_and_saving_removes_it(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    (tmp_path / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
-    assert Tokenizer.from_directory(tmp_path).render_chat(user("hello")) == "hello"
-    tokenizer.save(tmp_path)
-    assert Tokenizer.from_directory(tmp_path).chat_template == TEMPLATE
-
-
-def test_older_formats_of_the_settings_are_loaded(tokenizer, tmp_path):
-    tokenizer.save(tmp_path)
-    named = [{"name": "tools", "template": "no"}, {"name": "default", "template": TEMPLATE}]
-    settings = {"bos_token": {"content": "<|im_start|>", "special": True}, "eos_token": None, "chat_template": named}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    read = Tokenizer.from_directory(tmp_path)
-    assert (read.names, read.chat_template) == ({"bos": "<|im_start|>"}, TEMPLATE)
-    (tmp_path / "tokenizer_config.json").unlink()
-    assert Tokenizer.from_directory(tmp_path).names == {}
-
-
-@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"bos_token": 7}', '{"bos_token": "<nowhere>"}'])
-def test_damaged_tokenizer_files_are_refused(tokenizer, tmp_path, file, text):
-    tokenizer.save(tmp_path)
-    (tmp_path / file).write_text(text)
-    with pytest.raises(InputError):
-        Tokenizer.from_directory(tmp_path)
-
-
-def test_truncation_and_padding_in_a_file_are_disabled(tmp_path):
-    pipeline = trained(smollm())
-    pipeline.enable_truncation(2)
-    pipeline.enable_padding(length=99)
-    Tokenizer(trained(smollm()), {}).save(tmp_path)
-    pipeline.save(str(tmp_path / "tokenizer.json"))
-    read = Tokenizer.from_directory(tmp_path)
-    assert read.encode("the film is the end") == Tokenizer(trained(smollm()), {}).encode("the film is the end")
-
-
 def word_level():
     pipeline = Pipeline(models.WordLevel({"<s>": 0, "hello": 1, "[UNK]": 2}, unk_token="[UNK]"))
     pipeline.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -148,3 +94,60 @@ def test_a_token_with_a_role_is_special_even_if_its_file_does_not_declare_it():
     assert Tokenizer(pipeline, {"bos": "<s>"}).special == {"<s>": 0}
     described = {**metadata(trained(smollm())), "tokenizer.ggml.token_type": None}
     assert read_tokenizer(described).special == dict(zip(SPECIAL, range(3), strict=True))
+
+
+SENTENCEPIECE = {
+    style: Tokenizer(sentencepiece(style), {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
+    for style in ("normalizer", "first", "always")
+}
+
+
+@pytest.mark.parametrize("style", SENTENCEPIECE)
+@given(st.text(min_size=1), st.text())
+@example("the theme", " is")
+@example("the theme\n", "the end")
+@example(" ", "  ")
+def test_sentencepieces_space_is_added_at_the_start_of_a_prompt_alone(style, prompt, answer):
+    tokenizer = SENTENCEPIECE[style]
+    assert tokenizer.decode(tokenizer.encode(answer)) == answer
+    assert tokenizer.decode(tokenizer.prompt(prompt)) == "<s>" + prompt
+    assert tokenizer.decode(tokenizer.prompt(prompt), skip_special=True) == prompt
+    assert tokenizer.decode(tokenizer.prompt(prompt) + tokenizer.encode(answer)) == "<s>" + prompt + answer
+
+
+@pytest.mark.parametrize("style", SENTENCEPIECE)
+def test_a_prompt_and_its_answer_have_the_ids_of_the_whole_text(style):
+    tokenizer = SENTENCEPIECE[style]
+    for prompt, answer in (("the theme", " is thin"), ("the film\n", "is"), ("it's", " 12")):
+        whole = tokenizer.pipeline.encode(prompt + answer).ids
+        assert tokenizer.prompt(prompt) + tokenizer.encode(answer) == whole
+    assert tokenizer.prompt("") == [1]
+
+
+@pytest.mark.parametrize("tokenizer", [Tokenizer(trained(smollm()), NAMES), *SENTENCEPIECE.values()])
+@given(st.lists(st.text(max_size=4), max_size=6).map("".join))
+@example("a 😀 ok")
+@example("\ufffd")
+def test_streamed_pieces_are_whole_characters_and_together_the_text(tokenizer, text):
+    ids = tokenizer.encode(text)
+    *pieces, rest = tokenizer.decode_stream(iter(ids))
+    assert "".join([*pieces, rest]) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_character_that_is_cut_off_is_streamed_as_a_replacement_character():
+    tokenizer = Tokenizer(trained(smollm()), NAMES)
+    assert "".join(tokenizer.decode_stream(tokenizer.encode("a😀")[:-1])) == "a\ufffd"
+
+
+def test_ids_without_an_embedding_are_refused_when_they_are_used():
+    pipeline = trained(smollm())
+    rows = pipeline.get_vocab_size()
+    pipeline.add_tokens(["[NEW]", "[PAD]"])
+    tokenizer = Tokenizer(pipeline, NAMES | {"pad": "[PAD]"}, "{{ messages[0].content }}[NEW]")
+    tokenizer.limit(rows)
+    assert (tokenizer.eos, tokenizer.pad) == (2, None)
+    assert max(tokenizer.prompt("the film [PAD]")) < rows
+    for use in (tokenizer.encode, tokenizer.prompt, lambda text: tokenizer.chat(user(text))):
+        with pytest.raises(InputError, match=rf"'\[NEW\]' has the id {rows}, but the decoder has only {rows} emb"):
+            use("a [NEW]")

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 
 from minillm import InputError, Tokenizer
-from tests.training.tokenizer_training import HOSTILE, NAMES, TEMPLATE, smollm, trained, user
+from tests.training.tokenizer_training import HOSTILE, NAMES, TEMPLATE, sentencepiece, smollm, trained, user
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +22,17 @@ def test_a_conversation_has_only_the_special_tokens_of_its_template(tokenizer, c
     ids = tokenizer.chat(messages)
     assert [i for i in ids if i in special] == [i for i in tokenizer.chat(harmless) if i in special]
     assert tokenizer.decode(ids) == tokenizer.render_chat(messages)
+
+
+@pytest.mark.parametrize("style", ["normalizer", "first", "always"])
+@pytest.mark.parametrize("content", ["the film", " 12 ", "s> film <"])
+def test_sentencepieces_space_in_a_chat_is_where_the_pipeline_adds_it(style, content):
+    """Also where the text is encoded in pieces, since its edges could complete a special token."""
+    rendered = f"<s>[INST] {content} [/INST]</s>the"
+    template = rendered.replace(content, "{{ messages[0].content }}")
+    tokenizer = Tokenizer(sentencepiece(style), {"bos": "<s>", "eos": "</s>", "unk": "<unk>"}, template)
+    expected = sentencepiece(style).encode(rendered, add_special_tokens=False).ids
+    assert tokenizer.chat(user(content)) == expected
 
 
 @given(HOSTILE, HOSTILE)
@@ -99,6 +110,8 @@ def test_special_tokens_anywhere_in_messages_stay_text(tokenizer, template, mess
         ("{{ strftime_now('%') | length > 0 }}", "True"),
         ("{{ messages[0].content.strip() | upper }}", "HI"),
         ("{{ 2 * 3.5 }}", "7.0"),
+        ("{{ '=' * 3 }}{{ 2 * [1] }}", "===[1, 1]"),
+        ("a{% generation %}{{ eos_token }}{% endgeneration %}b", "a<|im_end|>b"),
     ],
 )
 def test_templates_have_the_functions_of_transformers(tokenizer, template, rendered):

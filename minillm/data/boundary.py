@@ -30,14 +30,6 @@ def refuse_merging(tokenizer: Tokenizer, prompt: str, answers: Sequence[str]) ->
             )
 
 
-def start_token(tokenizer: Tokenizer) -> int:
-    """The token used as an empty prompt, as in lm-eval: bos, else eos. Raises InputError if there is neither."""
-    start = tokenizer.bos if tokenizer.bos is not None else tokenizer.eos
-    if start is None:
-        raise InputError("this tokenizer has neither bos nor eos, so the prompt must not be empty")
-    return start
-
-
 def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
     """Each token in brackets; newlines are shown as \\n and incomplete characters as U+FFFD."""
     return "".join(f"[{tokenizer.decode([token])}]" for token in ids).replace("\n", "\\n")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from minillm.data.answers import encode_answers
-from minillm.data.boundary import refuse_merging, refuse_trailing_space, start_token
+from minillm.data.boundary import refuse_merging, refuse_trailing_space
 from minillm.data.tasks import LabelledText, Task
 from minillm.errors import InputError
 from minillm.tokenizer import Tokenizer
@@ -106,11 +106,10 @@ class Template:
         return answer.removeprefix(self.answer_start).split(self.conclusion)[0].rstrip() + self.conclusion
 
     def encode(self, tokenizer: Tokenizer, text: str, generated: str = "") -> list[int]:
-        """The ids of the prompt and of the text generated so far; bos comes first if the tokenizer adds it."""
+        """The ids of the prompt and of the text generated so far: as `Tokenizer.prompt`, or as a chat."""
         if self.chat:
             return tokenizer.chat(self.messages(text)) + tokenizer.encode((self.answer_start + generated).lstrip())
-        start = [tokenizer.bos] if tokenizer.starts_with_bos and tokenizer.bos is not None else []
-        return start + tokenizer.encode(self.render(text) + generated) or [start_token(tokenizer)]
+        return tokenizer.prompt(self.render(text) + generated)
 
     def answers(self, tokenizer: Tokenizer, texts: Sequence[str], answers: Sequence[str]) -> list[list[int]]:
         """The ids of the answers, which exclude one another (`encode_answers`): the same in training and scoring.

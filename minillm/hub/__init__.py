@@ -38,10 +38,7 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     # Next to an installed package no cache is written.
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
-        raise InputError(
-            f"{path}: the decoder has {decoder.config.vocabulary} embeddings, fewer than its tokenizer's "
-            f"{tokenizer.vocabulary} ids; use the tokenizer of this model"
-        )
+        tokenizer.limit(decoder.config.vocabulary)
     return decoder, tokenizer
 
 

@@ -15,6 +15,9 @@ from minillm.tokenizer import Tokenizer, chosen_template
 
 # llama.cpp's token types: special tokens, user-defined tokens, and rows of the embeddings without a token.
 CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+# The metadata's names of the roles, and of the tokens that end a turn or a message.
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
+ENDS = {"turn": "eot", "message": "eom"}
 # Llama 3 splits into contractions, words, up to three digits, punctuation, newlines and spaces.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -25,7 +28,14 @@ PRETOKENISERS: dict[str, PreTokenizer] = {
     "smollm": Sequence([Digits(individual_digits=True), WORDS]),
     "gpt-2": WORDS,
     "llama-bpe": Sequence([Split(Regex(LLAMA_3), "isolated"), BYTES]),
+    # Qwen 2 splits like Llama 3, but into single digits.
+    "qwen2": Sequence([Split(Regex(LLAMA_3.replace(r"\p{N}{1,3}", r"\p{N}")), "isolated"), BYTES]),
 }
+# Other names of the same pre-tokenizers.
+SYNONYMS = {
+    "llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "phi-2": "gpt-2",
+    "deepseek-r1-qwen": "qwen2",
+}  # fmt: skip
 
 
 def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
@@ -34,7 +44,9 @@ def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     Raises InputError for a model other than byte-level BPE and for an unknown pre-tokenizer.
     """
     template = chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
-    return Tokenizer(_pipeline(metadata), _special_names(metadata), template)
+    pipeline = _pipeline(metadata)
+    roles, ends = (_special_tokens(metadata, keys) for keys in (ROLES, ENDS))
+    return Tokenizer(pipeline, roles, template, dict.fromkeys(ends.values()))
 
 
 def placeholder(index: int) -> str:
@@ -47,8 +59,10 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if model != "gpt2":
         raise InputError(f"the tokenizer of a GGUF file must be 'gpt2' (byte-level BPE), got {model!r}")
+    kind = SYNONYMS.get(kind, kind) if isinstance(kind, str) else kind
     if kind not in tuple(PRETOKENISERS):
-        raise InputError(f"the pre-tokenizer of a GGUF file must be one of {', '.join(PRETOKENISERS)}, got {kind!r}")
+        known = ", ".join([*PRETOKENISERS, *SYNONYMS])
+        raise InputError(f"the pre-tokenizer of a GGUF file must be one of {known}, got {kind!r}")
     tokens, types = _texts(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
     if len(set(tokens)) != len(tokens):
         raise InputError("the vocabulary of this GGUF file has a duplicate token")
@@ -69,16 +83,17 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
         chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
         add([AddedToken(token, special=type_ == CONTROL, normalized=False) for token in chosen])
-    bos = _special_names(metadata).get("bos")
-    if metadata.get("tokenizer.ggml.add_bos_token") is True and bos is not None:
+    bos = _special_tokens(metadata, ROLES).get("bos")
+    # llama.cpp's default, where the file does not say whether texts start with bos.
+    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe") is True:
         built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])
     return built
 
 
-def _special_names(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """The tokens for bos, eos, pad and unk that the file defines."""
+def _special_tokens(metadata: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
+    """The tokens whose ids the file defines, by their names in `keys`."""
     tokens, names = _texts(metadata, "tokens"), {}
-    for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown")):
+    for role, key in keys.items():
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if index is None:
             continue

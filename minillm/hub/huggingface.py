@@ -14,6 +14,7 @@ import torch
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import huggingface_config
+from minillm.hub.huggingface_tokenizer import read_tokenizer, write_tokenizer, written_ids
 from minillm.hub.layout import Layout, assemble
 from minillm.hub.safetensors_file import SINGLE, SafetensorsDirectory
 from minillm.runtime.files import replacing, write_text
@@ -57,7 +58,7 @@ LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
 
 
 def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
-    """The decoder, in evaluation mode, and its tokenizer, if there is a tokenizer.json.
+    """The decoder, in evaluation mode, and its tokenizer, if there is one.
 
     `dtype` None keeps the stored dtypes. Raises InputError for a model_type other than gpt2, llama and minillm, for
     settings that minillm does not compute with, and for tensors that are missing, unexpected or misshapen.
@@ -66,7 +67,7 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[De
     layout = LAYOUTS[kind]
     source = SafetensorsDirectory(directory, layout.prefix, f"{layout.head}.weight")
     decoder = assemble(config, layout, source, dtype)
-    return decoder, Tokenizer.from_directory(directory) if (directory / "tokenizer.json").is_file() else None
+    return decoder, read_tokenizer(directory)
 
 
 def fetch(name: str) -> Path:
@@ -76,7 +77,7 @@ def fetch(name: str) -> Path:
     except ImportError:
         raise InputError(f"hf:{name} needs huggingface_hub: `pip install huggingface_hub`") from None
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.jinja", "merges.txt"]))
     except Exception as problem:  # of a dozen kinds, from several libraries
         reason = (str(problem).strip().splitlines() or [type(problem).__name__])[0].rstrip(".")
         raise InputError(
@@ -92,11 +93,9 @@ def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None
     layout = LAYOUTS[settings["model_type"]]
     parameters = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     _check_whole(decoder, parameters, layout)
-    # Null without a tokenizer: the defaults of transformers belong to another vocabulary.
-    for role in ("bos", "eos", "pad"):
-        settings[f"{role}_token_id"] = getattr(tokenizer, role) if tokenizer is not None else None
+    settings |= written_ids(tokenizer)
     if tokenizer is not None:
-        tokenizer.save(directory)
+        write_tokenizer(tokenizer, directory)
     settings["torch_dtype"] = str(parameters["embed.weight"].dtype).removeprefix("torch.")
     tensors = {entry.name: entry.join(parameters) for entry in layout.entries(decoder)}
     with replacing(directory / SINGLE) as temporary:

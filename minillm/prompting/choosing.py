@@ -65,7 +65,7 @@ def nearest_shots(
 
     def directions(some: Sequence[str], name: str) -> Float[Tensor, "N D"]:
         # An empty text has no features: a newline replaces it.
-        found = compute_features(decoder, [tokenizer.encode(text or "\n") for text in some], recipe, name)
+        found = compute_features(decoder, [tokenizer.prompt(text or "\n") for text in some], recipe, name)
         return F.normalize(found, dim=-1)
 
     known = [row.text for row in task.train]

@@ -109,7 +109,7 @@ def encode_exchanges(tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]])
     """The ids of prompts and of answers with the end of text. Raises InputError if the tokenizer has none."""
     if tokenizer.eos is None:
         raise InputError("training on answers in words needs a tokenizer with an end of text (eos); this one has none")
-    return [(tokenizer.encode(prompt), [*tokenizer.encode(answer), tokenizer.eos]) for prompt, answer in exchanges]
+    return [(tokenizer.prompt(prompt), [*tokenizer.encode(answer), tokenizer.eos]) for prompt, answer in exchanges]
 
 
 def fit_to_answers(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from minillm.data.boundary import start_token
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
 from minillm.prompting.scoring import answer_scores
@@ -44,5 +43,5 @@ def measured(
 
 @torch.no_grad()
 def prior_scores(model: LanguageModel, tokenizer: Tokenizer, answers: Sequence[Sequence[int]]) -> Float[Tensor, "C"]:
-    """log P(answer) of each answer without a prompt, after the tokenizer's `start_token`."""
-    return answer_scores(model, [[start_token(tokenizer)]], answers)[0]
+    """log P(answer) of each answer after an empty prompt."""
+    return answer_scores(model, [tokenizer.prompt("")], answers)[0]

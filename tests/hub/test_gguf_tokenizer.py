@@ -19,6 +19,7 @@ PRETOKENISERS = {
         [pre_tokenizers.Split(Regex(LLAMA_3), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
     ),
 }
+PRETOKENISERS["llama3"] = PRETOKENISERS["llama-v3"] = PRETOKENISERS["llama-bpe"]
 
 
 @pytest.mark.parametrize("pre", PRETOKENISERS)
@@ -46,6 +47,7 @@ def _described(pre, made={}):  # noqa: B006 (a cache: hypothesis calls this ofte
         ("llama-bpe", "a  1234", ["a", "Ġ", "Ġ", "123", "4"]),
         ("llama-bpe", "x!\n\n3", ["x", "!ĊĊ", "3"]),
         ("llama-bpe", "I'LL say", ["I", "'LL", "Ġsay"]),
+        ("qwen2", "I'LL  say 12", ["I", "'LL", "Ġ", "Ġsay", "Ġ", "1", "2"]),
     ],
 )
 def test_a_pretokenizer_splits_like_llama_cpp(pre, text, pieces):
@@ -59,6 +61,24 @@ def test_gguf_metadata_defines_the_special_tokens():
     assert (read.bos, read.eos, read.pad, read.chat_template) == (1, 2, 2, TEMPLATE)
     assert not read.starts_with_bos
     assert read_tokenizer(metadata(trained(smollm()), add_bos_token=True)).starts_with_bos
+
+
+@pytest.mark.parametrize("pre", ["llama-bpe", "llama3", "llama-v3", "gpt-2", "smollm", "qwen2"])
+def test_without_a_setting_only_llama_3_starts_texts_with_bos(pre):
+    pipeline = trained(PRETOKENISERS["llama-bpe"])
+    assert read_tokenizer(metadata(pipeline, pre)).starts_with_bos == pre.startswith("llama")
+    for told in (True, False):
+        assert read_tokenizer(metadata(pipeline, pre, add_bos_token=told)).starts_with_bos is told
+
+
+def test_the_ends_of_turns_and_messages_end_generation():
+    described = metadata(trained(smollm()))
+    first = len(described["tokenizer.ggml.tokens"])
+    described["tokenizer.ggml.tokens"] += ["<turn>", "<message>"]
+    described["tokenizer.ggml.token_type"] += [3, 1]
+    described |= {"tokenizer.ggml.eot_token_id": first, "tokenizer.ggml.eom_token_id": first + 1}
+    read = read_tokenizer(described)
+    assert (read.eos, read.stop, read.ends) == (2, (0, 2, first, first + 1), ("<turn>", "<message>"))
 
 
 def test_user_defined_tokens_are_recognised_in_text_and_are_not_special():
@@ -82,7 +102,7 @@ def test_llama_3_encodes_a_word_of_its_vocabulary_as_one_token_even_without_a_me
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pre": "falcon"}, "must be one of smollm, gpt-2, llama-bpe, got 'falcon'"),
+        ({"pre": "falcon"}, "must be one of smollm, gpt-2, llama-bpe, qwen2, "),
         ({"pre": None}, "got None"),
         ({"model": "llama"}, "must be 'gpt2' (byte-level BPE), got 'llama'"),
         ({"tokens": None}, "has no tokens"),

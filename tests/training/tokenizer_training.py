@@ -1,10 +1,11 @@
 """Small byte-level tokenizers, and their description in the metadata of a GGUF file."""
 
 import json
+import re
 
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Pipeline
-from tokenizers import models, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.pre_tokenizers import ByteLevel, Digits
 
@@ -32,6 +33,34 @@ def trained(pretokeniser):
 
 def smollm():
     return pre_tokenizers.Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+
+
+def sentencepiece(style):
+    """A tokenizer as Llama 2's: bos and a leading space come before a text, spaces are written as ▁, bytes as <0x41>.
+
+    The space is added by a normalizer (the first files of transformers) or by the pre-tokenizer.
+    """
+    words = sorted(set(re.findall(r"[a-zA-Z]+", TEXT)))
+    vocabulary = dict.fromkeys(
+        ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(33, 127))]
+    )
+    merges = [("▁" + word[:n], word[n]) for word in words for n in range(len(word))]
+    vocabulary |= dict.fromkeys(a + b for a, b in merges)
+    ids = {token: index for index, token in enumerate(vocabulary)}
+    pipeline = Pipeline(
+        models.BPE(ids, list(dict.fromkeys(merges)), unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    replaced = normalizers.Replace(" ", "▁")
+    if style == "normalizer":
+        pipeline.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), replaced])
+        back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    else:
+        pipeline.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=style, split=False)
+        back = [decoders.ByteFallback(), decoders.Metaspace(prepend_scheme=style, split=False)]
+    pipeline.decoder = decoders.Sequence(back)
+    pipeline.add_special_tokens(["<unk>", "<s>", "</s>"])
+    pipeline.post_processor = processors.TemplateProcessing("<s> $A", None, [("<s>", 1)])
+    return pipeline
 
 
 def metadata(pipeline, pre="smollm", **changes):

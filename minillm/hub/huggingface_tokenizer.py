@@ -1,0 +1,138 @@
+"""The tokenizer of a Hugging Face directory, and where its model starts and ends.
+
+A role (bos, eos, pad, unk) is declared in tokenizer_config.json, else in special_tokens_map.json, else by an id in
+generation_config.json or config.json, else by the post-processor in tokenizer.json. Every end that one of them declares
+ends generation.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+
+from minillm.errors import InputError
+from minillm.hub.huggingface_config import Settings, read_json
+from minillm.runtime.files import write_text
+from minillm.tokenizer import ROLES, Tokenizer, chosen_template
+
+PIPELINE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
+GPT2_FILES = ("vocab.json", "merges.txt")
+GPT2_END = "<|endoftext|>"
+GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+
+def read_tokenizer(directory: Path) -> Tokenizer | None:
+    """The tokenizer of tokenizer.json, or of GPT-2's vocab.json and merges.txt; None if the directory has neither.
+
+    Raises InputError for damaged files, and for a role whose token the vocabulary does not have.
+    """
+    settings, template = _optional(directory / SETTINGS), directory / "chat_template.jinja"
+    try:
+        if (directory / PIPELINE).is_file():
+            pipeline = tokenizers.Tokenizer.from_file(str(directory / PIPELINE))
+        elif all((directory / name).is_file() for name in GPT2_FILES):
+            pipeline = _gpt2(directory, settings)
+        else:
+            return None
+        chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
+    except InputError:
+        raise
+    except Exception as problem:  # the library raises bare Exceptions
+        raise InputError(f"cannot load the tokenizer files of {directory}: {' '.join(str(problem).split())}") from None
+    names = _names(directory, settings)
+    declared = list(_declared(directory, pipeline))
+    for role, token in [*declared, *_surrounding(pipeline)]:
+        names.setdefault(role, token)
+    ends = dict.fromkeys(token for role, token in declared if role == "eos" and token != names.get("eos"))
+    return Tokenizer(pipeline, names, chosen_template(directory / SETTINGS, chosen), ends)
+
+
+def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+    """Write tokenizer.json and tokenizer_config.json, which `read_tokenizer` and transformers read."""
+    settings: dict[str, Any] = {f"{role}_token": token for role, token in tokenizer.names.items()}
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    if tokenizer.chat_template is not None:
+        settings["chat_template"] = tokenizer.chat_template
+    write_text(directory / PIPELINE, tokenizer.pipeline.to_str(pretty=True))
+    write_text(directory / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False))
+    # A file from an earlier save would take precedence over the template just written.
+    (directory / "chat_template.jinja").unlink(missing_ok=True)
+
+
+def written_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None]:
+    """The ids in config.json. Null without a tokenizer: the defaults of transformers belong to another vocabulary."""
+    roles: dict[str, int | list[int] | None] = {role: getattr(tokenizer, role, None) for role in ("bos", "eos", "pad")}
+    if tokenizer is not None and tokenizer.ends:
+        ends = (tokenizer.names.get("eos"), *tokenizer.ends)
+        roles["eos"] = [tokenizer.special[token] for token in ends if token is not None]
+    return {f"{role}_token_id": value for role, value in roles.items()}
+
+
+def _gpt2(directory: Path, settings: Settings) -> tokenizers.Tokenizer:
+    """GPT-2's tokenizer from the files of its first release: byte-level BPE, and tokens that were added later."""
+    if (kind := settings.get("tokenizer_class")) not in GPT2_CLASSES:
+        raise InputError(f"{directory} has no {PIPELINE}, and minillm builds GPT-2's tokenizer alone, not a {kind!r}")
+    pipeline = tokenizers.Tokenizer(models.BPE.from_file(*(str(directory / name) for name in GPT2_FILES)))
+    space = settings.get("add_prefix_space") is True
+    pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    pipeline.decoder = decoders.ByteLevel()
+    added = _optional(directory / "added_tokens.json")
+    pipeline.add_tokens([AddedToken(token, normalized=False) for token in sorted(added, key=lambda name: added[name])])
+    if moved := [token for token, index in added.items() if pipeline.token_to_id(token) != index]:
+        raise InputError(f"{directory / 'added_tokens.json'}: {moved[0]!r} must have the next free id")
+    if pipeline.token_to_id(GPT2_END) is not None:
+        pipeline.add_special_tokens([GPT2_END])
+    return pipeline
+
+
+def _names(directory: Path, settings: Settings) -> dict[str, str]:
+    """The tokens that the tokenizer's own files name for a role."""
+    names: dict[str, str] = {}
+    mapped = _optional(directory / "special_tokens_map.json")
+    for path, found in ((directory / SETTINGS, settings), (directory / "special_tokens_map.json", mapped)):
+        for role in ROLES:
+            stored = found.get(f"{role}_token")
+            # Older files wrap a token in an object.
+            name = stored.get("content") if isinstance(stored, dict) else stored
+            if not isinstance(name, str | None):
+                raise InputError(f"a special token in {path} must be a string, got {name!r}")
+            if name:
+                names.setdefault(role, name)
+    return names
+
+
+def _declared(directory: Path, pipeline: tokenizers.Tokenizer) -> Iterator[tuple[str, str]]:
+    """The roles and tokens of the model's ids, in the order of precedence.
+
+    Only tokens that were added to the vocabulary: transformers writes the default ids of another one too.
+    """
+    added = pipeline.get_added_tokens_decoder()
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        settings = _optional(path)
+        for role in ("bos", "eos", "pad"):
+            found = settings.get(f"{role}_token_id")
+            ids = found if isinstance(found, list) else [] if found is None else [found]
+            if not all(type(index) is int for index in ids):
+                raise InputError(f"{path}: {role}_token_id must be an id or a list of ids, got {found!r}")
+            yield from ((role, added[index].content) for index in ids if index in added)
+
+
+def _surrounding(pipeline: tokenizers.Tokenizer) -> Iterator[tuple[str, str]]:
+    """The tokens that tokenizer.json puts before a text (bos), after it (eos), in padding, and for unknown words."""
+    plain, whole = (pipeline.encode("a", add_special_tokens=special).tokens for special in (False, True))
+    starts = [n for n in range(len(whole)) if plain and whole[n : n + len(plain)] == plain]
+    if starts:
+        before, after = whole[: starts[0]], whole[starts[0] + len(plain) :]
+        yield from ((role, tokens[0]) for role, tokens in (("bos", before), ("eos", after)) if len(tokens) == 1)
+    unknown, padding = getattr(pipeline.model, "unk_token", None), pipeline.padding or {}
+    for role, token in (("unk", unknown), ("pad", padding.get("pad_token"))):
+        if token is not None and pipeline.token_to_id(token) is not None:
+            yield role, token
+
+
+def _optional(path: Path) -> Settings:
+    """The object in a JSON file; empty if there is no such file."""
+    return read_json(path) if path.is_file() else {}
