@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minillm import hub
 from minillm.adapt import Adaptation, FrozenHead, Method
-from minillm.adapt.description import DESCRIPTION
+from minillm.adapt.description import DESCRIPTION, Usage
 from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.adapters.load import load
 from minillm.data.labels import checked_texts, distinct, from_json, label_array
@@ -218,8 +218,8 @@ class TextClassifier(MethodOptions):
         scores = self.scores(texts).scores
         return accuracy(scores, _labels(self._rows(texts, labels)))
 
-    def save(self, directory: str | Path) -> None:
-        """Write classifier.json and, for a trained method, the adapter (`method_.save`).
+    def save(self, directory: str | Path, *, command: str | None = None) -> None:
+        """Write classifier.json and, for a trained method, the adapter (`method_.save`), with the command that made it.
 
         Raises InputError before `fit`, and for labels that are not JSON types or tuples of them.
         """
@@ -239,6 +239,9 @@ class TextClassifier(MethodOptions):
         }  # fmt: skip
         directory = Path(directory)
         if isinstance(self.method_, Adaptation):
+            self.method_.usage = Usage(
+                base_name=params["base"], prompt=self.prompt, labels=self._answers(), end=self.end, command=command
+            )
             self.method_.save(directory, tokenizer=self.tokenizer_)
             described["adapter"] = file_fingerprint(directory / DESCRIPTION)
         write_text(directory / CLASSIFIER, sealed(described))

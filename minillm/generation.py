@@ -136,6 +136,8 @@ def _check(
 ) -> None:  # fmt: skip
     if ids.shape[1] == 0:
         raise InputError("the prompt has no tokens; give at least one")
+    if not 0 <= int(ids.min()) <= (largest := int(ids.max())) < config.vocabulary:
+        raise InputError(f"ids must be from 0 to {config.vocabulary - 1}, got {int(ids.min())} to {largest}")
     if new < 1:
         raise InputError(f"max_new_tokens must be at least 1, got {new}")
     if prefix + ids.shape[1] + new > config.context_length:

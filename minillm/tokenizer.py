@@ -332,7 +332,7 @@ def _sandbox() -> Any:
     class Generation(Extension):
         """{% generation %} ... {% endgeneration %} marks what the assistant writes; the text is unchanged."""
 
-        tags = frozenset({"generation"})
+        tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
         def parse(self, parser):
             next(parser.stream)

@@ -1,12 +1,13 @@
-"""The format of an adapter: a directory with adapter.safetensors, its tensors, and adapter.json, their description.
+"""The format of an adapter: a directory with adapter.safetensors, its tensors, adapter.json, their description, and
+README.md, a model card (`card.py`).
 
 adapter.json has the sha256 of each weight of the base, and of each tensor of the adapter. A tensor that is a trained
 copy of one of the base's weights is stored as their exact difference (`runtime/delta.py`). The last entry is the sha256
-of all others, which detects a flipped bit or an edited option.
+of all others, which detects a flipped bit or an edited option. Format 1 has no `Usage`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from minillm.errors import InputError
 from minillm.runtime.files import read_sealed
 
 DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
-FORMAT = 1
+FORMAT, FORMATS = 2, (1, 2)
 LICENSE = "this directory holds only the difference from a base; the base's license applies to the two together"
 # The config fields that change the output of the same weights; dropout and context length may differ.
 COMPUTES = ("norm", "norm_first", "positions", "feed_forward", "heads", "kv_heads", "rope_theta", "norm_eps")
@@ -26,10 +27,32 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
 """The dtypes that an adapter's tensors may have."""
+KINDS: dict[str, Any] = {
+    **dict.fromkeys(("method", "minillm", "license", "end"), str), "format": int, "chat": bool,
+    **dict.fromkeys(("tokenizer", "base_name", "prompt", "command"), (str, type(None))), "labels": (list, type(None)),
+}  # fmt: skip
+"""The types of the fields of adapter.json that are not objects."""
 
 
-@dataclass(frozen=True)
-class Description:
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """How an adapter was trained, and so how it is used; each part is None or empty if it is not known.
+
+    `base_name` is what the base was loaded by. `prompt` is the template of the prompts, with {text}, and `chat` is true
+    if the base's chat template was applied to it. `labels` are the answers of a classifier, and `end` is the text at
+    which an answer ends. `command` trained the adapter.
+    """
+
+    base_name: str | None = None
+    prompt: str | None = None
+    chat: bool = False
+    labels: Sequence[str] | None = None
+    end: str = ""
+    command: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description(Usage):
     """The content of adapter.json.
 
     `base` and `tensors` map the names of the base's weights and of the adapter's tensors to their sha256; `computes`
@@ -73,14 +96,17 @@ def describe(directory: str | Path) -> Description:
         peft = "; convert it from PEFT's format with `minillm adapter import-peft`"
         hint = peft if (path.parent / "adapter_config.json").exists() else ""
         raise InputError(f"{directory} is not an adapter: it has no file {DESCRIPTION}{hint}")
-    found = read_sealed(path, FORMAT)
+    found = read_sealed(path, *FORMATS)
+    if found["format"] == 1:
+        found = asdict(Usage()) | found
     names = {field.name for field in fields(Description)}
     if odd := sorted(found.keys() ^ names):
         raise InputError(f"{path}: the field {odd[0]!r} is {'missing' if odd[0] in names else 'unknown'}"[:500])
-    kinds = {"format": int, "method": str, "minillm": str, "license": str, "tokenizer": (str, type(None))}
     for name, value in found.items():
-        if not isinstance(value, kinds.get(name, dict)):
+        if not isinstance(value, KINDS.get(name, dict)):
             raise InputError(f"{path}: the field {name!r} has the wrong type: {value!r}"[:500])
+    if not all(isinstance(label, str) for label in found["labels"] or ()):
+        raise InputError(f"{path}: the labels must be strings, got {found['labels']!r}"[:500])
     for name, casts in found["differences"].items():
         if not isinstance(casts, list) or len(casts) != 2 or not all(isinstance(c, str) and c in DTYPES for c in casts):
             raise InputError(f"{path}: the difference {name} must have a pair of dtypes, got {casts!r}"[:500])

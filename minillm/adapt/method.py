@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import minillm
-from minillm.adapt.description import DESCRIPTION, TENSORS, Description, check_finite, computes
+from minillm.adapt.card import write_card
+from minillm.adapt.description import DESCRIPTION, TENSORS, Description, Usage, check_finite, computes
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError, similar
@@ -47,6 +48,7 @@ class Adaptation(Summarised, ABC):
     def __init__(self, body: Decoder):
         super().__init__()
         self.decoder = body
+        self.usage = Usage()
         # The base's weights by name, before the method replaces any; a plain dict, so not part of the module.
         self.base = dict(body.named_parameters(remove_duplicate=False))
 
@@ -80,8 +82,8 @@ class Adaptation(Summarised, ABC):
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
         """Write the directory that `adapt.load` reads (`description.py`), each file whole or not at all.
 
-        With the tokenizer that the adapter was trained with, `load` can refuse another one. Raises InputError for
-        NaN and infinite values.
+        `self.usage` is saved too. With the tokenizer that the adapter was trained with, `load` can refuse another one.
+        Raises InputError for NaN and infinite values.
         """
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state().items()}
         check_finite(state, "the method")
@@ -100,11 +102,13 @@ class Adaptation(Summarised, ABC):
             differences=differences,
             tokenizer=None if tokenizer is None else tokenizer.fingerprint,
             minillm=minillm.__version__,
+            **asdict(self.usage),
         )
         # Both are written under temporary names, then renamed, adapter.json last: without it there is no adapter.
         with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
             described.write_text(sealed(asdict(description)), "utf-8")
             save_file(packed, tensors)
+        write_card(Path(directory), description)
 
 
 def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,14 +1,14 @@
 """`minillm adapter` and `minillm export`: work on adapter files, without training. No file is changed in place."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
 from minillm import hub
 from minillm.adapt import Adaptation, LoRA
-from minillm.adapt.description import DESCRIPTION, TENSORS, describe
+from minillm.adapt.description import DESCRIPTION, TENSORS, Usage, describe
 from minillm.adapters.extract import Extracted, extract, resize
 from minillm.adapters.load import load, opened
 from minillm.adapters.merge import merge, merge_rounding
@@ -72,6 +72,9 @@ class Inspect(AdapterOptions):
             print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
             print(f"options: {json.dumps(description.options)}")
             print(f"base: {len(description.base)} weights, identified by their sha256")
+            for field in fields(Usage):
+                if value := getattr(description, field.name):
+                    print(f"{field.name.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}")
             for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
                 how = "difference to the base, in bytes" if name in description.differences else ""
                 print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how or file.get_slice(name).get_dtype()}")
@@ -148,6 +151,8 @@ class Extract(RankOptions, OutputOptions, BaseOptions):
         is_adapter = (Path(self.tuned) / DESCRIPTION).exists()
         tuned = load(decoder, self.tuned, tokenizer=tokenizer) if is_adapter else hub.load(self.tuned)[0]
         found = extract(decoder, tuned, r=self.r, energy=self.energy)
+        if isinstance(tuned, Adaptation):
+            found.lora.usage = tuned.usage
         _save(found, tokenizer, self.out)
 
 
@@ -162,7 +167,9 @@ class Resize(AdapterOptions, RankOptions, OutputOptions, BaseOptions):
         method, tokenizer = self.load(self.adapter)
         if not isinstance(method, LoRA):
             raise InputError(f"{self.adapter} is a {type(method).__name__}; only the rank of a LoRA can be changed")
-        _save(resize(method, r=self.r, energy=self.energy), tokenizer, self.out)
+        found = resize(method, r=self.r, energy=self.energy)
+        found.lora.usage = method.usage
+        _save(found, tokenizer, self.out)
 
 
 def _save(found: Extracted, tokenizer: Tokenizer | None, out: Path) -> None:

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minillm.adapt import METHODS
-from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, check_finite, computes, describe
+from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, Usage, check_finite, computes, describe
 from minillm.adapt.method import Adaptation
 from minillm.adapters.effect import effect, report
 from minillm.decoder import Decoder
@@ -57,6 +58,7 @@ def load(
         raise InputError(f"{directory} gives NaN or infinite logits")
     if found.size == 0 and not allow_noop:
         raise InputError(f"{directory} has no effect: no logit of the probe changes; pass allow_noop=True to load it")
+    method.usage = Usage(**{field.name: getattr(description, field.name) for field in fields(Usage)})
     print(f"{directory}: {report(method, found)}", file=sys.stderr)
     return method
 

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+from minillm.adapt.card import write_card
+from minillm.adapt.description import Usage, describe
 from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.tasks import Task
@@ -97,6 +99,8 @@ def adapt(options: Adapt) -> dict[str, Any]:
         "answer_column": options.answer_column,
     }
     write_text(options.out / MEASURED, json.dumps(described | measured, indent=2) + "\n")
+    metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+    write_card(options.out, describe(options.out), metrics)
     return {"method": options.method, **measured}
 
 
@@ -104,7 +108,8 @@ def to_labels(options: Adapt, task: Task) -> dict[str, Any]:
     """Adapt to labelled text and save the classifier."""
     report(task)
     classifier = options.classifier(task, options.method, options, options.out)
-    found = run(classifier, task, lambda classifier: save(classifier.save, options.out))
+    command = options.command_line
+    found = run(classifier, task, lambda classifier: save(partial(classifier.save, command=command), options.out))
     not_reported = ("tokens_per_second", "peak_memory_bytes", "precision")
     return {name: value for name, value in found.items() if name not in not_reported}
 
@@ -115,6 +120,8 @@ def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
     report(task)
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
+    end = experiment.tokenizer.names.get("eos", "")
+    method.usage = Usage(base_name=options.base, prompt=options.question, end=end, command=options.command_line)
     measured = adapt_to_answers(
         experiment, task, method, settings,
         lambda: save(partial(method.save, tokenizer=experiment.tokenizer), options.out),

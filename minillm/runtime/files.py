@@ -48,8 +48,8 @@ def sealed(described: Mapping[str, Any]) -> str:
     return json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n"
 
 
-def read_sealed(path: Path, expected: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError if it is missing, damaged, edited, of another format or too large.
+def read_sealed(path: Path, *formats: int) -> dict[str, Any]:
+    """The content of such a file. Raises InputError if it is missing, damaged, edited, of other formats or too large.
 
     JSON is read strictly: without NaN, infinite numbers and duplicate names.
     """
@@ -67,8 +67,9 @@ def read_sealed(path: Path, expected: int) -> dict[str, Any]:
         raise InputError(f"{path} is not JSON with a sha256 over its content: {problem!r}"[:500]) from None
     if not intact:
         raise InputError(f"{path} was damaged or edited after it was written: its sha256 differs")
-    if type(written) is not int or written != expected:
-        raise InputError(f"{path} has the format {written!r}; this minillm reads {expected}"[:500])
+    if type(written) is not int or written not in formats:
+        known = " and ".join(map(str, formats))
+        raise InputError(f"{path} has the format {written!r}; this minillm reads {known}"[:500])
     return found
 
 

@@ -5,6 +5,8 @@ is a group of options in `--help`: `TrainingOptions` is shown as "Training optio
 """
 
 import math
+import re
+import shlex
 from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from inspect import getdoc
 from pathlib import Path
@@ -41,13 +43,14 @@ Text = Annotated[
     PrimitiveConstructorSpec(
         nargs=1,
         metavar="TEXT",
-        instance_from_str=lambda words: words[0].replace("\\n", "\n"),
+        instance_from_str=lambda words: re.sub(r"\\(\\?[nt])", lambda found: ESCAPES.get(found[1], found[1]), words[0]),
         is_instance=lambda value: isinstance(value, str),
         str_from_instance=lambda text: [text.replace("\n", "\\n")],
     ),
 ]
-r"""A text in which \n is a newline."""
+r"""A text in which \n is a newline, \t a tab, and \\n a backslash and an n."""
 
+ESCAPES = {"n": "\n", "t": "\t"}
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
 POSITIONAL = get_args(Positional[str])[1]
 
@@ -63,6 +66,11 @@ class RunOptions:
     threads: int | None = None
     """The number of CPU threads; one per core if not given."""
 
+    @property
+    def command_line(self) -> str | None:
+        """The command line that these options were parsed from, if they were."""
+        return vars(self).get("_command_line")
+
     def __post_init__(self):
         check_seed(self.seed)
         if self.threads is not None:
@@ -76,9 +84,11 @@ def parse(command: type[Command], program: str, words: list[str]) -> Command:
     groups = make_dataclass(command.__name__, parts.items())
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
     parsed = tyro.cli(groups, prog=program, description=getdoc(command), args=words, config=config)
-    return command(
+    found = command(
         **{option.name: getattr(part, option.name) for part in vars(parsed).values() for option in fields(part)}
     )
+    vars(found)["_command_line"] = shlex.join([*program.split(), *words])
+    return found
 
 
 def _group(part: type) -> type:

@@ -1,10 +1,14 @@
 """adapter.json and the tensors are checked, also where every sha256 was forged to agree."""
 
+import json
+from dataclasses import fields
+
 import pytest
 import torch
 
 from minillm import InputError
 from minillm.adapt import InContext
+from minillm.adapt.description import Usage
 from minillm.adapters.load import load
 from tests.adapters import forgery
 from tests.adapters.adapters import trained
@@ -65,7 +69,7 @@ def test_another_adapters_tensors_are_refused(adapter, tmp_path, base):
     ("changes", "sentence"),
     [
         ({"method": "Pickle"}, "method must be one of InContext, .*, got 'Pickle'"),
-        ({"format": 2}, "has the format 2"),
+        ({"format": 3}, "has the format 3; this minillm reads 1 and 2"),
         ({"format": True}, "has the format True"),
         ({"options": {}}, "option 'r' is missing"),
         (
@@ -79,6 +83,9 @@ def test_another_adapters_tensors_are_refused(adapter, tmp_path, base):
         ({"differences": {"blocks.0.attention.query.a": ["int8", "float32"]}}, "a pair of dtypes"),
         ({"tokenizer": 3}, "the field 'tokenizer' has the wrong type"),
         ({"new": 3}, "the field 'new' is unknown"),
+        ({"prompt": 3}, "the field 'prompt' has the wrong type"),
+        ({"chat": 1}, "the field 'chat' has the wrong type"),
+        ({"labels": [1]}, "the labels must be strings"),
     ],
 )
 def test_a_description_with_impossible_values_is_refused(adapter, base, changes, sentence):
@@ -107,3 +114,20 @@ def test_a_prompt_with_ids_outside_the_vocabulary_is_refused(tmp_path, base):
         forgery.described(tmp_path, options={"ids": ids})
         with pytest.raises(InputError):
             load(base, tmp_path)
+
+
+def test_an_adapter_of_the_first_format_is_loaded(adapter, base):
+    found = json.loads((adapter / "adapter.json").read_text())
+    unknown = set(found) - {field.name for field in fields(Usage)}
+    (adapter / "adapter.json").write_text(json.dumps({name: found[name] for name in unknown}))
+    forgery.described(adapter, format=1)
+    assert load(base, adapter).usage == Usage()
+
+
+def test_the_usage_of_an_adapter_is_saved_and_loaded(tmp_path, base):
+    method = trained("LoRA")
+    method.usage = Usage(
+        base_name="tiny", prompt="{text}\n", chat=True, labels=[" é"], end=".", command="minillm adapt"
+    )
+    method.save(tmp_path)
+    assert load(base, tmp_path).usage == method.usage

@@ -19,6 +19,8 @@ from tests.decoders import STYLES, random_decoder
 
 from .adapters import CASES, IDS, trained
 
+FILES = {"README.md", "adapter.json", "adapter.safetensors"}
+
 
 @pytest.fixture
 def adapter(tmp_path):
@@ -37,7 +39,7 @@ def base():
 def test_a_fresh_base_gives_the_saved_method_bit_for_bit_and_the_same_file(tmp_path, name, style):
     method = trained(name, random_decoder(STYLES[style]))
     method.save(tmp_path / "first")
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert {path.name for path in (tmp_path / "first").iterdir()} == FILES
     assert load_file(tmp_path / "first" / "adapter.safetensors").keys() == method.state().keys()
     fresh = random_decoder(STYLES[style])
     before = {name: parameter.clone() for name, parameter in fresh.named_parameters()}
@@ -57,7 +59,7 @@ def test_adapter_json_has_options_base_and_versions(adapter, base):
     found = json.loads((adapter / "adapter.json").read_text())
     assert found["method"] == "LoRA"
     assert found["options"] == trained("LoRA").options()
-    assert found["format"] == 1
+    assert found["format"] == 2
     assert found["minillm"] == minillm.__version__
     assert found["tokenizer"] is None
     assert found["base"].keys() == dict(base.named_parameters()).keys()
@@ -227,7 +229,7 @@ def test_an_interrupted_save_leaves_the_old_files(adapter, base, monkeypatch):
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         trained("LoRA", base, seed=1).save(adapter)
-    assert sorted(path.name for path in adapter.iterdir()) == ["adapter.json", "adapter.safetensors"]
+    assert {path.name for path in adapter.iterdir()} == FILES
     assert torch.equal(load(base, adapter)(IDS), expected)
 
 

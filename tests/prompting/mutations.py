@@ -6,9 +6,19 @@ TEMPLATE, BOUNDARY, EXTRACTION = (
     (f"data/{name}.py", f"data/test_{name}.py") for name in ("templates", "boundary", "extraction")
 )
 ANSWERS = ("data/answers.py", "data/test_answers.py")
-CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS = (
+CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS, GENERATE = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
-    for name in ("choosing", "prompt_cache", "scoring", "measures", "calibration", "answering", "labelling", "lengths")
+    for name in (
+        "choosing",
+        "prompt_cache",
+        "scoring",
+        "measures",
+        "calibration",
+        "answering",
+        "labelling",
+        "lengths",
+        "generate",
+    )
 )
 
 
@@ -17,7 +27,13 @@ PROMPTING_MUTATIONS = [
     mutation("examples without their chains", TEMPLATE, "{CHAIN_CUE} {shot.chain}{self", "{CHAIN_CUE}{self"),
     mutation("a space at the start of a turn", TEMPLATE, "(self.answer_start + generated).lstrip()",
         "(self.answer_start + generated)"),
-    mutation("bos left out", TEMPLATE, "return start + tokenizer.encode(", "return tokenizer.encode("),
+    mutation("bos left out", ("tokenizer.py", TEMPLATE[1]), "if ids := start + self", "if ids := self"),
+    mutation("a prompt of training without its start", ("prompting/fitting.py", GENERATE[1]), "[(tokenizer.prompt(",
+        "[(tokenizer.encode("),
+    mutation("an answer with another leading space", ("tokenizer.py", GENERATE[1]), "._encoded(self._within, text)",
+        "._encoded(self.pipeline, text)"),
+    mutation("an adapter's template left out", GENERATE, 'usage.prompt or "{text}"', '"{text}"'),
+    mutation("a template applied twice", GENERATE, "self.raw or (self.chat and not usage.chat)", "False"),
     mutation("a conclusion that stands twice", TEMPLATE, ".split(self.conclusion)[0]", ""),
     mutation("ends for the answers that begin others alone", ANSWERS, "[[*ids, end] for ids in encoded]",
         "[[*ids, end] if ids in _alike(encoded) else ids for ids in encoded]"),
