@@ -1,4 +1,4 @@
-"""The sizes and the four architectural choices by which one decoder is figure 1, GPT-2 or a Llama."""
+"""The sizes and the architectural choices by which one decoder is figure 1, GPT-2, a Llama or a relative of it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -8,6 +8,12 @@ from minillm.errors import InputError
 Norm = Literal["layer", "rms"]
 Positions = Literal["sinusoidal", "learned", "rotary"]
 FeedForward = Literal["relu", "gelu", "swiglu"]
+Scaling = Literal["linear", "llama3", "yarn"]
+BIASED: dict[Any, tuple[str, ...]] = {
+    False: (), "query_key_value": ("query", "key", "value"), "attention": ("query", "key", "value", "out"),
+    "feed_forward": ("gate", "up", "down"), True: ("query", "key", "value", "out", "gate", "up", "down"),
+}  # fmt: skip
+"""The linear layers of a block that have a bias, by the value of `bias`."""
 
 # The choices of the decoder in figure 1, of GPT-2 and of the Llama family.
 FIGURE_1_CHOICES: dict[str, Any] = {
@@ -35,11 +41,43 @@ DEPTHS = {"nano": 2, "tiny": 4, "small": 8}
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """Lower frequencies of rotary positions, for a context longer than the one at the start of pretraining.
+
+    `linear` divides all frequencies by `factor` (Chen et al. 2023). `llama3` (Llama 3.1) and `yarn` (Peng et al. 2023)
+    divide those of pairs that turn at most `slow` times within `original_context` tokens, leave those of pairs that
+    turn at least `fast` times, and interpolate between them. `attention_factor` multiplies queries and keys.
+    Raises InputError for values out of range.
+    """
+
+    kind: Scaling
+    factor: float
+    original_context: int = 8192
+    slow: float = 1.0
+    fast: float = 4.0
+    attention_factor: float = 1.0
+
+    def __post_init__(self):
+        if self.kind not in get_args(Scaling):
+            raise InputError(f"the rotary scaling must be one of {', '.join(get_args(Scaling))}, got {self.kind!r}")
+        for name in ("factor", "original_context", "attention_factor"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} of the rotary scaling must be positive, got {getattr(self, name)}")
+        if not 0 < self.slow < self.fast:
+            raise InputError(f"the rotary scaling needs 0 < slow < fast, got {self.slow} and {self.fast}")
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """The architecture of a decoder: everything but its weights.
 
-    The four choices come first. `norm_first` selects `hidden + layer(norm(hidden))`; without it a block computes
-    `norm(hidden + layer(hidden))`, the add & norm of figure 1. `context_length` is in tokens, `dropout` a probability.
+    The four choices of the papers come first. `norm_first` selects `hidden + layer(norm(hidden))`; without it a block
+    computes `norm(hidden + layer(hidden))`, the add & norm of figure 1. `context_length` is in tokens, `dropout` a
+    probability. `bias` is True or False for all linear layers of a block, or names those that have one (`BIASED`).
+
+    The last fields tell the relatives of Llama apart: `attention_width`, of all query heads together, if it is not
+    `width`; `query_key_norm`, a norm of each query and key head (Qwen3); `window`, the number of last tokens that a
+    token attends to, itself included (Mistral); `unrotated_layers`, blocks without rotary positions (SmolLM3).
     Raises InputError for sizes that do not fit together.
     """
 
@@ -54,11 +92,16 @@ class DecoderConfig:
     kv_heads: int
     feed_forward_width: int
     context_length: int
-    bias: bool = False
+    bias: bool | Literal["query_key_value", "attention", "feed_forward"] = False
     tie_embeddings: bool = True
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    attention_width: int | None = None
+    query_key_norm: bool = False
+    rope_scaling: RopeScaling | None = None
+    window: int | None = None
+    unrotated_layers: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name, allowed in (("norm", Norm), ("positions", Positions), ("feed_forward", FeedForward)):
@@ -67,12 +110,23 @@ class DecoderConfig:
         for name in ("vocabulary", "layers", "width", "heads", "kv_heads", "feed_forward_width", "context_length"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if self.width % self.heads:
-            raise InputError(f"width must be a multiple of heads, got {self.width} and {self.heads}")
+        if self.bias not in BIASED:
+            raise InputError(f"bias must be one of {', '.join(map(str, BIASED))}, got {self.bias!r}")
+        name, width = (
+            ("width", self.width) if self.attention_width is None else ("attention_width", self.attention_width)
+        )
+        if width < 1 or width % self.heads:
+            raise InputError(f"{name} must be a multiple of heads, got {width} and {self.heads}")
         if self.heads % self.kv_heads:
             raise InputError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
         if self.positions == "rotary" and self.head_width % 2:
-            raise InputError(f"rotary positions need an even head width, got width / heads = {self.head_width}")
+            raise InputError(f"rotary positions need an even head width, got {name} / heads = {self.head_width}")
+        if self.positions != "rotary" and (self.rope_scaling is not None or self.unrotated_layers):
+            raise InputError(f"rope_scaling and unrotated_layers need rotary positions, got {self.positions}")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"window must be at least 1, got {self.window}")
+        if not all(0 <= layer < self.layers for layer in self.unrotated_layers):
+            raise InputError(f"unrotated_layers must be in [0, {self.layers - 1}], got {self.unrotated_layers}")
         if self.positions == "sinusoidal" and self.width % 2:
             raise InputError(f"sinusoidal positions need an even width, got {self.width}")
         if not 0 <= self.dropout < 1:
@@ -82,7 +136,11 @@ class DecoderConfig:
 
     @property
     def head_width(self) -> int:
-        return self.width // self.heads
+        return (self.attention_width or self.width) // self.heads
+
+    def has_bias(self, layer: str) -> bool:
+        """Whether this linear layer of a block (`query`, `out`, `up`, ...) has a bias."""
+        return layer in BIASED[self.bias]
 
     @classmethod
     def vaswani(cls) -> "DecoderConfig":

@@ -1,8 +1,9 @@
 """Figure 1: the decoder of Vaswani et al. 2017, from the embeddings at the bottom to the logits at the top.
 
 Embeddings, Positional Encoding, N x [Masked Multi-Head Attention, Add & Norm, Feed Forward, Add & Norm], Linear, in
-this order; the caller applies softmax. A `DecoderConfig` chooses between GPT-2, Llama and figure 1. Adaptation methods
-use token ids, embeddings, `prefix`, the linear layers, `features` and `head`; this file imports no method.
+this order; the caller applies softmax. A `DecoderConfig` chooses between figure 1, GPT-2, Llama and the relatives of
+Llama. Adaptation methods use token ids, embeddings, `prefix`, the linear layers, `features` and `head`; this file
+imports no method.
 """
 
 import math
@@ -15,8 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from minillm import operations as ops
 from minillm.config import DecoderConfig
-from minillm.errors import InputError
-from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation
+from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation, new_positions
 from minillm.runtime.fingerprint import Source
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
@@ -43,13 +43,13 @@ class Linear(nn.Linear):
 class Norm(nn.Module):
     """Layer norm or RMS norm; only layer norm has a bias."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, width: int):
         super().__init__()
         self.eps = config.norm_eps
-        self.weight = nn.Parameter(torch.ones(config.width))
-        self.bias = nn.Parameter(torch.zeros(config.width)) if config.norm == "layer" else None
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if config.norm == "layer" else None
 
-    def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+    def forward(self, hidden: Float[Tensor, "*N D"]) -> Float[Tensor, "*N D"]:
         if self.bias is None:
             return ops.rms_norm(hidden, self.weight, self.eps)
         return ops.layer_norm(hidden, self.weight, self.bias, self.eps)
@@ -60,12 +60,14 @@ class Attention(nn.Module):
 
     def __init__(self, config: DecoderConfig):
         super().__init__()
-        kv_width = config.kv_heads * config.head_width
-        self.head_width, self.dropout = config.head_width, config.dropout
-        self.query = Linear(config.width, config.width, bias=config.bias)
-        self.key = Linear(config.width, kv_width, bias=config.bias)
-        self.value = Linear(config.width, kv_width, bias=config.bias)
-        self.out = Linear(config.width, config.width, bias=config.bias)
+        self.head_width, self.window, self.dropout = config.head_width, config.window, config.dropout
+        width, kv_width = config.heads * self.head_width, config.kv_heads * self.head_width
+        self.query = Linear(config.width, width, bias=config.has_bias("query"))
+        self.key = Linear(config.width, kv_width, bias=config.has_bias("key"))
+        self.value = Linear(config.width, kv_width, bias=config.has_bias("value"))
+        self.out = Linear(width, config.width, bias=config.has_bias("out"))
+        self.query_norm = Norm(config, self.head_width) if config.query_key_norm else nn.Identity()
+        self.key_norm = Norm(config, self.head_width) if config.query_key_norm else nn.Identity()
 
     def project(
         self, hidden: Float[Tensor, "B T D"], rotation: Rotation | None
@@ -75,6 +77,7 @@ class Attention(nn.Module):
             rearrange(side(hidden), "B T (heads K) -> B heads T K", K=self.head_width)
             for side in (self.query, self.key, self.value)
         )
+        query, key = self.query_norm(query), self.key_norm(key)
         if rotation is not None:
             query, key = ops.rotary(query, *rotation), ops.rotary(key, *rotation)
         return query, key, value
@@ -84,7 +87,8 @@ class Attention(nn.Module):
         if inputs.cache is not None:
             key, value = inputs.cache.extend(key, value)
         p = self.dropout if self.training else 0.0
-        heads = ops.attention(query, key, value, mask=inputs.mask, prefix=inputs.prefix, dropout_probability=p)
+        seen = {"mask": inputs.mask, "prefix": inputs.prefix, "window": self.window}
+        heads = ops.attention(query, key, value, **seen, dropout_probability=p)
         return ops.dropout(self.out(rearrange(heads, "B H T K -> B T (H K)")), p)
 
 
@@ -94,10 +98,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.dropout, self.kind = config.dropout, config.feed_forward
-        self.up = Linear(config.width, config.feed_forward_width, bias=config.bias)
-        self.down = Linear(config.feed_forward_width, config.width, bias=config.bias)
+        self.up = Linear(config.width, config.feed_forward_width, bias=config.has_bias("up"))
+        self.down = Linear(config.feed_forward_width, config.width, bias=config.has_bias("down"))
         if self.kind == "swiglu":
-            self.gate = Linear(config.width, config.feed_forward_width, bias=config.bias)
+            self.gate = Linear(config.width, config.feed_forward_width, bias=config.has_bias("gate"))
 
     def forward(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         if self.kind == "swiglu":
@@ -113,8 +117,8 @@ class Block(nn.Module):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.norm_first = config.norm_first
-        self.attention_norm, self.attention = Norm(config), Attention(config)
-        self.feed_forward_norm, self.feed_forward = Norm(config), FeedForward(config)
+        self.attention_norm, self.attention = Norm(config, config.width), Attention(config)
+        self.feed_forward_norm, self.feed_forward = Norm(config, config.width), FeedForward(config)
 
     def forward(self, hidden: Float[Tensor, "B T D"], inputs: BlockInputs) -> Float[Tensor, "B T D"]:
         if self.norm_first:
@@ -138,7 +142,7 @@ class Decoder(Summarised):
             self.positions = Embedding(config.context_length, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         # Post-norm blocks already end with a norm.
-        self.norm = Norm(config) if config.norm_first else nn.Identity()
+        self.norm = Norm(config, config.width) if config.norm_first else nn.Identity()
         self.head = Linear(config.width, config.vocabulary, bias=False)
         self._initialise()
         if config.tie_embeddings:
@@ -180,7 +184,7 @@ class Decoder(Summarised):
         recorders = [Recorder() for _ in self.blocks]
         self.run_blocks(prompt if prompt.is_floating_point() else self.embed(prompt), cache=recorders)
         keys, values = zip(*(recorder.seen for recorder in recorders), strict=True)
-        return KeyValues(torch.stack(keys), torch.stack(values))
+        return KeyValues(torch.stack(keys), torch.stack(values), windowed=True)
 
     def run_blocks(
         self, hidden: Float[Tensor, "B T D"], *, start: int = 0, stop: int | None = None,
@@ -190,32 +194,19 @@ class Decoder(Summarised):
         """The hidden states after stages `start` to `stop` - 1 (default all): stage i is block i, L the last norm."""
         layers = len(self.blocks)
         stop = layers + 1 if stop is None else stop
-        encoded, rotation = self.encode_positions(hidden, self._positions(hidden, prefix, cache, mask))
+        positions = new_positions(hidden, prefix, cache, mask, self.config.context_length)
+        encoded, rotation = self.encode_positions(hidden, positions)
         if start == 0:
             hidden = ops.dropout(encoded, self.config.dropout if self.training else 0.0)
         for index in range(start, min(stop, layers)):
+            layer_rotation = None if index in self.config.unrotated_layers else rotation
             layer_prefix = prefix.layer(index) if prefix is not None else None
-            inputs = BlockInputs(rotation, mask, layer_prefix, cache[index] if cache is not None else None)
+            inputs = BlockInputs(layer_rotation, mask, layer_prefix, cache[index] if cache is not None else None)
             if self.recompute and self.training:
                 hidden = checkpoint(ops.bound(self.blocks[index]), hidden, inputs, use_reentrant=False)
             else:
                 hidden = self.blocks[index](hidden, inputs)
         return self.norm(hidden) if start <= layers < stop else hidden
-
-    def _positions(
-        self, hidden: Tensor, prefix: KeyValues | None, cache: Sequence[LayerCache] | None, mask: Tensor | None
-    ) -> Int[Tensor, "*B T"]:
-        """The positions of the T new tokens, counted after the prefix and the cached tokens, without padding."""
-        cached, length = cache[0].length if cache is not None else 0, len(prefix) if prefix is not None else 0
-        rows, tokens, most = hidden.shape[0], cached + hidden.shape[1], self.config.context_length
-        if length + tokens > most:
-            raise InputError(f"{length} prompt positions and {tokens} tokens exceed this decoder's context of {most}")
-        start = length if prefix is not None and prefix.takes_positions else 0
-        if mask is None:
-            return torch.arange(start + cached, start + tokens, device=hidden.device)
-        if mask.shape != (rows, tokens):
-            raise InputError(f"the mask is {tuple(mask.shape)}; the tokens, with cached ones, are {(rows, tokens)}")
-        return ops.token_positions(mask, start)[:, cached:]
 
     def encode_positions(
         self, embeddings: Float[Tensor, "B T D"], positions: Int[Tensor, "*B T"]
@@ -223,7 +214,8 @@ class Decoder(Summarised):
         """The input of the first block, and the rotation that every block applies (rotary positions only)."""
         config, dtype = self.config, embeddings.dtype
         if config.positions == "rotary":
-            return embeddings, ops.rotary_tables(positions, config.head_width, config.rope_theta, dtype)
+            tables = ops.rotary_tables(positions, config.head_width, config.rope_theta, dtype, config.rope_scaling)
+            return embeddings, tables
         if config.positions == "learned":
             return embeddings + self.positions(positions), None
         # Section 3.4 scales embeddings by √D, to the size of the sinusoids.

@@ -1,15 +1,18 @@
-"""The inputs of a block besides the hidden states: rotation, mask, prefix and decoding cache.
+"""The inputs of a block besides the hidden states: rotation, mask, prefix and decoding cache; and where a text begins.
 
 `KeyValues` represents a hard prompt, a soft prompt and a tuned prefix alike.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
-from minillm.operations import Prefix
-from minillm.shapes import Bool, Float
+from minillm.errors import InputError
+from minillm.operations import Prefix, token_positions
+from minillm.shapes import Bool, Float, Int
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -19,19 +22,22 @@ class KeyValues:
     """The keys and values of P prefix positions in every layer.
 
     The batch axis is 1 (all rows share the prefix) or B. Keys are stored after the rotation. `ops.attention.Prefix`
-    describes `gate`. The text starts at P, or at 0 if `takes_positions` (`PrefixTuning`: `shift_positions`) is false.
+    describes `gate` and `windowed`. The text starts at P, or at 0 if `takes_positions` (`PrefixTuning`:
+    `shift_positions`) is false.
     """
 
     keys: Float[Tensor, "L B G P K"]
     values: Float[Tensor, "L B G P K"]
     gate: Float[Tensor, "L H"] | None = None
     takes_positions: bool = True
+    windowed: bool = False
 
     def __len__(self) -> int:
         return self.keys.shape[3]
 
     def layer(self, index: int) -> Prefix:
-        return Prefix(self.keys[index], self.values[index], None if self.gate is None else self.gate[index])
+        gate = None if self.gate is None else self.gate[index]
+        return Prefix(self.keys[index], self.values[index], gate, self.windowed)
 
 
 @runtime_checkable
@@ -52,6 +58,25 @@ class BlockInputs(NamedTuple):
     mask: Bool[Tensor, "B S"] | None = None
     prefix: Prefix | None = None
     cache: LayerCache | None = None
+
+
+def new_positions(
+    hidden: Tensor, prefix: KeyValues | None, cache: Sequence[LayerCache] | None, mask: Tensor | None, context: int
+) -> Int[Tensor, "*B T"]:
+    """The positions of the T new tokens, counted after the prefix and the cached tokens, without padding.
+
+    Raises InputError for more positions than the context has, and for a mask that does not cover all tokens.
+    """
+    cached, length = cache[0].length if cache is not None else 0, len(prefix) if prefix is not None else 0
+    rows, tokens = hidden.shape[0], cached + hidden.shape[1]
+    if length + tokens > context:
+        raise InputError(f"{length} prompt positions and {tokens} tokens exceed this decoder's context of {context}")
+    start = length if prefix is not None and prefix.takes_positions else 0
+    if mask is None:
+        return torch.arange(start + cached, start + tokens, device=hidden.device)
+    if mask.shape != (rows, tokens):
+        raise InputError(f"the mask is {tuple(mask.shape)}; the tokens, with cached ones, are {(rows, tokens)}")
+    return token_positions(mask, start)[:, cached:]
 
 
 class Recorder:

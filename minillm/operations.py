@@ -175,15 +175,18 @@ def attention(
     *,
     mask: Bool[Tensor, "B S"] | None = None,
     prefix: Prefix | None = None,
+    window: int | None = None,
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """Causal attention to the prefix and to the real tokens (`mask`) among the keys."""
-    if dropout_probability == 0 and by_kernel("attention", query, lambda: _attention_sizes(query, key, mask, prefix)):
+    """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
+    # The kernel has neither a window nor dropout.
+    by_torch = window is not None or dropout_probability > 0
+    if not by_torch and by_kernel("attention", query, lambda: _attention_sizes(query, key, mask, prefix)):
         from minillm.kernels import attention as kernels
 
         return kernels.attention(query, key, value, mask=mask, prefix=prefix)
     return _torch(plain_attention, fast_attention).attention(
-        query, key, value, mask=mask, prefix=prefix, dropout_probability=dropout_probability
+        query, key, value, mask=mask, prefix=prefix, window=window, dropout_probability=dropout_probability
     )
 
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from minillm.config import DecoderConfig
+from minillm.config import DecoderConfig, RopeScaling
 from minillm.decoder import Decoder
 from minillm.key_values import KeyValues
 
@@ -18,6 +18,14 @@ STYLES = {
     "GPT-2": DecoderConfig(**SIZES | GPT_2 | {"kv_heads": 3}),
     "Llama": DecoderConfig(**SIZES | LLAMA),
     "Llama, untied": DecoderConfig(**SIZES | LLAMA | {"tie_embeddings": False}),
+    "Qwen": DecoderConfig(
+        **SIZES | LLAMA | {"attention_width": 42, "query_key_norm": True, "bias": "query_key_value"},
+        rope_scaling=RopeScaling("yarn", 4.0, original_context=101, fast=7.0, attention_factor=1.14),
+    ),
+    "Mistral": DecoderConfig(
+        **SIZES | LLAMA | {"window": 3, "bias": "feed_forward", "unrotated_layers": (0,)},
+        rope_scaling=RopeScaling("llama3", 8.0, original_context=31),
+    ),
 }
 
 
@@ -35,7 +43,7 @@ def random_decoder(config, seed=0):
 def random_prefix(config, length, rows=1, gated=False, seed=0):
     """Random keys and values in float64."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (config.layers, rows, config.kv_heads, length, config.width // config.heads)
+    shape = (config.layers, rows, config.kv_heads, length, config.head_width)
     keys, values = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     gate = torch.randn(config.layers, config.heads, generator=generator, dtype=torch.float64) if gated else None
     return KeyValues(keys, values, gate)

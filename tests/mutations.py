@@ -25,6 +25,7 @@ LOSS = ("ops/linear_cross_entropy.py", "fast/test_linear_cross_entropy.py")
 FAST_LOSS = ("fast/linear_cross_entropy.py", LOSS[1])
 DECODER = ("decoder.py", "reference/test_decoder.py")
 LAWS = "decoder.py"
+POSITIONS = ("key_values.py", "reference/test_decoder.py")
 FILES = "adapters/load.py"
 SAVED = ("adapt/method.py", "adapters/test_load.py")
 SEALED = ("runtime/files.py", "adapt/test_description.py")
@@ -82,6 +83,11 @@ _ROWS = [
     ("a mask aligned at the start", plain("visible_keys"), ".tril(keys - queries)", ".tril(0)"),
     ("padding that attends to nothing", plain("visible_keys"), "& mask[:, None] | itself", "& mask[:, None]"),
     ("padding that is attended to", plain("visible_keys"), "causal & mask[:, None] | itself", "causal | itself"),
+    ("a window of one token less", plain("visible_keys"), "place[:, None] < window", "place[:, None] < window - 1"),
+    ("a window that counts padding", plain("visible_keys"), "if mask is None else mask.cumsum(-1)", ""),
+    ("a window that passes over a trained prefix", plain("visible_keys"), "near[..., :always] = True", "pass"),
+    ("a window that one query ignores", fast("attention"),
+        "(mask is None and window is None and queries == 1)", "(mask is None and queries == 1)"),
     ("a missing scale, fast", fast("attention"), "is_causal=square,", "is_causal=square, scale=1.0,"),
     ("a gate without its tanh, fast", fast("attention"), "prefix.gate.tanh()", "prefix.gate"),
     ("another group's keys, in bfloat16", fast_in_half("attention"), "(G group) T K ->", "(group G) T K ->"),
@@ -112,8 +118,10 @@ _ROWS = [
         "= hidden.to(torch.promote_types(hidden.dtype, torch.float32))\n    centred", "= hidden\n    centred"),
     ("a wrong RoPE sign", plain("rotary"), "first * cos - second * sin", "first * cos + second * sin"),
     ("adjacent elements rotated instead of halves", plain("rotary"), ".chunk(2, -", ".unflatten(-1, (-1, 2)).unbind(-"),
-    ("frequencies that grow", plain("rotary_tables"), "theta ** (-pairs / width)", "theta ** (pairs / width)"),
-    ("cosines for sines", plain("rotary_tables"), "angles.sin().to(dtype)", "angles.cos().to(dtype)"),
+    ("frequencies that grow", plain("rotary_tables"), "= theta ** (-pairs", "= theta ** (pairs"),
+    ("frequencies of which the fast ones are scaled", plain("rotary_tables"),
+        "share + (1 - share) / scaling", "(1 - share) + share / scaling"),
+    ("cosines for sines", plain("rotary_tables"), "angles.sin()).to(dtype)", "angles.cos()).to(dtype)"),
     ("sines and cosines exchanged", plain("sinusoidal"), "angles.sin(), angles.cos()", "angles.cos(), angles.sin()"),
     ("positions that begin at one", plain("token_positions"), "cumsum(-1) - 1", "cumsum(-1)"),
     ("positions that count padding", plain("token_positions"), "mask.long().", "torch.ones_like(mask).long()."),
@@ -157,9 +165,12 @@ _ROWS = [
     ("blocks recomputed by another backend", ("decoder.py", "test_choice.py"),
         "checkpoint(ops.bound(self.blocks[index]),", "checkpoint(self.blocks[index],"),
     ("a backend that all threads share", ("operations.py", "test_choice.py"), "(threading.local)", ""),
+    ("heads without their norm", DECODER, "= self.query_norm(query), self.key_norm(key)", "= query, key"),
+    ("rotary positions in every layer", DECODER, "None if index in self.config.unrotated_layers else rotation",
+        "rotation"),
     ("keys that are not rotated", DECODER, "rotary(key, *rotation)", "key"),
     ("embeddings that are not scaled", DECODER, "* math.sqrt(config.width) + ops", "+ ops"),
-    ("a prompt that does not count as positions", DECODER, "len(prefix) if prefix is not None else 0", "0"),
+    ("a prompt that does not count as positions", POSITIONS, "len(prefix) if prefix is not None else 0", "0"),
     ("a prefix for the first layer alone", DECODER, "prefix.layer(index)", "prefix.layer(0)"),
     ("a residual that is dropped", DECODER, "return hidden + self.feed_forward", "return self.feed_forward"),
     ("one norm in both places", DECODER, "(self.feed_forward_norm(hidden))", "(self.attention_norm(hidden))"),

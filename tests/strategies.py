@@ -13,10 +13,16 @@ import numpy as np
 from hypothesis import strategies as st
 
 import minillm
+from minillm.config import RopeScaling
 from minillm.lab.check_operations import operation_case
 from minillm.operations import IGNORED
 from minillm.reference.attention import visible_keys as numpy_visible_keys
 
+SCALINGS = (
+    RopeScaling("linear", 3.0),
+    RopeScaling("llama3", 8.0, original_context=101),
+    RopeScaling("yarn", 4.0, original_context=1009, fast=32.0, attention_factor=1.14),
+)
 sizes = st.sampled_from((1, 2, 3, 5))
 randoms = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
@@ -44,6 +50,7 @@ class Sizes(NamedTuple):
     ranks: tuple = (1, 2, 3, 5)
     vocabularies: tuple = (1, 2, 3, 5, 13)
     real: tuple = (0.0, 0.5, 0.9)
+    windows: tuple = (None, None, 1, 2, 3)
     spreads: tuple = (0.1, 1.0, 5.0)
 
 
@@ -51,12 +58,12 @@ SMALL = Sizes()
 # Enough numbers for an error relative to the largest, and no input so steep or flat that its gradient cancels.
 FOR_ROUNDING = Sizes(
     axes=(1, 2), batch=(2, 3, 5), rows=(5, 7), widths=(7, 13, 31), tokens=(7, 13), vocabularies=(5, 13),
-    ranks=(2, 3, 5), real=(0.9,), spreads=(0.1, 1.0),
+    ranks=(2, 3, 5), real=(0.9,), spreads=(0.1, 1.0), windows=(None, 5),
 )  # fmt: skip
 FOR_KERNELS = Sizes(
     batch=(1, 2), rows=(0, 1, 2, 3, 5, 13, 67), widths=(1, 2, 3, 7, 16, 17, 31, 37, 61, 64, 97, 127, 128),
     tokens=(1, 5, 17, 31), cached=(0, 0, 1, 19), prompts=(0, 1, 17), ranks=(1, 2, 5, 8, 16, 17, 64),
-    vocabularies=(1, 2, 61, 64),
+    vocabularies=(1, 2, 61, 64), windows=(None,),
 )  # fmt: skip
 
 
@@ -118,7 +125,9 @@ def sinusoidal(d):
 
 
 def rotary_tables(d):
-    return {"positions": _positions(d), "head_width": d.one_of(2, 6, 10), "theta": d.one_of(100.0, 100_000.0)}
+    return {"positions": _positions(d), "head_width": d.one_of(2, 6, 10), "theta": d.one_of(100.0, 100_000.0)} | {
+        "scaling": d.one_of(None, *SCALINGS)
+    }
 
 
 def rotary(d):
@@ -162,19 +171,23 @@ def attention(d):
         arguments |= {f"prefix.{side}": d.normal(*shape) for side in ("key", "value")}
         if shape[2] and d.one_of(False, True):
             arguments["prefix.gate"] = d.normal(heads)
-    return arguments
+        arguments["prefix.windowed"] = d.one_of(False, True)
+    return arguments | {"window": d.size("windows")}
 
 
 def visible_keys(d):
     arguments = attention(d)
     queries, keys = (arguments[side].shape[2] for side in ("query", "key"))
-    return {"queries": queries, "keys": keys, "mask": arguments.get("mask")}
+    return {
+        "queries": queries, "keys": keys, "mask": arguments.get("mask"), "window": arguments["window"],
+        "always": d.one_of(0, 1, 2),
+    }  # fmt: skip
 
 
 def attention_weights(d):
     arguments = attention(d)
     query, key = arguments["query"], arguments["key"]
-    visible = numpy_visible_keys(query.shape[2], key.shape[2], arguments.get("mask"))
+    visible = numpy_visible_keys(query.shape[2], key.shape[2], arguments.get("mask"), arguments["window"])
     return {"query": query, "key": key, "visible": visible}
 
 

@@ -5,10 +5,11 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from minillm.config import DecoderConfig
+from minillm.config import DecoderConfig, RopeScaling
 from minillm.errors import InputError
 
 tiny = DecoderConfig.tiny()
+LINEAR = RopeScaling("linear", 2.0)
 
 
 @pytest.mark.parametrize(
@@ -30,12 +31,37 @@ tiny = DecoderConfig.tiny()
         ({"dropout": -0.1}, "dropout must be in [0, 1), got -0.1"),
         ({"norm_eps": 0.0}, "norm_eps and rope_theta must be positive, got 0.0 and 10000.0"),
         ({"rope_theta": -1.0}, "norm_eps and rope_theta must be positive, got 1e-05 and -1.0"),
+        ({"attention_width": 25}, "attention_width must be a multiple of heads, got 25 and 4"),
+        ({"attention_width": 0}, "attention_width must be a multiple of heads, got 0 and 4"),
+        ({"attention_width": 20}, "rotary positions need an even head width, got attention_width / heads = 5"),
+        ({"bias": "out"}, "one of False, query_key_value, attention, feed_forward, True, got 'out'"),
+        ({"window": 0}, "window must be at least 1, got 0"),
+        ({"unrotated_layers": (1, 2)}, "unrotated_layers must be in [0, 1], got (1, 2)"),
+        (
+            {"positions": "learned", "rope_scaling": LINEAR},
+            "rope_scaling and unrotated_layers need rotary positions, got learned",
+        ),
+        ({"positions": "learned", "unrotated_layers": (0,)}, "unrotated_layers need rotary positions, got learned"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_an_invalid_config_is_refused(changes, message):
     with pytest.raises(InputError, match=f"{re.escape(message)}$"):
         replace(tiny, **changes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "dynamic"}, "the rotary scaling must be one of linear, llama3, yarn, got 'dynamic'"),
+        ({"factor": 0.0}, "factor of the rotary scaling must be positive, got 0.0"),
+        ({"original_context": -1}, "original_context of the rotary scaling must be positive, got -1"),
+        ({"slow": 4.0}, "the rotary scaling needs 0 < slow < fast, got 4.0 and 4.0"),
+    ],
+)
+def test_an_invalid_scaling_is_refused(arguments, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        RopeScaling(**{"kind": "llama3", "factor": 8.0} | arguments)
 
 
 @pytest.mark.parametrize("family", [DecoderConfig.gpt2, DecoderConfig.llama])

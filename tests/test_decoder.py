@@ -97,7 +97,8 @@ def test_a_new_decoder_is_initialised_like_gpt2():
 def test_logits_depend_on_every_earlier_token_and_on_no_later_one(style, kind):
     decoder = random_decoder(STYLES[style])
     ids, prefix = _ids(2, 7), _prefix(kind, decoder.config, 2)
-    before = decoder(ids, prefix=prefix)
+    before, window = decoder(ids, prefix=prefix), decoder.config.window
+    reach = 7 if window is None else decoder.config.layers * (window - 1) + 1
     for place in range(7):
         later, one = ids.clone(), ids.clone()
         later[:, place:] = (ids[:, place:] + 1) % SIZES["vocabulary"]
@@ -105,7 +106,9 @@ def test_logits_depend_on_every_earlier_token_and_on_no_later_one(style, kind):
         after = decoder(later, prefix=prefix)
         assert_close(after[:, :place], before[:, :place], "law")
         assert (after[:, place] - before[:, place]).abs().max() > 1e-3
-        assert ((decoder(one, prefix=prefix) - before)[:, place:].abs().amax((0, 2)) > 1e-6).all()
+        moved = (decoder(one, prefix=prefix) - before)[:, place:].abs().amax((0, 2))
+        assert (moved[:reach] > 1e-6).all()
+        assert (moved[reach:] == 0).all(), "each layer extends the reach by a window"
 
 
 @every_style

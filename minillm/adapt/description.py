@@ -23,6 +23,8 @@ FORMAT, FORMATS = 2, (1, 2)
 LICENSE = "this directory holds only the difference from a base; the base's license applies to the two together"
 # The config fields that change the output of the same weights; dropout and context length may differ.
 COMPUTES = ("norm", "norm_first", "positions", "feed_forward", "heads", "kv_heads", "rope_theta", "norm_eps")
+# Later fields, which older files lack: stored where they are not None and not empty.
+LATER = ("rope_scaling", "window", "unrotated_layers")
 DTYPES = {
     str(dtype).removeprefix("torch."): dtype for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 }
@@ -74,7 +76,8 @@ class Description(Usage):
 
 def computes(config: DecoderConfig) -> dict[str, Any]:
     """The choices of a base's config that change its output."""
-    return {name: getattr(config, name) for name in COMPUTES}
+    ours = asdict(config) | {"unrotated_layers": list(config.unrotated_layers)}
+    return {name: ours[name] for name in COMPUTES + LATER if name in COMPUTES or ours[name]}
 
 
 def check_finite(state: Mapping[str, Tensor], whose: str) -> None:

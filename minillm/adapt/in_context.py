@@ -35,7 +35,7 @@ class InContext(Method):
         self.register_buffer("values", prompt.values)
 
     def prefix(self) -> KeyValues:
-        return KeyValues(self.keys, self.values)
+        return KeyValues(self.keys, self.values, windowed=True)
 
     def options(self) -> dict[str, Any]:
         return {"ids": self.ids[0].tolist()}

@@ -82,8 +82,9 @@ def _largest(option: Any) -> int:
 
 def _check_base(directory: Path, description: Description, decoder: Decoder) -> None:
     """Raises InputError for another base, naming the first difference."""
-    for name, here in computes(decoder.config).items():
-        if (there := description.computes.get(name)) != here:
+    ours, theirs = computes(decoder.config), description.computes
+    for name in {**ours, **theirs}:
+        if (there := theirs.get(name)) != (here := ours.get(name)):
             raise InputError(f"{directory} belongs to another base: its {name} is {there!r}, this decoder's {here!r}")
     here, there = base_fingerprint(dict(decoder.named_parameters()), decoder.source), description.base
     different = [name for name in {**here, **there} if here.get(name) != there.get(name)]

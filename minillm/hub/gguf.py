@@ -11,9 +11,9 @@ import torch
 from minillm.config import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.hub.family import Family, fields_of
 from minillm.hub.gguf_file import GGUFFile
 from minillm.hub.gguf_tokenizer import read_tokenizer
-from minillm.hub.huggingface_config import Family, sizes
 from minillm.hub.layout import Layout, assemble
 from minillm.tokenizer import Tokenizer
 
@@ -88,7 +88,10 @@ def _config(file: GGUFFile, family: Family) -> DecoderConfig:
             "minillm supports unscaled ones, as in Llama 2, Llama 3 and SmolLM2"
         )
     settings = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    fields = {**family.choices, **sizes(file.path, settings, family)}
+    try:
+        fields = fields_of(settings, family)
+    except InputError as problem:
+        raise InputError(f"{file.path}: {problem}") from None
     fields["norm_eps"] = float(f"{fields['norm_eps']:.7g}")  # 1e-05 and not the float32 9.999999747378752e-06
     fields |= {"vocabulary": shapes["token_embd.weight"][0], "tie_embeddings": "output.weight" not in shapes}
     config = DecoderConfig(**{"bias": "blk.0.attn_q.bias" in shapes, **fields})

@@ -1,4 +1,4 @@
-"""Loading and saving Hugging Face directories (config.json, safetensors) of the GPT-2 and Llama families.
+"""Loading and saving Hugging Face directories (config.json, safetensors): GPT-2, Llama and the relatives of Llama.
 
 GPT-2 stores its matrices as (in, out) (Conv1D), with query, key and value concatenated in `c_attn`. Any other decoder
 is saved under minillm's own names as `model_type` minillm, which transformers cannot load.
@@ -42,7 +42,8 @@ LLAMA = Layout(
     inner={
         "input_layernorm": "attention_norm", "self_attn.q_proj": "attention.query",
         "self_attn.k_proj": "attention.key", "self_attn.v_proj": "attention.value",
-        "self_attn.o_proj": "attention.out", "post_attention_layernorm": "feed_forward_norm",
+        "self_attn.o_proj": "attention.out", "self_attn.q_norm": "attention.query_norm",
+        "self_attn.k_norm": "attention.key_norm", "post_attention_layernorm": "feed_forward_norm",
         "mlp.gate_proj": "feed_forward.gate", "mlp.up_proj": "feed_forward.up", "mlp.down_proj": "feed_forward.down",
     },
     # The frequencies of the rotation follow from rope_theta.
@@ -54,13 +55,13 @@ OWN = Layout(
     outer={name: name for name in ("embed", "positions", "norm")},
     inner={name: name for name in LLAMA.inner.values() if isinstance(name, str)},
 )
-LAYOUTS = {"gpt2": GPT2, "llama": LLAMA, "minillm": OWN}
+LAYOUTS = {kind: {"gpt2": GPT2, "minillm": OWN}.get(kind, LLAMA) for kind in huggingface_config.FAMILIES}
 
 
 def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode, and its tokenizer, if there is one.
 
-    `dtype` None keeps the stored dtypes. Raises InputError for a model_type other than gpt2, llama and minillm, for
+    `dtype` None keeps the stored dtypes. Raises InputError for an unknown model_type, for
     settings that minillm does not compute with, and for tensors that are missing, unexpected or misshapen.
     """
     kind, config = huggingface_config.read(directory / "config.json")

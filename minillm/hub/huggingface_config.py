@@ -1,37 +1,28 @@
-"""Conversion between config.json and DecoderConfig, by one table per family: GPT-2 and Llama.
+"""Conversion between config.json and DecoderConfig, by one table per family: GPT-2, Llama and the relatives of Llama.
 
-A setting with a value that minillm does not compute with is refused. A decoder of neither family is written with the
-field names of DecoderConfig, as `model_type` minillm.
+A setting with a value that minillm does not compute with is refused. A decoder of no family is written with the field
+names of DecoderConfig, as `model_type` minillm.
 """
 
 import json
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+import sys
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
 from minillm.config import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from minillm.errors import InputError
-
-Settings = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Family:
-    """`names` maps settings (config.json, GGUF metadata) to fields of DecoderConfig; names of one field must agree.
-
-    `choices` are the fields that the family fixes, `defaults` the values of missing settings (or functions of the
-    fields so far), and `fixed` the allowed values of other settings, of which the first is written.
-    """
-
-    model_type: str
-    architecture: str | None
-    choices: Mapping[str, Any]
-    names: Mapping[str, str]
-    defaults: Mapping[str, Any]
-    fixed: Mapping[str, tuple[Any, ...]]
-
+from minillm.hub.family import Family, Part, Settings, as_written, config_of
+from minillm.hub.llama_settings import (
+    BIASES,
+    DROPOUT,
+    GPT2_DROPOUTS,
+    HEAD_WIDTH,
+    OWN_CHOICES,
+    QWEN_WINDOW,
+    ROPE,
+    UNROTATED,
+    WINDOW,
+)
 
 GPT2 = Family(
     model_type="gpt2",
@@ -41,40 +32,65 @@ GPT2 = Family(
         "vocab_size": "vocabulary", "n_layer": "layers", "n_embd": "width", "n_head": "heads",
         "n_inner": "feed_forward_width", "n_positions": "context_length", "layer_norm_epsilon": "norm_eps",
         "tie_word_embeddings": "tie_embeddings",
-        "resid_pdrop": "dropout", "embd_pdrop": "dropout", "attn_pdrop": "dropout",
     },
-    defaults={
-        "feed_forward_width": lambda sizes: 4 * sizes["width"],
-        "norm_eps": 1e-5, "tie_embeddings": True, "dropout": 0.1,
-    },
+    defaults={"feed_forward_width": lambda sizes: 4 * sizes["width"], "norm_eps": 1e-5, "tie_embeddings": True},
     fixed={
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "quantization_config": (None,),
     },
+    parts=(GPT2_DROPOUTS,),
 )  # fmt: skip
-LLAMA = Family(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    choices=LLAMA_CHOICES,
-    names={
-        "vocab_size": "vocabulary", "num_hidden_layers": "layers", "hidden_size": "width",
-        "num_attention_heads": "heads", "num_key_value_heads": "kv_heads",
-        "intermediate_size": "feed_forward_width", "max_position_embeddings": "context_length",
-        "rms_norm_eps": "norm_eps", "rope_theta": "rope_theta", "attention_bias": "bias", "mlp_bias": "bias",
-        "tie_word_embeddings": "tie_embeddings",
-        # transformers' Llama has no such dropout and ignores the name.
-        "minillm_dropout": "dropout",
-    },
-    defaults={
-        "kv_heads": lambda sizes: sizes["heads"],
-        "norm_eps": 1e-6, "rope_theta": 10_000.0, "bias": False, "tie_embeddings": False, "dropout": 0.0,
-    },
-    fixed={"hidden_act": ("silu",), "attention_dropout": (0.0,), "quantization_config": (None,)},
-)  # fmt: skip
+
+
+def _relative(model_type: str, architecture: str, *parts: Part, tied: bool = False, **choices: Any) -> Family:
+    """Llama itself, or a family with its names and with other settings beside them."""
+    return Family(
+        model_type=model_type,
+        architecture=architecture,
+        choices=LLAMA_CHOICES | choices,
+        names={
+            "vocab_size": "vocabulary", "num_hidden_layers": "layers", "hidden_size": "width",
+            "num_attention_heads": "heads", "num_key_value_heads": "kv_heads",
+            "intermediate_size": "feed_forward_width", "max_position_embeddings": "context_length",
+            "rms_norm_eps": "norm_eps", "tie_word_embeddings": "tie_embeddings",
+        },
+        defaults={"kv_heads": lambda sizes: sizes["heads"], "norm_eps": 1e-6, "tie_embeddings": tied},
+        fixed={"hidden_act": ("silu",), "quantization_config": (None,)},
+        parts=(HEAD_WIDTH, ROPE, DROPOUT, *parts),
+    )  # fmt: skip
+
+
 # Any other decoder, described by the fields of DecoderConfig.
-OWN = Family("minillm", None, {}, {field.name: field.name for field in fields(DecoderConfig)}, {}, {})
-FAMILIES = {family.model_type: family for family in (GPT2, LLAMA, OWN)}
-KINDS = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
+OWN = Family(
+    "minillm", None, {},
+    {name: name for name in (
+        "norm", "norm_first", "positions", "feed_forward", "vocabulary", "layers", "width", "heads", "kv_heads",
+        "feed_forward_width", "context_length", "tie_embeddings", "rope_theta", "norm_eps", "dropout",
+    )},
+    {}, {}, (OWN_CHOICES,),
+)  # fmt: skip
+FAMILIES = {
+    family.model_type: family
+    for family in (
+        GPT2,
+        _relative("llama", "LlamaForCausalLM", BIASES),
+        _relative("mistral", "MistralForCausalLM", WINDOW, bias=False),
+        _relative("qwen2", "Qwen2ForCausalLM", QWEN_WINDOW, bias="query_key_value"),
+        _relative("qwen3", "Qwen3ForCausalLM", QWEN_WINDOW, BIASES, query_key_norm=True),
+        _relative("smollm3", "SmolLM3ForCausalLM", QWEN_WINDOW, BIASES, UNROTATED, tied=True),
+        OWN,
+    )
+}
+GEMMA = "scales its embeddings, adds 1 to the weights of its norms and has a gated GELU"
+REFUSED = {
+    "gemma": GEMMA, "gemma2": f"{GEMMA}, four norms per block and capped logits",
+    "gemma3_text": f"{GEMMA}, four norms per block and local layers with other rotary frequencies",
+    "phi": "rotates a part of each head and adds attention and feed-forward in one step",
+    "phi3": "stores fused matrices and scales rotary positions by a list of factors",
+    "mixtral": "has a mixture of experts", "qwen2_moe": "has a mixture of experts",
+    "qwen3_moe": "has a mixture of experts",
+}  # fmt: skip
+"""Models that people ask for, and what the decoder of minillm does not have."""
 
 
 def read(path: Path) -> tuple[str, DecoderConfig]:
@@ -82,32 +98,35 @@ def read(path: Path) -> tuple[str, DecoderConfig]:
     settings = read_json(path)
     kind = settings.get("model_type")
     if kind not in tuple(FAMILIES):
-        raise InputError(f"{path}: the model_type must be {', '.join(FAMILIES)}, got {kind!r}")
+        reason = f": a {kind} model {REFUSED[kind]}" if isinstance(kind, str) and kind in REFUSED else ""
+        raise InputError(f"{path}: the model_type must be {', '.join(FAMILIES)}, got {kind!r}{reason}")
     family = FAMILIES[kind]
-    settings |= _rope(path, settings)
-    for name, allowed in family.fixed.items():
-        if name in settings and settings[name] not in allowed:
-            raise InputError(f"{path}: minillm supports {name} = {allowed[0]!r}, got {settings[name]!r}")
-    config = DecoderConfig(**family.choices, **sizes(path, settings, family))
-    if settings.get("head_dim") not in (None, config.head_width):
-        raise InputError(
-            f"{path}: minillm supports head_dim = width / heads = {config.head_width}, got {settings['head_dim']!r}"
-        )
+    try:
+        for name, allowed in family.fixed.items():
+            if name in settings and settings[name] not in allowed:
+                raise InputError(f"minillm supports {name} = {allowed[0]!r}, got {settings[name]!r}")
+        config = config_of(settings, family)
+    except InputError as problem:
+        raise InputError(f"{path}: {problem}") from None
+    _report_dropouts(path, settings, config)
     return kind, config
 
 
+def _report_dropouts(path: Path, settings: Settings, config: DecoderConfig) -> None:
+    """minillm has one dropout: several that differ are 0, which changes training and not inference."""
+    given = {name: settings[name] for name in (*GPT2_DROPOUTS.names, "attention_dropout") if settings.get(name)}
+    if given and config.dropout == 0:
+        listed = ", ".join(f"{name} = {value}" for name, value in given.items())
+        print(f"{path}: minillm has one dropout; it is 0 here, instead of {listed}", file=sys.stderr)
+
+
 def written(config: DecoderConfig) -> Settings:
-    """The config.json of a decoder, with the names of its family if it has one."""
-    ours = asdict(config)
+    """The config.json of a decoder, with the names of the first family that describes it whole."""
     for family in FAMILIES.values():
-        alike = all(ours[name] == value for name, value in family.choices.items())
-        # GPT-2 has no setting for fewer key/value heads.
-        if alike and ("kv_heads" in family.names.values() or config.kv_heads == config.heads):
-            break
-    fixed = {name: values[0] for name, values in family.fixed.items() if values[0] is not None}
-    named = {theirs: ours[mine] for theirs, mine in family.names.items()}
-    architectures = {"architectures": [family.architecture]} if family.architecture else {}
-    return {"model_type": family.model_type, **architectures, **fixed, **named}
+        settings = as_written(config, family)
+        if settings is not None:
+            return settings
+    raise AssertionError("every decoder has the fields of DecoderConfig")
 
 
 def read_json(path: Path) -> Settings:
@@ -123,44 +142,3 @@ def read_json(path: Path) -> Settings:
     if not isinstance(settings, dict):
         raise InputError(f"{path} must be a JSON object, got {type(settings).__name__}")
     return settings
-
-
-def sizes(path: Path, settings: Settings, family: Family) -> dict[str, Any]:
-    """The fields of DecoderConfig in the settings, checked for their types."""
-    found: dict[str, Any] = {}
-    for theirs, mine in family.names.items():
-        value = settings.get(theirs)
-        if value is None:
-            if mine not in family.defaults:
-                raise InputError(f"{path} lacks {theirs}")
-            default = family.defaults[mine]
-            value = default(found) if callable(default) else default
-        value = _typed(path, theirs, value, mine)
-        if found.setdefault(mine, value) != value:
-            raise InputError(f"{path} has {theirs} = {value!r}; minillm has one {mine}, already {found[mine]!r}")
-    return {"kv_heads": found["heads"], **found}
-
-
-def _typed(path: Path, name: str, value: Any, field: str) -> Any:
-    """The value, if it has the type of the field; an integer is accepted for a float."""
-    kind = {entry.name: entry.type for entry in fields(DecoderConfig)}[field]
-    kind = str if get_origin(kind) is not None else kind
-    if kind is float and type(value) is int:
-        value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
-        raise InputError(f"{path}: {name} must be {KINDS[kind]}, got {value!r}")
-    return value
-
-
-def _rope(path: Path, settings: Settings) -> Settings:
-    """rope_theta, from wherever this version of transformers wrote it. Refuses scaled rotary positions."""
-    plain = {"rope_type": "default", "type": "default", "partial_rotary_factor": 1}
-    found: Settings = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        rope = settings.get(name) or {}
-        if not isinstance(rope, dict) or any(rope[key] != plain.get(key) for key in rope if key != "rope_theta"):
-            raise InputError(f"{path}: minillm supports unscaled rotary positions, got {name} = {rope!r}")
-        found |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    if settings.get("partial_rotary_factor", 1) != 1:
-        raise InputError(f"{path}: minillm supports partial_rotary_factor = 1, got {settings['partial_rotary_factor']}")
-    return found

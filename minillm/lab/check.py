@@ -20,7 +20,7 @@ from minillm import hub
 from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
 from minillm.errors import InputError
 from minillm.lab.check_decoders import decoder_cases
-from minillm.lab.check_operations import operation_cases
+from minillm.lab.check_operations import WINDOW, operation_cases
 from minillm.lab.experiment import versions
 from minillm.lab.report import aligned
 from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
@@ -112,6 +112,9 @@ def shrunk(config: DecoderConfig) -> DecoderConfig:
         feed_forward_width=max(1, round(config.feed_forward_width * width / config.width)),
         vocabulary=min(config.vocabulary, VOCABULARY),
         context_length=min(config.context_length, CONTEXT),
+        attention_width=None if config.attention_width is None else share * kv_heads * config.head_width,
+        window=None if config.window is None else min(config.window, WINDOW),
+        unrotated_layers=config.unrotated_layers and (0,),
         dropout=0.0,
     )
 

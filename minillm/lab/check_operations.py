@@ -21,6 +21,8 @@ from minillm.reference.attention import Prefix as NumpyPrefix
 from minillm.reference.attention import visible_keys
 
 BATCH, TOKENS, CACHED, PROMPT, RANK, ADAPTERS = 2, 7, 4, 3, 5, 2
+WINDOW = 2
+"""Of the cases with a window, which must be shorter than the text to have an effect."""
 WIDE = {"sinusoidal", "rotary_tables"}
 FROZEN = {"lora", "lora_by_row", "updated_norms"}
 """Operations with a frozen weight."""
@@ -38,7 +40,8 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
     yield operation_case("positions", "token_positions", mask=mask, start=PROMPT)
     yield operation_case("positions", "sinusoidal", positions=positions, width=width + width % 2)
     even = head + head % 2
-    yield operation_case("positions", "rotary_tables", positions=positions, head_width=even, theta=config.rope_theta)
+    tables = {"positions": positions, "head_width": even, "theta": config.rope_theta, "scaling": config.rope_scaling}
+    yield operation_case("positions", "rotary_tables", **tables)
     angles = normal(size=(*lead, (head + 1) // 2))
     vectors = normal(size=(BATCH, config.heads, TOKENS, even))
     yield operation_case("positions", "rotary", vectors=vectors, cos=np.cos(angles), sin=np.sin(angles))
@@ -64,7 +67,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
 
 
 def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: np.ndarray) -> Iterator[Case]:
-    """Plain, padded, with cached keys, with a shared prefix, and with a gated one."""
+    """Plain, padded, with cached keys, with a shared prefix, with a gated one, and with a window."""
     shared = (BATCH, config.kv_heads, TOKENS, config.head_width)
     query = random.normal(size=(BATCH, config.heads, TOKENS, config.head_width))
     key, value = random.normal(size=(2, *shared))
@@ -79,6 +82,7 @@ def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: n
     yield case(query=query[:, :, CACHED:])
     yield case(query=query, mask=mask, **prompt)
     yield case(query=query, **gated)
+    yield case(query=query, mask=mask, window=WINDOW, **prompt)
     visible = visible_keys(TOKENS, TOKENS, mask)
     yield operation_case("attention", "attention_weights", query=query, key=key, visible=visible)
     yield operation_case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
@@ -121,7 +125,7 @@ def operation_case(file: str, name: str, **arguments: Any) -> Case:
 
 
 def _forward(reference: Callable, has_cache: bool, rest: dict[str, Any], inputs: Arrays) -> tuple[np.ndarray, Any]:
-    result = reference(**_with_prefix(inputs, NumpyPrefix), **rest)
+    result = reference(**_with_prefix(inputs | rest, NumpyPrefix))
     out, cache = result if has_cache else (result, None)
     return np.asarray(np.stack(out) if isinstance(out, tuple) else out, np.float64), cache
 
@@ -131,7 +135,7 @@ def _backward(reference: Callable, name: str, dout: np.ndarray, cache: Any) -> A
     prefix = gradients.pop("prefix", None)
     if prefix is not None:
         sides = zip(prefix._fields, prefix, strict=True)
-        gradients |= {f"prefix.{side}": gradient for side, gradient in sides if gradient is not None}
+        gradients |= {f"prefix.{side}": gradient for side, gradient in sides if isinstance(gradient, np.ndarray)}
     if name in FROZEN:
         del gradients["weight"]
     return gradients
@@ -146,7 +150,7 @@ def _run(
     wanted = {place: value for place, value in places.items() if place in inspect.signature(operation).parameters}
     if "positions" in inputs:
         inputs = {**inputs, "positions": inputs["positions"].long()}
-    result = operation(**_with_prefix(inputs, Prefix), **rest, **wanted)
+    result = operation(**_with_prefix(inputs | rest, Prefix), **wanted)
     return torch.stack(result) if isinstance(result, tuple) else result
 
 

@@ -22,12 +22,14 @@ class Prefix(NamedTuple):
     """One layer's keys and values for P positions before the text, for each row or shared by all rows.
 
     Without a gate the prefix takes its share of the softmax. With one it is attended to separately and added,
-    Attn(text) + tanh(gate) Attn(prefix), so that a gate of 0 is exactly no prefix (Zhang et al. 2023).
+    Attn(text) + tanh(gate) Attn(prefix), so that a gate of 0 is exactly no prefix (Zhang et al. 2023). A sliding window
+    passes over a `windowed` prefix as over the tokens of a prompt; any other prefix stays visible.
     """
 
     key: Float[Tensor, "#B G P K"]
     value: Float[Tensor, "#B G P K"]
     gate: Float[Tensor, "H"] | None = None
+    windowed: bool = False
 
 
 def attention(
@@ -37,15 +39,16 @@ def attention(
     *,
     mask: Bool[Tensor, "B S"] | None = None,
     prefix: Prefix | None = None,
+    window: int | None = None,
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:
-    """Causal attention to the prefix and to the real tokens (`mask`) among the keys."""
+    """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
     if prefix is not None and prefix.gate is not None:
-        text = attention(query, key, value, mask=mask, dropout_probability=dropout_probability)
+        text = attention(query, key, value, mask=mask, window=window, dropout_probability=dropout_probability)
         return text + gated(prefix, query)
     if prefix is not None:
         key, value, mask = prepend(prefix, key, value, mask)
-    visible = visible_keys(query.shape[2], key.shape[2], mask, query.device)
+    visible = visible_keys(query.shape[2], key.shape[2], mask, query.device, window, always_visible(prefix))
     weights = dropout(attention_weights(query, key, visible), dropout_probability)
     return weights @ for_each_head(value, query.shape[1])
 
@@ -59,14 +62,32 @@ def attention_weights(
 
 
 def visible_keys(
-    queries: int, keys: int, mask: Bool[Tensor, "B S"] | None, device: torch.device
+    queries: int,
+    keys: int,
+    mask: Bool[Tensor, "B S"] | None,
+    device: torch.device,
+    window: int | None = None,
+    always: int = 0,
 ) -> Bool[Tensor, "#B 1 T S"]:
-    """The keys that each query attends to: real tokens up to its own position, and its own always: no row is empty."""
-    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+    """The keys that each query attends to: real tokens up to its own position, and its own always: no row is empty.
+
+    With a `window`, only the last so many real tokens (Jiang et al. 2023), and the first `always` keys.
+    """
+    causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None]
+    if window is not None:
+        place = torch.arange(keys, device=device)[None] if mask is None else mask.cumsum(-1)
+        near = place[:, keys - queries :, None] - place[:, None] < window
+        near[..., :always] = True
+        causal = causal & near
     if mask is None:
-        return causal[None, None]
+        return causal[:, None]
     itself = torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
     return rearrange(causal & mask[:, None] | itself, "B T S -> B 1 T S")
+
+
+def always_visible(prefix: Prefix | None) -> int:
+    """The length of a prefix that no window passes over."""
+    return 0 if prefix is None or prefix.windowed else prefix.key.shape[2]
 
 
 def for_each_head(side: Float[Tensor, "B G S K"], heads: int) -> Float[Tensor, "B H S K"]:

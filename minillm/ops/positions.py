@@ -2,9 +2,12 @@
 layer. (Learned positions are an embedding.) Positions count the real tokens of a row, starting at the prompt's length.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
+from minillm.config import RopeScaling
 from minillm.shapes import Bool, Float, Int
 
 
@@ -14,12 +17,38 @@ def token_positions(mask: Bool[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]
 
 
 def _angles(
-    positions: Int[Tensor, "*B T"], width: int, theta: float, dtype: torch.dtype
+    positions: Int[Tensor, "*B T"], width: int, theta: float, dtype: torch.dtype, scaling: RopeScaling | None = None
 ) -> Float[Tensor, "*B T {width}//2"]:
-    """positions · theta^(-2i / width) for i = 0 ... width/2 - 1, in float32 at least."""
+    """positions · theta^(-2i / width) for i = 0 ... width/2 - 1, in float32 at least; scaled frequencies are lower."""
     wide = torch.promote_types(dtype, torch.float32)
     pairs = torch.arange(0, width, 2, device=positions.device, dtype=wide)
-    return positions[..., None].to(wide) * theta ** (-pairs / width)
+    frequencies = theta ** (-pairs / width)
+    if scaling is not None:
+        share = unscaled_share(frequencies, theta, scaling)
+        frequencies = frequencies * (share + (1 - share) / scaling.factor)
+    return positions[..., None].to(wide) * frequencies
+
+
+def unscaled_share(frequencies: Float[Tensor, "_"], theta: float, scaling: RopeScaling) -> Float[Tensor, "_"]:
+    """1 for a pair whose frequency is not scaled, 0 for one whose frequency is divided by the factor.
+
+    A frequency of f radians per token turns f original_context / 2π times. Llama 3.1 interpolates in this number, YaRN
+    in the index of the pair (its authors' code, with rounded ends).
+    """
+    if scaling.kind == "linear":
+        return torch.zeros_like(frequencies)
+    if scaling.kind == "llama3":
+        turns = frequencies * scaling.original_context / (2 * math.pi)
+        return ((turns - scaling.slow) / (scaling.fast - scaling.slow)).clamp(0, 1)
+    pairs = len(frequencies)
+
+    def pair_that_turns(times: float) -> float:
+        return pairs * math.log(scaling.original_context / (2 * math.pi * times)) / math.log(theta)
+
+    first = max(math.floor(pair_that_turns(scaling.fast)), 0)
+    last = min(math.ceil(pair_that_turns(scaling.slow)), 2 * pairs - 1)
+    index = torch.arange(pairs, device=frequencies.device, dtype=frequencies.dtype)
+    return ((last - index) / max(last - first, 0.001)).clamp(0, 1)
 
 
 def sinusoidal(positions: Int[Tensor, "*B T"], width: int, dtype: torch.dtype) -> Float[Tensor, "*B T {width}"]:
@@ -29,11 +58,16 @@ def sinusoidal(positions: Int[Tensor, "*B T"], width: int, dtype: torch.dtype) -
 
 
 def rotary_tables(
-    positions: Int[Tensor, "*B T"], head_width: int, theta: float, dtype: torch.dtype
+    positions: Int[Tensor, "*B T"],
+    head_width: int,
+    theta: float,
+    dtype: torch.dtype,
+    scaling: RopeScaling | None = None,
 ) -> tuple[Float[Tensor, "*B T {head_width}//2"], Float[Tensor, "*B T {head_width}//2"]]:
-    """(cos, sin) of the angles of each position, one per pair, shared by all layers and heads."""
-    angles = _angles(positions, head_width, theta, dtype)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    """(cos, sin) of the angles of each position, one per pair, shared by all layers and heads; times YaRN's factor."""
+    angles = _angles(positions, head_width, theta, dtype, scaling)
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return (factor * angles.cos()).to(dtype), (factor * angles.sin()).to(dtype)
 
 
 def rotary(

@@ -2,8 +2,9 @@
 
     A = softmax(Q Kᵀ / √K),  out = A V        for each head; masked keys have a score of -∞
 
-The T queries are the last T of S positions. H query heads share G key/value heads: head h uses head h // (H / G). A
-prefix's keys and values precede all others, and every query attends to them. A gated prefix has a softmax of its own
+The T queries are the last T of S positions. H query heads share G key/value heads: head h uses head h // (H / G). With
+a window W, a query attends to the last W real tokens only (Jiang et al. 2023). The keys and values of a prefix precede
+all others, and every query attends to them, unless it is `windowed`, a prompt. A gated prefix has a softmax of its own
 and is added: out + tanh(g) out_prefix, with one number g per head (Zhang et al. 2023).
 
 Gradient, from the output back to the inputs, with dA = dout Vᵀ and dZ from the softmax of the scores Z:
@@ -27,14 +28,17 @@ class Prefix(NamedTuple):
     key: Any
     value: Any
     gate: Any = None
+    windowed: bool = False
 
 
-def visible_keys(queries, keys, mask=None):
+def visible_keys(queries, keys, mask=None, window=None, always=0):
     """Real tokens up to the query's own position; its own always, so that the softmax of padding is defined."""
     key_S = np.arange(keys)
     own_T1 = np.arange(keys - queries, keys)[:, None]
     real_B1S = np.ones((1, 1, keys), bool) if mask is None else mask[:, None]
-    visible_BTS = (key_S < own_T1) & real_B1S | (key_S == own_T1)
+    place_BS = np.cumsum(real_B1S[:, 0], -1)
+    near_BTS = place_BS[:, keys - queries :, None] - place_BS[:, None] < (window or keys)
+    visible_BTS = (key_S < own_T1) & real_B1S & (near_BTS | (key_S < always)) | (key_S == own_T1)
     return visible_BTS[:, None]
 
 
@@ -53,19 +57,20 @@ def attention_weights_backward(dout, cache):
     return {"query": dscores_BHTS @ key_BHSK, "key": _over_shared_heads(dkey_BHSK, groups)}
 
 
-def attention_forward(query, key, value, *, mask=None, prefix=None):
-    rows, (queries, keys) = len(query), (query.shape[2], key.shape[2])
+def attention_forward(query, key, value, *, mask=None, prefix=None, window=None):
+    rows, queries, keys = len(query), query.shape[2], key.shape[2]
     if prefix is None:
-        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask))
+        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask, window))
         return out_BHTK, (attended, None, None)
     prefix_key, prefix_value = (np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value))
     if prefix.gate is None:
         key, value = (np.concatenate(sides, 2) for sides in ((prefix_key, key), (prefix_value, value)))
-        if mask is not None:
-            mask = np.concatenate((np.ones((rows, prefix_key.shape[2]), bool), mask), 1)
-        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, key.shape[2], mask))
+        length = prefix_key.shape[2]
+        mask = None if mask is None else np.concatenate((np.ones((rows, length), bool), mask), 1)
+        visible = visible_keys(queries, length + keys, mask, window, 0 if prefix.windowed else length)
+        out_BHTK, attended = _attend_forward(query, key, value, visible)
         return out_BHTK, (attended, None, prefix)
-    out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask))
+    out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask, window))
     from_prefix_BHTK, attended_prefix = _attend_forward(query, prefix_key, prefix_value, True)
     gate_H11 = np.tanh(prefix.gate)[:, None, None]
     return out_BHTK + gate_H11 * from_prefix_BHTK, (attended, (from_prefix_BHTK, gate_H11, attended_prefix), prefix)
@@ -78,9 +83,8 @@ def attention_backward(dout, cache):
         return gradients
     if gated is None:
         length = prefix.key.shape[2]
-        (dprefix_key, dkey), (dprefix_value, dvalue) = (
-            np.split(gradients[name], [length], 2) for name in ("key", "value")
-        )
+        sides = gradients["key"], gradients["value"]
+        (dprefix_key, dkey), (dprefix_value, dvalue) = (np.split(side, [length], 2) for side in sides)
         gradients |= {"key": dkey, "value": dvalue}
         dgate_H = None
     else:

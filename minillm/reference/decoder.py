@@ -63,7 +63,7 @@ def keys_values_forward(weights, config, prompt):
     _, tower = tower_forward(weights, config, prompt)
     heads = [block["attention"]["heads"] for block in tower["blocks"]]
     keys_LBGPK, values_LBGPK = (np.stack([head[side] for head in heads]) for side in ("key", "value"))
-    return KeyValues(keys_LBGPK, values_LBGPK), (table, tower, np.zeros(prompt.shape))
+    return KeyValues(keys_LBGPK, values_LBGPK, windowed=True), (table, tower, np.zeros(prompt.shape))
 
 
 def keys_values_backward(dout, cache):

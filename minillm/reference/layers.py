@@ -3,7 +3,8 @@
     attention       out(merge(attend(split(query x), split(key x), split(value x))))
     feed-forward    down(f(up x)),  or  down(swiglu(gate x, up x))
 
-With rotary positions, queries and keys are rotated before attention. Splitting a width into heads and merging the
+With rotary positions, queries and keys are rotated before attention; before that, each head of them may have a norm.
+Splitting a width into heads and merging the
 heads are reshapes, so each is the inverse of the other in the backward pass.
 
 Backward returns the gradient of the input ("hidden"), those of the "weights" by name, and for attention that of the
@@ -12,7 +13,14 @@ Backward returns the gradient of the input ("hidden"), those of the "weights" by
 
 from minillm.reference import feed_forward
 from minillm.reference.attention import attention_backward, attention_forward
-from minillm.reference.parameters import above, below, projection_backward, projection_forward
+from minillm.reference.parameters import (
+    above,
+    below,
+    norm_backward,
+    norm_forward,
+    projection_backward,
+    projection_forward,
+)
 from minillm.reference.positions import rotary_backward, rotary_forward
 
 ACTIVATIONS = {
@@ -27,11 +35,13 @@ def attention_layer_forward(hidden, weights, config, rotation=None, mask=None, p
     heads, cache = {}, {}
     for name in ("query", "key", "value"):
         projected_BTD, cache[name] = projection_forward(hidden, below(name, weights))
-        heads[name] = _split(projected_BTD, config.width // config.heads)
+        heads[name] = _split(projected_BTD, config.head_width)
+    for name in ("query", "key") if config.query_key_norm else ():
+        heads[name], cache[f"{name}_norm"] = norm_forward(heads[name], below(f"{name}_norm", weights), config)
     if rotation is not None:
         for name in ("query", "key"):
             heads[name], cache["rotation"] = rotary_forward(heads[name], *rotation)
-    attended_BHTK, cache["attention"] = attention_forward(**heads, mask=mask, prefix=prefix)
+    attended_BHTK, cache["attention"] = attention_forward(**heads, mask=mask, prefix=prefix, window=config.window)
     out_BTD, cache["out"] = projection_forward(_merge(attended_BHTK), below("out", weights))
     return out_BTD, cache | {"heads": heads}
 
@@ -47,6 +57,9 @@ def attention_layer_backward(dout, cache, dkeys_values=None):
     for name in ("query", "key", "value"):
         if "rotation" in cache and name != "value":
             heads[name] = rotary_backward(heads[name], cache["rotation"])["vectors"]
+        if f"{name}_norm" in cache:
+            norm = norm_backward(heads[name], cache[f"{name}_norm"])
+            heads[name], weights = norm["hidden"], weights | above(f"{name}_norm", norm["weights"])
         linear = projection_backward(_merge(heads[name]), cache[name])
         dhidden_BTD = dhidden_BTD + linear["x"]
         weights |= above(name, linear["weights"])

@@ -15,7 +15,17 @@ number z_i,
 and the product of a query and a key depends only on their distance, since exp(i φ) and exp(-i φ') multiply to
 exp(i (φ - φ')).
 
-Gradient. The transpose of a rotation matrix is the inverse rotation: dz_i = dz'_i exp(-i φ_i). Positions have none.
+For contexts longer than the original one, S tokens, pairs that turn slowly are slowed down by a factor s. Pair i, of
+frequency f_i = θ^(-2i / width), turns r_i = S f_i / 2π times in S tokens, and
+
+    f_i -> f_i (γ_i + (1 - γ_i) / s)
+
+    linear (Chen et al. 2023)       γ_i = 0
+    llama3 (Llama 3.1)              γ_i from 0 at r_i = slow to 1 at r_i = fast, linear in r_i
+    yarn (Peng et al. 2023)         the same, linear in i between the rounded indices with these numbers of turns;
+                                    also z_i -> m z_i, with the attention factor m
+
+Gradient. The transpose of a rotation matrix is the inverse rotation: dz_i = m dz'_i exp(-i φ_i). Positions have none.
 """
 
 import numpy as np
@@ -27,9 +37,29 @@ def token_positions(mask, start):
     return start + np.maximum(np.cumsum(mask, -1) - 1, 0)
 
 
-def angles(positions, width, theta):
+def angles(positions, width, theta, scaling=None):
     pair = np.arange(width // 2)
-    return positions[..., None] / theta ** (2 * pair / width)
+    frequency = 1 / theta ** (2 * pair / width)
+    if scaling is not None:
+        unscaled = unscaled_share(frequency, theta, scaling)
+        frequency = frequency * (unscaled + (1 - unscaled) / scaling.factor)
+    return positions[..., None] * frequency
+
+
+def unscaled_share(frequency, theta, scaling):
+    """γ of each pair."""
+    if scaling.kind == "linear":
+        return np.zeros(len(frequency))
+    if scaling.kind == "llama3":
+        turns = scaling.original_context * frequency / (2 * np.pi)
+        return np.clip((turns - scaling.slow) / (scaling.fast - scaling.slow), 0, 1)
+    pair_that_turns = {
+        times: len(frequency) * np.log(scaling.original_context / (2 * np.pi * times)) / np.log(theta)
+        for times in (scaling.slow, scaling.fast)
+    }
+    first = max(np.floor(pair_that_turns[scaling.fast]), 0)
+    last = min(np.ceil(pair_that_turns[scaling.slow]), 2 * len(frequency) - 1)
+    return np.clip((last - np.arange(len(frequency))) / max(last - first, 0.001), 0, 1)
 
 
 def sinusoidal(positions, width):
@@ -38,9 +68,10 @@ def sinusoidal(positions, width):
     return np.where(even_D, np.sin(angles_TD), np.cos(angles_TD))
 
 
-def rotary_tables(positions, head_width, theta):
-    angles_TK = angles(positions, head_width, theta)
-    return np.cos(angles_TK), np.sin(angles_TK)
+def rotary_tables(positions, head_width, theta, scaling=None):
+    angles_TK = angles(positions, head_width, theta, scaling)
+    factor = 1.0 if scaling is None else scaling.attention_factor
+    return factor * np.cos(angles_TK), factor * np.sin(angles_TK)
 
 
 def rotary_forward(vectors, cos, sin):

@@ -29,6 +29,7 @@ class KeyValues(NamedTuple):
     values: Any
     gate: Any = None
     takes_positions: bool = True
+    windowed: bool = False
 
     @property
     def sides(self):
@@ -41,9 +42,11 @@ def tower_forward(weights, config, embeddings, prefix=None, mask=None):
     for layer in range(config.layers):
         layer_prefix = None
         if prefix is not None:
-            layer_prefix = Prefix(*(None if side is None else side[layer] for side in prefix.sides))
+            key, value, gate = (None if side is None else side[layer] for side in prefix.sides)
+            layer_prefix = Prefix(key, value, gate, prefix.windowed)
+        layer_rotation = None if layer in config.unrotated_layers else rotation
         layer_weights = below(f"blocks.{layer}", weights)
-        hidden_BTD, block = block_forward(hidden_BTD, layer_weights, config, rotation, mask, layer_prefix)
+        hidden_BTD, block = block_forward(hidden_BTD, layer_weights, config, layer_rotation, mask, layer_prefix)
         cache["blocks"].append(block)
     if config.norm_first:
         hidden_BTD, cache["norm"] = norm_forward(hidden_BTD, below("norm", weights), config)
@@ -65,7 +68,7 @@ def tower_backward(dout, cache, dkeys_values=None):
     gradients = _positions_backward(dhidden_BTD, cache["positions"])
     gradients["weights"] |= weights
     if cache["prefix"] is not None:
-        sides = zip(*prefixes, strict=True)
+        sides = zip(*(prefix[:3] for prefix in prefixes), strict=True)
         keys, values, gate = (None if side[0] is None else np.stack(side) for side in sides)
         gradients["prefix"] = KeyValues(keys, values, gate)
     return gradients
@@ -76,7 +79,7 @@ def _positions_forward(weights, config, embeddings, prefix, mask):
     start = prefix.keys.shape[3] if prefix is not None and prefix.takes_positions else 0
     positions_BT = token_positions(np.ones(embeddings.shape[:2], bool) if mask is None else mask, start)
     if config.positions == "rotary":
-        rotation = rotary_tables(positions_BT, config.width // config.heads, config.rope_theta)
+        rotation = rotary_tables(positions_BT, config.head_width, config.rope_theta, config.rope_scaling)
         return embeddings, rotation, (1.0, None)
     if config.positions == "learned":
         vectors_BTD, table = embedding_forward(positions_BT, weights["positions.weight"])

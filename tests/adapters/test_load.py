@@ -90,10 +90,14 @@ def test_a_base_that_was_changed_after_saving_is_another_base(tmp_path, base):
 def test_a_base_with_other_weights_or_other_arithmetic_is_another_base(adapter, base):
     with pytest.raises(InputError, match=r"another base: head\.weight is only in this decoder"):
         load(random_decoder(STYLES["Llama, untied"]), adapter)
-    turned = Decoder(replace(base.config, rope_theta=50.0)).double()
-    turned.load_state_dict(base.state_dict())
-    with pytest.raises(InputError, match=r"another base: its rope_theta is 100\.0, this decoder's 50\.0"):
-        load(turned, adapter)
+    for changes, message in (
+        ({"rope_theta": 50.0}, r"its rope_theta is 100\.0, this decoder's 50\.0"),
+        ({"window": 3}, "its window is None, this decoder's 3"),
+    ):
+        other = Decoder(replace(base.config, **changes)).double()
+        other.load_state_dict(base.state_dict())
+        with pytest.raises(InputError, match=f"another base: {message}"):
+            load(other, adapter)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,10 +1,25 @@
 """Random tiny models of transformers, and functions that change their saved directories."""
 
 import json
+from contextlib import contextmanager
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
+)
 
 IDS = torch.randint(61, (3, 17), generator=torch.Generator().manual_seed(0))
 
@@ -14,10 +29,22 @@ def gpt2(**changes):
     return randomised(GPT2LMHeadModel(GPT2Config(**{**sizes, "bos_token_id": 0, "eos_token_id": 0, **changes})))
 
 
-def llama(**changes):
-    sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
-    return randomised(LlamaForCausalLM(LlamaConfig(**{**sizes, **changes})))
+def _relative(model, config):
+    def make(**changes):
+        sizes = {"vocab_size": 61, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
+        sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+        sizes |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+        return randomised(model(config(**{**sizes, **changes})))
+
+    make.__name__ = config.model_type
+    return make
+
+
+llama = _relative(LlamaForCausalLM, LlamaConfig)
+mistral = _relative(MistralForCausalLM, MistralConfig)
+qwen2 = _relative(Qwen2ForCausalLM, Qwen2Config)
+qwen3 = _relative(Qwen3ForCausalLM, Qwen3Config)
+smollm3 = _relative(SmolLM3ForCausalLM, SmolLM3Config)
 
 
 def randomised(oracle):
@@ -28,9 +55,24 @@ def randomised(oracle):
     return oracle.double().eval()
 
 
+@contextmanager
+def all_in_float64(oracle):
+    """transformers computes norms and rotary tables in float32 whatever the dtype of the model: here in float64."""
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        for name in ("float", "float32"):
+            patch.setattr(torch, name, torch.float64)
+        patch.setattr(torch.Tensor, "float", torch.Tensor.double)
+        rotary = getattr(oracle.base_model, "rotary_emb", None)
+        if rotary is not None:
+            oracle.base_model.rotary_emb = type(rotary)(oracle.config)
+        yield
+
+
 def difference(ours, theirs):
+    with all_in_float64(theirs):
+        expected = theirs(IDS).logits
     with torch.no_grad():
-        return (ours(IDS) - theirs(IDS).logits).abs().max()
+        return (ours(IDS) - expected).abs().max()
 
 
 def edited(directory, **changes):
