@@ -45,7 +45,11 @@ def recognised(content: bytes) -> str:
         return "utf-16-le"
     if nul == {0} and b"\0\n" in content:
         return "utf-16-be"
-    text = content.decode("utf-8", errors="replace")
+    try:
+        content.decode()
+        return "utf-8"
+    except UnicodeDecodeError:
+        text = content.decode(errors="replace")
     invalid = text.count("\ufffd") - content.count("\ufffd".encode())
     valid = sum(not character.isascii() for character in text) - invalid
     # Western text is mostly ASCII. A UTF-8 file with one damaged byte has more valid characters than invalid ones.

@@ -33,8 +33,8 @@ def table_exchanges(
 
     Raises InputError for an empty prompt or answer.
     """
-    rows = table.read(prompt_column, answer_column)
+    contents = table.read(prompt_column, answer_column)
     exchanges = [
-        Exchange(template.replace("{text}", row.text(prompt_column)), row.text(answer_column)) for row in rows.rows
+        Exchange(template.replace("{text}", row.text(prompt_column)), row.text(answer_column)) for row in contents.rows
     ]
-    return Exchanges(table.path.stem, *divide(exchanges, train, test), note=table.note(rows))
+    return Exchanges(table.path.stem, *divide(exchanges, train, test), note=table.note(contents))

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from minillm.data.tables import SHOWN, Row, Rows, Table
+from minillm.data.tables import SHOWN, Contents, Row, Table
 from minillm.data.tasks import LabelledText, Task, divide_by_class
 from minillm.errors import InputError
 
@@ -31,9 +31,9 @@ def table_task(
 
     Raises InputError for a row without a text or a label, for labels of several types, and for too few rows.
     """
-    rows = table.read(text_column, label_column)
-    texts, found = [row.text(text_column) for row in rows.rows], column_labels(rows.rows, label_column)
-    refuse_rows_in_quotes(rows, label_column, {*found})
+    contents = table.read(text_column, label_column)
+    texts, found = [row.text(text_column) for row in contents.rows], column_labels(contents.rows, label_column)
+    refuse_rows_in_quotes(contents, label_column, {*found})
     values = in_order(found)
     if not 2 <= len(values) < len(found):
         raise InputError(
@@ -45,11 +45,11 @@ def table_task(
     number = {value: index for index, value in enumerate(values)}
     labelled = [
         LabelledText(text, number[value], place=row.place)
-        for text, value, row in zip(texts, found, rows.rows, strict=True)
+        for text, value, row in zip(texts, found, contents.rows, strict=True)
     ]
     return TableTask(
         table.path.stem, prompt, answers_of(values, labels), *divide_by_class(labelled, train, test), values=values,
-        note=table.note(rows),
+        note=table.note(contents),
     )  # fmt: skip
 
 
@@ -70,11 +70,11 @@ def _kind(value: object) -> str:
     return "string" if isinstance(value, str) else "Boolean" if isinstance(value, bool) else "number"
 
 
-def refuse_rows_in_quotes(rows: Rows, name: str, labels: set[str]) -> None:
+def refuse_rows_in_quotes(contents: Contents, name: str, labels: set[str]) -> None:
     """Raises InputError for a quoted text with a line that is a row with a known label: an open quote, closed later."""
-    for row in rows.rows:
-        for line in row.source.splitlines()[:-1] if rows.delimiter else ():
-            cells = line.replace('"', "").split(rows.delimiter)
+    for row in contents.rows:
+        for line in row.source.splitlines()[:-1] if contents.delimiter else ():
+            cells = line.replace('"', "").split(contents.delimiter)
             if len(cells) == len(row.values) and cells[list(row.values).index(name)].strip() in labels:
                 raise row.wrong(
                     f"a quoted text of several lines contains another row, {line[:SHOWN]!r}; close the quote, or use "

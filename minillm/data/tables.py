@@ -47,8 +47,8 @@ class Row(NamedTuple):
             raise self.wrong(f"column {name!r} must be a text or a finite number, got {error}") from None
 
 
-class Rows(NamedTuple):
-    """The rows of a table, and how they were read; the delimiter of JSON lines is empty."""
+class Contents(NamedTuple):
+    """The rows of a file, and how they were read; the delimiter of JSON lines is empty."""
 
     rows: list[Row]
     delimiter: str
@@ -63,7 +63,7 @@ class Table:
     delimiter: str | None = None
     encoding: str | None = None
 
-    def read(self, *names: str) -> Rows:
+    def read(self, *names: str) -> Contents:
         """All rows. Raises InputError for another file, a wrong row, and no rows.
 
         The names are those of columns that will be used: they help to recognise the delimiter.
@@ -83,19 +83,19 @@ class Table:
             rows = list(self._csv_rows(lines, delimiter))
         if not rows:
             raise InputError(f"{self.path} has no rows")
-        return Rows(rows, delimiter, encoding)
+        return Contents(rows, delimiter, encoding)
 
-    def note(self, rows: Rows) -> str:
+    def note(self, found: Contents) -> str:
         """A line about a delimiter or an encoding that was recognised and is not the usual one, or nothing."""
         usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
-        found = []
-        if self.delimiter is None and rows.delimiter not in (usual, ""):
-            found.append(f"delimiter {rows.delimiter!r}")
-        if self.encoding is None and rows.encoding != "utf-8":
-            found.append(f"encoding {rows.encoding}")
-        if not found:
+        odd = []
+        if self.delimiter is None and found.delimiter not in (usual, ""):
+            odd.append(f"delimiter {found.delimiter!r}")
+        if self.encoding is None and found.encoding != "utf-8":
+            odd.append(f"encoding {found.encoding}")
+        if not odd:
             return ""
-        return f"{self.path}: recognised {' and '.join(found)}; --delimiter and --encoding overrule"
+        return f"{self.path}: recognised {' and '.join(odd)}; --delimiter and --encoding overrule"
 
     def _delimiter(self, lines: list[str], names: tuple[str, ...], kind: str) -> str:
         if self.delimiter is not None:
@@ -116,7 +116,7 @@ class Table:
     def _csv_rows(self, lines: list[str], delimiter: str) -> Iterator[Row]:
         # The default limit is 131,072 characters, and reviews are longer. A C long has 32 bits on Windows.
         csv.field_size_limit(2**31 - 1)
-        reader, columns, start = csv.reader(lines, delimiter=delimiter, strict=True), [], 0
+        reader, columns, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), [], 0
         unnamed: list[int] = []
         while True:
             place = f"{self.path}, line {start + 1}"

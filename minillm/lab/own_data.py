@@ -42,6 +42,9 @@ def _classes(task: TableTask) -> list[str]:
     (most, rows_of_it), *_ = counts[2].most_common(1)
     lines = [aligned(rows, left=2)]
     lines.append(f"majority baseline: accuracy {rows_of_it / len(task.test):.3f} by always {task.values[most]!r}")
+    folded = Counter(value.casefold() for value in task.values)
+    if alike := [repr(value) for value in task.values if folded[value.casefold()] > 1]:
+        lines.append(f"warning: labels that differ in case only: {', '.join(alike)}")
     if few := [f"{value!r} ({counts[0][label]})" for label, value in enumerate(task.values) if counts[0][label] < FEW]:
         lines.append(f"warning: fewer than {FEW} training rows: {', '.join(few)}")
     return lines

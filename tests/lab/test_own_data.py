@@ -30,6 +30,11 @@ def test_the_overview_has_the_mapping_the_counts_the_baseline_and_warnings():
     ]
 
 
+def test_labels_that_differ_in_case_only_are_reported():
+    task = TableTask("t", "{text}:", (" a", " b", " c"), rows(0, 1, 2), [], rows(0, 1, 2), values=("Pos", "neg", "pos"))
+    assert "warning: labels that differ in case only: 'Pos', 'pos'" in overview(task)
+
+
 def test_the_overview_of_free_answers_counts_repeated_prompts():
     one, two = Exchange("a", "b"), Exchange("c", "d")
     lines = overview(Exchanges("mine", [one], [two], [two, Exchange("a", "other")]))
