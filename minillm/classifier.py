@@ -240,8 +240,9 @@ class TextClassifier(MethodOptions):
         directory = Path(directory)
         if isinstance(self.method_, Adaptation):
             self.method_.usage = Usage(
-                base_name=params["base"], prompt=self.prompt, labels=self._answers(), end=self.end, command=command
-            )
+                base_name=params["base"] or self.method_.usage.base_name, prompt=self.prompt, labels=self._answers(),
+                end=self.end, command=command or self.method_.usage.command,
+            )  # fmt: skip
             self.method_.save(directory, tokenizer=self.tokenizer_)
             described["adapter"] = file_fingerprint(directory / DESCRIPTION)
         write_text(directory / CLASSIFIER, sealed(described))

@@ -22,7 +22,7 @@ ENDS = (
 )  # fmt: skip
 # Limits: characters of a template, characters of its output, and the total length of its ranges.
 LONGEST_TEMPLATE, LONGEST_CHAT, MOST_ITEMS = 200_000, 10_000_000, 1_000_000
-ROLES = ("bos", "eos", "pad", "unk")
+ROLES = ("bos", "eos", "unk", "pad")
 # The settings with which a part of a pipeline neither adds a space at the start of a text nor removes one.
 SPACE: dict[str, dict[str, Any]] = {
     "normalizer": {},
@@ -54,7 +54,7 @@ class Tokenizer:
         pipeline.encode_special_tokens = True
         pipeline.no_truncation()
         pipeline.no_padding()
-        self.bos, self.eos, self.pad, self.unk = (
+        self.bos, self.eos, self.unk, self.pad = (
             pipeline.token_to_id(names[role]) if role in names else None for role in ROLES
         )
 

@@ -35,7 +35,8 @@ def card(description: Description, name: str, metrics: Mapping[str, float]) -> s
         parts.append(f"Labels: {', '.join(label.strip() for label in description.labels)}")
     parts += ["## Use", _use(description, name)]
     if metrics:
-        rows = [f"| {measure.replace('_', ' ')} | {value:.4g} |" for measure, value in metrics.items()]
+        shown = {name: f"{value:,}" if isinstance(value, int) else f"{value:.4g}" for name, value in metrics.items()}
+        rows = [f"| {name.replace('_', ' ')} | {value} |" for name, value in shown.items()]
         parts += ["## Measurements", "\n".join(["| measure | value |", "|---|---|", *rows])]
     return "\n\n".join(parts) + "\n"
 

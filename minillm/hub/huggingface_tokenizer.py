@@ -27,7 +27,7 @@ GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizer
 def read_tokenizer(directory: Path) -> Tokenizer | None:
     """The tokenizer of tokenizer.json, or of GPT-2's vocab.json and merges.txt; None if the directory has neither.
 
-    Raises InputError for damaged files, and for a role whose token the vocabulary does not have.
+    Raises InputError for damaged files.
     """
     settings, template = _optional(directory / SETTINGS), directory / "chat_template.jinja"
     try:
@@ -43,6 +43,9 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
     except Exception as problem:  # the library raises bare Exceptions
         raise InputError(f"cannot load the tokenizer files of {directory}: {' '.join(str(problem).split())}") from None
     names = _names(directory, settings)
+    # As in transformers; the ids may be ones that the decoder has no embedding for.
+    named = [names[role] for role in ROLES if role in names]
+    pipeline.add_special_tokens([token for token in named if pipeline.token_to_id(token) is None])
     declared = list(_declared(directory, pipeline))
     for role, token in [*declared, *_surrounding(pipeline)]:
         names.setdefault(role, token)

@@ -60,7 +60,7 @@ def test_older_formats_of_the_settings_are_loaded(tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"bos_token": 7}', '{"bos_token": "<nowhere>"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", '{"bos_token": 7}'])
 def test_damaged_tokenizer_files_are_refused(tokenizer, tmp_path, file, text):
     write_tokenizer(tokenizer, tmp_path)
     (tmp_path / file).write_text(text)
@@ -125,6 +125,15 @@ def test_names_in_the_tokenizers_files_take_precedence_over_ids(bare):
     read = read_tokenizer(bare)
     assert read.names == {"eos": "<|im_end|>", "bos": "<|im_start|>"}
     assert read.stop == (0, 2)
+
+
+def test_a_named_token_that_the_vocabulary_lacks_is_added_as_in_transformers(bare):
+    _write(bare, tokenizer_config={"eos_token": "<|im_end|>", "unk_token": "<new>", "pad_token": "[PAD]"})
+    read, theirs = read_tokenizer(bare), AutoTokenizer.from_pretrained(bare)
+    assert (read.unk, read.pad) == (theirs.unk_token_id, theirs.pad_token_id)
+    read.limit(read.pad)
+    assert (read.eos, read.pad) == (2, None)
+    assert read.decode(read.encode("the [PAD]")) == "the [PAD]"
 
 
 def test_ids_of_ordinary_tokens_are_the_defaults_of_another_vocabulary(bare):
