@@ -40,12 +40,8 @@ def test_a_card_describes_the_training_the_use_and_the_measurements(tmp_path):
     assert 'minillm generate "a text" --base tiny --adapter my.adapter' in text
     assert "Measurements" not in text
     write_card(tmp_path / "my.adapter", describe(tmp_path / "my.adapter"), {"exact_match": 0.25, "rows": 1234})
-    assert re.search(
     measured = r"Measurements.*\| exact match \| 0.25 \|\n\| rows \| 1,234 \|"
     assert re.search(measured, (tmp_path / "my.adapter/README.md").read_text(), re.S)
-        (tmp_path / "my.adapter/README.md").read_text(),
-        re.S,
-    )
     assert "TextClassifier.load" in card(describe(_saved_labels(tmp_path)), "x", {})
 
 
