@@ -354,7 +354,7 @@ class TextClassifier(MethodOptions):
             [Question(self.template_, row.text) for row in rows],
             [row.place or "a text" for row in rows],
         )
-        return fit(self.tokenizer_, questions, [self._room(method)] * len(rows), self.truncate, places).prompts
+        return fit(self.tokenizer_, questions, [self._room(method)] * len(rows), self.truncate, places)[1]
 
     def _adapted(self, decoder: Decoder) -> Method | Decoder:
         """The untrained method, or the decoder if the method trains nothing in it."""

@@ -5,13 +5,24 @@ from typing import NamedTuple
 
 from minillm.data.tables import Table
 from minillm.data.tasks import divide
+from minillm.tokenizer import Tokenizer
 
 
 class Exchange(NamedTuple):
-    """A prompt and the answer that should follow it."""
+    """A text, the answer that should follow its prompt, the prompt template and, if known, the row of a file."""
 
-    prompt: str
+    text: str
     answer: str
+    template: str = "{text}"
+    place: str = ""
+
+    @property
+    def prompt(self) -> str:
+        return self.template.replace("{text}", self.text)
+
+    def encode(self, tokenizer: Tokenizer) -> list[int]:
+        """The ids of the prompt."""
+        return tokenizer.prompt(self.prompt)
 
 
 @dataclass(frozen=True)
@@ -35,6 +46,6 @@ def table_exchanges(
     """
     contents = table.read(prompt_column, answer_column)
     exchanges = [
-        Exchange(template.replace("{text}", row.text(prompt_column)), row.text(answer_column)) for row in contents.rows
+        Exchange(row.text(prompt_column), row.text(answer_column), template, row.place) for row in contents.rows
     ]
     return Exchanges(table.path.stem, *divide(exchanges, train, test), note=table.note(contents))

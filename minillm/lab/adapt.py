@@ -124,7 +124,7 @@ def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
     method.usage = Usage(base_name=options.base, prompt=options.question, end=end, command=options.command_line)
     measured = adapt_to_answers(
         experiment, task, method, settings,
-        lambda: save(partial(method.save, tokenizer=experiment.tokenizer), options.out),
+        lambda: save(partial(method.save, tokenizer=experiment.tokenizer), options.out), options.truncate,
     )  # fmt: skip
     return {
         "trainable_parameters": parameter_count(method.trainable()),

@@ -27,12 +27,12 @@ BATCH = 16
 
 def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
-    on_trained: Callable[[], None],
+    on_trained: Callable[[], None], truncate: str = "error",
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
-    rows, validation, test = (
-        encode_exchanges(experiment.tokenizer, rows) for rows in (task.train, task.validation, task.test)
-    )
+    exchanges, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
+    encoded = encode_exchanges(experiment.tokenizer, exchanges, room(method, 0, experiment.precision), truncate)
+    rows, validation, test = encoded[:first], encoded[first:last], encoded[last:]
     history = fit_to_answers(
         method, rows, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained
     )

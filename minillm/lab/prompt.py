@@ -159,7 +159,7 @@ class Prompt(AnswerOptions, DataOptions):
             for template in dict.fromkeys(question.template for question in questions)
         }
         questions = [question._replace(template=templates[question.template]) for question in questions]
-        return fit(experiment.tokenizer, questions, [room] * len(questions), self.truncate, places).questions
+        return fit(experiment.tokenizer, questions, [room] * len(questions), self.truncate, places)[0]
 
     def shown(self, experiment: Experiment, question: Question, answers: Sequence[str]) -> list[str]:
         """The prompt, and its tokens if requested."""

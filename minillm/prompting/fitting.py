@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import FineTune, FrozenHead, Method
+from minillm.data.exchanges import Exchange
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.prompting.lengths import Room, fit, room
 from minillm.prompting.scoring import Features, accuracy, answer_log_probabilities, answer_scores, score_all
 from minillm.runtime.device import autocast, best_precision
 from minillm.shapes import Float, Int
@@ -105,11 +107,19 @@ def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[T
     return ~held, (features[held], labels[held])
 
 
-def encode_exchanges(tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]]) -> list[EncodedRow]:
-    """The ids of prompts and of answers with the end of text. Raises InputError if the tokenizer has none."""
+def encode_exchanges(
+    tokenizer: Tokenizer, exchanges: Sequence[Exchange], available: Room, truncate: str = "error"
+) -> list[EncodedRow]:
+    """The ids of prompts and of answers with the end of text, within the room that is available without an answer.
+
+    Raises InputError if the tokenizer has no end of text, and as `lengths.fit`.
+    """
     if tokenizer.eos is None:
         raise InputError("training on answers in words needs a tokenizer with an end of text (eos); this one has none")
-    return [(tokenizer.prompt(prompt), [*tokenizer.encode(answer), tokenizer.eos]) for prompt, answer in exchanges]
+    answers = [[*tokenizer.encode(exchange.answer), tokenizer.eos] for exchange in exchanges]
+    rooms = [available._replace(answer=len(answer) - 1) for answer in answers]
+    _, prompts = fit(tokenizer, exchanges, rooms, truncate, [exchange.place or "a text" for exchange in exchanges])
+    return list(zip(prompts, answers, strict=True))
 
 
 def fit_to_answers(
@@ -135,7 +145,8 @@ def train(
     """Train a method to continue each prompt with its answer: (prompt, answer) pairs of text.
 
     1e-3 is a learning rate for LoRA; full fine-tuning takes about 2e-5. The method is in evaluation mode afterwards.
-    Raises InputError without pairs, for a tokenizer without an end of text, and when the loss is not finite.
+    Raises InputError without pairs, for one that exceeds the context, for a tokenizer without an end of text, and when
+    the loss is not finite.
     """
     if not exchanges:
         raise InputError("there are no (prompt, answer) pairs to train on")
@@ -143,4 +154,5 @@ def train(
     settings = TrainingSettings(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, precision=precision, seed=seed
     )
-    return fit_to_answers(method, encode_exchanges(tokenizer, exchanges), settings)
+    rows = [Exchange(prompt, answer, place=f"exchanges[{n}]") for n, (prompt, answer) in enumerate(exchanges)]
+    return fit_to_answers(method, encode_exchanges(tokenizer, rows, room(method, 0, precision)), settings)

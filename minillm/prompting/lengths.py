@@ -8,10 +8,11 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 import torch
 
+from minillm.data.exchanges import Exchange
 from minillm.data.templates import Question, Template
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
@@ -46,17 +47,15 @@ def room(model: LanguageModel, answer: int, precision: str = "float32") -> Room:
     return Room(model.decoder.config.context_length, 0 if prefix is None else len(prefix), answer)
 
 
-class Fitted(NamedTuple):
-    """Questions that fit, and the ids of their prompts."""
-
-    questions: list[Question]
-    prompts: list[list[int]]
+Asked = TypeVar("Asked", Question, Exchange)
 
 
 def fit(
-    tokenizer: Tokenizer, questions: Sequence[Question], rooms: Sequence[Room], truncate: str, places: Sequence[str]
-) -> Fitted:
-    """The questions within their rooms; a line on stderr reports how many texts were cut, `truncate` left or right.
+    tokenizer: Tokenizer, questions: Sequence[Asked], rooms: Sequence[Room], truncate: str, places: Sequence[str]
+) -> tuple[list[Asked], list[list[int]]]:
+    """The questions within their rooms, and the ids of their prompts.
+
+    With `truncate` left or right, a line on stderr reports how many texts were cut. `places` name the rows in errors.
 
     Raises InputError for a prompt that is too long if `truncate` is error, and for one that is too long without a text.
     """
@@ -64,13 +63,13 @@ def fit(
     prompts = [question.encode(tokenizer) for question in questions]
     long = [n for n, prompt in enumerate(prompts) if len(prompt) > rooms[n].prompt]
     if not long:
-        return Fitted(questions, prompts)
+        return questions, prompts
     count = f"{len(long)} of {len(prompts)} texts"
     longest = max(len(prompts[n]) for n in long)
     first = long[0]
     without = len(questions[first]._replace(text="").encode(tokenizer))
     if without > rooms[first].prompt:
-        raise _no_room(questions[first], rooms[first], without)
+        raise _no_room(places[first], questions[first], rooms[first], without)
     if truncate == "error":
         raise InputError(
             f"{places[first]} ({questions[first].text[:SHOWN]!r}): its prompt has {len(prompts[first])} tokens, and "
@@ -78,10 +77,10 @@ def fit(
             f"{longest}: shorten them, or set truncate to left or right, the side where texts are cut"
         )
     for n in long:
-        questions[n] = questions[n]._replace(text=_fitting_text(tokenizer, questions[n], rooms[n], truncate))
+        questions[n] = _cut(tokenizer, questions[n], rooms[n], truncate, places[n])
         prompts[n] = questions[n].encode(tokenizer)
     print(f"truncated ({truncate}): {count}, the longest prompt has {longest} tokens", file=sys.stderr)
-    return Fitted(questions, prompts)
+    return questions, prompts
 
 
 def check_truncate(truncate: str) -> None:
@@ -90,23 +89,25 @@ def check_truncate(truncate: str) -> None:
         raise InputError(f"truncate must be error, left or right, got {truncate!r}")
 
 
-def _fitting_text(tokenizer: Tokenizer, question: Question, room: Room, side: str) -> str:
-    """As much of the text as fits: its end is cut if the side is right."""
+def _cut(tokenizer: Tokenizer, question: Asked, room: Room, side: str, place: str) -> Asked:
+    """The question with as much of its text as fits: its end is cut if the side is right."""
     spans = _spans(tokenizer, question.text)
 
-    def length(count: int) -> int:
-        return len(question._replace(text=_part(question.text, spans, count, side)).encode(tokenizer))
+    def part(count: int) -> Asked:
+        return question._replace(text=_part(question.text, spans, count, side))
 
     # The length of the whole prompt: tokens at the edges of the text may merge with the template.
-    if (most := bisect_right(range(1, len(spans) + 1), room.prompt, key=length)) == 0:
-        raise _no_room(question, room, length(0))
-    return _part(question.text, spans, most, side)
+    most = bisect_right(range(1, len(spans) + 1), room.prompt, key=lambda count: len(part(count).encode(tokenizer)))
+    if most == 0:
+        raise _no_room(place, question, room, len(part(0).encode(tokenizer)))
+    return part(most)
 
 
-def _no_room(question: Question, room: Room, without: int) -> InputError:
+def _no_room(place: str, question: Question | Exchange, room: Room, without: int) -> InputError:
+    shown = isinstance(question, Question) and question.template.shots
     return InputError(
-        f"the prompt without its text has {without} tokens, and {max(room.prompt, 0)} fit ({room}): shorten the "
-        f"template{', or show fewer or shorter examples (shots)' if question.template.shots else ''}"
+        f"{place}: the prompt without its text has {without} tokens, and {max(room.prompt, 0)} fit ({room}): shorten "
+        f"the template or the answer{', or show fewer or shorter examples (shots)' if shown else ''}"
     )
 
 

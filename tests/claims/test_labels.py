@@ -9,7 +9,7 @@ import torch
 from minillm import Decoder, DecoderConfig, TextClassifier, adapt, train
 from minillm.training.tokenizers import byte_pairs
 
-pytestmark = [pytest.mark.slow, pytest.mark.unchecked]
+pytestmark = pytest.mark.slow
 
 KEYS = ["red", "blue", "green", "cold", "warm", "tall", "short", "loud", "quiet", "new", "old", "round"]
 FILLERS = ["the", "cat", "sat", "on", "a", "mat", "and", "dog", "saw", "it", "in", "room"]

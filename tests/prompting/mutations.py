@@ -76,7 +76,7 @@ PROMPTING_MUTATIONS = [
     mutation("a missing answer that is counted", EXTRACTION, "if answer is not None)", ")"),
     mutation("a prefix that takes no room", LENGTHS, "self.context - self.prefix - self.answer",
         "self.context - self.answer"),
-    mutation("one token too few of a text", LENGTHS, "key=length)) == 0:", "key=length) - 1) == 0:"),
+    mutation("one token too few of a text", LENGTHS, "return part(most)", "return part(most - 1)"),
     mutation("the wrong side of a text", LENGTHS, 'if side == "right"', 'if side == "left"'),
     mutation("one set of content-free texts for all", LABELLING, "templates = templates[:1]",
         "templates = templates[:2]"),

@@ -28,9 +28,9 @@ def cut(text, most, truncate, template=TEMPLATE):
 
 @given(texts, st.sampled_from((TEMPLATE, CHAT, TWICE)), st.sampled_from(("left", "right")), st.integers(1, 12))
 def test_a_cut_prompt_fits_with_as_much_of_the_text_as_there_is_room_for(text, template, truncate, room):
-    most = tokens(Question(template, "")) + 2 + room
+    most = tokens(Question(template, "")) + 3 + room
     found = cut(text, most, truncate, template)
-    question, prompt = found.questions[0], found.prompts[0]
+    question, prompt = found[0][0], found[1][0]
     assert prompt == question.encode(TOKENIZER)
     assert len(prompt) <= most
     assert question.template is template
@@ -50,7 +50,7 @@ def test_by_hand():
     most = tokens(Question(TEMPLATE, text))
     for count, right, left in ((5, text, text), (4, "the film is the", "film is the theme"), (1, "the", "theme")):
         for side, expected in (("right", right), ("left", left)):
-            assert cut(text, most - 5 + count, side).questions[0].text == expected
+            assert cut(text, most - 5 + count, side)[0][0].text == expected
 
 
 def test_the_first_long_row_is_named_with_the_number_of_long_rows_and_the_longest(capsys):
