@@ -145,3 +145,18 @@ def test_an_interrupt_writes_no_partial_file(command, place, monkeypatch):  # no
         command(*TASK, "--out", "interrupted")
     assert end.value.code == 130
     assert not (place / "interrupted").exists()
+
+
+def test_a_long_row_is_named_by_its_line_or_cut(command, place, capsys):  # noqa: F811
+    lines = (place / "mine.csv").read_text().splitlines()
+    lines[4] = "long " * 120 + ",1"
+    (place / "long.csv").write_text("\n".join(lines))
+    task = [word if word != "mine.csv" else "long.csv" for word in TASK]
+    task[task.index("40")], task[task.index("12")] = "20", "69"
+    with pytest.raises(SystemExit):
+        command(*task, "--chain", "--max-new-tokens", "1")
+    assert "long.csv, line 5 ('long long" in capsys.readouterr().err
+    for choose in ("balanced", "nearest"):
+        command(*task, "--shots", "1", "--choose", choose, "--truncate", "left", "--out", "cut")
+    rows = json.loads((place / "cut" / "prompt.json").read_text("utf-8"))["asked"][0]["rows"]
+    assert 300 < max(len(row["text"]) for row in rows) < 512

@@ -64,8 +64,9 @@ def nearest_shots(
     recipe = FeatureRecipe(pooling=pooling)
 
     def directions(some: Sequence[str], name: str) -> Float[Tensor, "N D"]:
-        # An empty text has no features: a newline replaces it.
-        found = compute_features(decoder, [tokenizer.prompt(text or "\n") for text in some], recipe, name)
+        # An empty text has no features: a newline replaces it. Of a text beyond the context, the start is compared.
+        ids = [tokenizer.prompt(text or "\n")[: decoder.config.context_length] for text in some]
+        found = compute_features(decoder, ids, recipe, name)
         return F.normalize(found, dim=-1)
 
     known = [row.text for row in task.train]

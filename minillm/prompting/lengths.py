@@ -74,7 +74,7 @@ def fit(
         raise InputError(
             f"{places[first]} ({questions[first].text[:SHOWN]!r}): its prompt has {len(prompts[first])} tokens, and "
             f"{max(rooms[first].prompt, 0)} fit ({rooms[first]}); {count} are too long, the longest prompt has "
-            f"{longest}: shorten them, or set truncate to left or right, the side where texts are cut"
+            f"{longest}: shorten them, or set truncate (--truncate) to left or right, the side where texts are cut"
         )
     for n in long:
         questions[n] = _cut(tokenizer, questions[n], rooms[n], truncate, places[n])

@@ -149,5 +149,7 @@ def test_free_answers_are_read_from_the_same_tables(tmp_path):
         Table(path), prompt_column="asked", answer_column="answer", template="{text} =", train=None, test=None
     )
     assert [len(part) for part in (found.train, found.validation, found.test)] == [16, 2, 2]
-    assert {*found.train, *found.validation, *found.test} == {Exchange(f"{n} + 1 =", str(n + 1)) for n in range(20)}
+    expected = {Exchange(f"{n} + 1", f"{n + 1}", "{text} =", f"{path}, line {n + 2}") for n in range(20)}
+    assert {*found.train, *found.validation, *found.test} == expected
+    assert Exchange("2 + 1", "3", "{text} =").prompt == "2 + 1 ="
     assert "delimiter ';'" in found.note

@@ -6,8 +6,10 @@ import torch
 from minillm import Decoder, DecoderConfig, InputError, Tokenizer, generate, load, save
 from minillm.adapt import FineTune, LoRA
 from minillm.adapt.description import Usage
+from minillm.data.exchanges import Exchange
 from minillm.prompting.fitting import encode_exchanges
 from minillm.prompting.generate import Generate
+from minillm.prompting.lengths import room
 from tests.training.tokenizer_training import NAMES, TEMPLATE, sentencepiece, smollm, trained
 
 LLAMA = Tokenizer(sentencepiece("normalizer"), {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
@@ -38,7 +40,8 @@ def test_a_prompt_has_the_ids_of_the_whole_text_in_training_and_in_generation(to
     decoder = _saved(tokenizer, tmp_path)
     ids = [1] * (tokenizer is LLAMA) + tokenizer.pipeline.encode("the film", add_special_tokens=False).ids
     assert _printed(capsys, "the film", tmp_path) == "the film" + _continuation(decoder, tokenizer, ids)
-    assert encode_exchanges(tokenizer, [("the film", " is")]) == [(ids, [*tokenizer.encode(" is"), tokenizer.eos])]
+    encoded = encode_exchanges(tokenizer, [Exchange("the film", " is")], room(decoder, 0))
+    assert encoded == [(ids, [*tokenizer.encode(" is"), tokenizer.eos])]
 
 
 def test_a_space_between_a_prompt_and_its_continuation_is_printed_once(tmp_path, capsys):

@@ -60,7 +60,7 @@ def test_the_first_long_row_is_named_with_the_number_of_long_rows_and_the_longes
     sentence = (
         rf"film.csv, line 3 \('{'the film' * 5}'\): its prompt has {tokens(questions[1])} tokens, and 29 fit \(a "
         rf"context of 64, 30 for the method's prefix, 5 for the answer\); 2 of 4 texts are too long, the longest "
-        rf"prompt has {longest}: shorten them, or set truncate to left or right"
+        rf"prompt has {longest}: shorten them, or set truncate \(--truncate\) to left or right"
     )
     with pytest.raises(InputError, match=sentence):
         fit(TOKENIZER, questions, rooms, "error", [f"film.csv, line {n}" for n in (2, 3, 4, 5)])
