@@ -160,6 +160,21 @@ class TextClassifier(MethodOptions):
         self, task: Task, on_trained: Callable[["TextClassifier"], None] = lambda classifier: None
     ) -> "TextClassifier":
         """`fit` to a task, whose labels are indices of the answers. The lengths of its test rows are checked too."""
+        prompts, settings = self._prepare(task)
+        if self.method == "features":
+            self._fit_features(task, prompts)
+        elif settings is not None:
+            self._fit_by_gradient(task, prompts, settings, on_interrupt=lambda: on_trained(self))
+        on_trained(self)
+        return self
+
+    def check_task(self, task: Task) -> None:
+        """Raises InputError where `fit_task` would before its training, such as for a text that is too long."""
+        self._prepare(task)
+        del self.method_
+
+    def _prepare(self, task: Task) -> tuple[Prompts, TrainingSettings | None]:
+        """Load the base and build the untrained method; the prompts of all rows, and the settings of its training."""
         vars(self).pop("method_", None)
         if self.answers is not None:
             self.classes_ = label_array(list(self.answers))
@@ -174,15 +189,9 @@ class TextClassifier(MethodOptions):
         self.template_ = fit_examples(self.tokenizer_, self.template_, self._room(method), self.truncate)
         rows = list(dict.fromkeys([*task.train, *task.validation, *task.test]))
         prompts = dict(zip(rows, self._prompts(rows, method), strict=True))
+        # In bfloat16 the float32 base is freed on return.
         self.method_ = method
-        # In bfloat16 the float32 base can now be freed.
-        del decoder, method
-        if self.method == "features":
-            self._fit_features(task, prompts)
-        elif settings is not None:
-            self._fit_by_gradient(task, prompts, settings, on_interrupt=lambda: on_trained(self))
-        on_trained(self)
-        return self
+        return prompts, settings
 
     def scores(self, texts: Iterable[str], name: str = "texts") -> Scored:
         """The score of each label for each text. Raises InputError before `fit`."""

@@ -8,7 +8,7 @@ import json
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from minillm import hub
 from minillm.classifier import TextClassifier
+from minillm.data.tasks import Task
 from minillm.errors import InputError, unknown
 from minillm.lab.experiment import DataOptions, doubts, run, versions
 from minillm.lab.own_data import report
@@ -107,12 +108,22 @@ def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]
         for stored in (options.out / "features").glob("*/*.safetensors"):
             stored.unlink()
     report(task)
+    check_lengths([name for name in chosen if name not in finished], options, task)
     for name in chosen:
         if name not in finished:
             finished[name] = measure_apart(name, options)
         ladder = {**described, "rungs": [finished[name] for name in RUNGS if name in finished]}
         write_text(path, json.dumps(ladder, indent=2) + "\n")
         yield finished[name], ladder
+
+
+def check_lengths(names: Sequence[str], options: Ladder, task: Task) -> None:
+    """Raises InputError for a text that is too long for one of these rungs, before the first is run."""
+    if options.truncate == "error" and names:
+        experiment = replace(options, device="cpu").load()
+        for name in names:
+            classifier = options.classifier(task, name, MethodOptions(), options.out)
+            classifier.set_params(base=(experiment.decoder, experiment.tokenizer)).check_task(task)
 
 
 def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
