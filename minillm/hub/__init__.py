@@ -60,7 +60,7 @@ def _weights(path: Path) -> dict[str, Tensor]:
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -> None:
     """Write a directory that `load` reads back bit for bit.
 
-    transformers loads decoders of the GPT-2 and Llama families from it; any other decoder is written as `model_type`
+    transformers loads GPT-2, Llama and the relatives of Llama from it; any other decoder is written as `model_type`
     minillm, which only minillm loads. Existing files are replaced atomically.
     """
     from minillm.hub import huggingface

@@ -41,6 +41,11 @@ class Family:
     fixed: Mapping[str, tuple[Any, ...]]
     parts: tuple[Part, ...] = ()
 
+    @property
+    def known(self) -> list[str]:
+        """The names of all settings that are read."""
+        return [*self.names, *(name for part in self.parts for name in part.names)]
+
 
 def fields_of(settings: Settings, family: Family) -> dict[str, Any]:
     """The fields of DecoderConfig in the settings. Raises InputError for a missing one and for one of another type."""

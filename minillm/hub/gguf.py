@@ -1,18 +1,24 @@
-"""Loading Llama and GPT-2 models from GGUF, by llama.cpp's names of tensors and metadata (gguf-py/constants.py).
+"""Loading GPT-2, Llama and Llama's relatives from GGUF, by llama.cpp's names of tensors and metadata.
 
-llama.cpp's converter reorders the rows of `attn_q` and `attn_k` so that rotary positions pair neighbouring rows.
-minillm pairs the two halves of a head, so the order is undone. Metadata that would change the computation is refused.
+llama.cpp's converter reorders the rows of a Llama's `attn_q` and `attn_k` so that rotary positions pair neighbouring
+rows. minillm pairs the two halves of a head, so the order is undone; Qwen's rows have our order. Metadata that would
+change the computation is refused. (The names are in gguf-py/constants.py.)
 """
 
+import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from minillm.config import GPT2_CHOICES, LLAMA_CHOICES, DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub.family import Family, fields_of
+from minillm.hub.family import Family, Part, config_of
 from minillm.hub.gguf_file import GGUFFile
+from minillm.hub.gguf_settings import BIAS, HEAD_WIDTH, ROPE, ROPE_FREQS, UNROTATED, of_tensors
 from minillm.hub.gguf_tokenizer import read_tokenizer
 from minillm.hub.layout import Layout, assemble
 from minillm.tokenizer import Tokenizer
@@ -31,6 +37,7 @@ LLAMA = Layout(
         "ffn_gate": "feed_forward.gate",
     },
     interleaved={"attn_q": "heads", "attn_k": "kv_heads"},
+    ignored=re.compile(r"rope_freqs\.weight"),
 )  # fmt: skip
 GPT2 = Layout(
     head="output",
@@ -39,28 +46,51 @@ GPT2 = Layout(
     inner={**INNER, "attn_qkv": ("attention.query", "attention.key", "attention.value")},
 )
 
+# Llama 3's scaling is an architecture's own: in the others a tensor rope_freqs is unexpected.
+SMOLLM3 = replace(LLAMA, ignored=GPT2.ignored)
+QWEN = replace(
+    SMOLLM3,
+    inner={**LLAMA.inner, "attn_q_norm": "attention.query_norm", "attn_k_norm": "attention.key_norm"},
+    interleaved={},
+)
+
 SIZES = {
     "block_count": "layers", "embedding_length": "width", "attention.head_count": "heads",
     "attention.head_count_kv": "kv_heads", "feed_forward_length": "feed_forward_width",
-    "context_length": "context_length",
+    "context_length": "context_length", "tensors.vocabulary": "vocabulary", "tensors.tied": "tie_embeddings",
 }  # fmt: skip
-DEFAULTS = {"kv_heads": lambda sizes: sizes["heads"], "rope_theta": 10_000.0}
-FAMILIES = {
-    "llama": Family(
-        "llama", None, LLAMA_CHOICES,
-        SIZES | {"attention.layer_norm_rms_epsilon": "norm_eps", "rope.freq_base": "rope_theta"}, DEFAULTS,
+
+
+def _family(architecture: str, eps: str, choices: Mapping[str, Any], *parts: Part) -> Family:
+    return Family(
+        architecture, None, choices, SIZES | {eps: "norm_eps"}, {"kv_heads": lambda sizes: sizes["heads"]},
         {
-            "rope.scaling.type": ("none",), "rope.scaling.factor": (1.0,), "rope.scale_linear": (1.0,),
             "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,),
-            "tensor_data_layout": ("Meta AI original pth",),
+            "tensor_data_layout": ("Meta AI original pth",), "rope.scaling.finetuned": (True, False),
+            "rope.scaling.attn_factor": (1.0,), "rope.scaling.yarn_attn_factor": (1.0,),
+            "rope.scaling.yarn_ext_factor": (1.0,), "rope.scaling.yarn_beta_fast": (32.0,),
+            "rope.scaling.yarn_beta_slow": (1.0,),
         },
-    ),
-    "gpt2": Family(
-        "gpt2", None, GPT2_CHOICES, SIZES | {"attention.layer_norm_epsilon": "norm_eps"}, DEFAULTS,
-        {"attention.causal": (True,)},
-    ),
-}  # fmt: skip
-LAYOUTS = {"llama": LLAMA, "gpt2": GPT2}
+        parts,
+    )  # fmt: skip
+
+
+def _relative(architecture: str, *parts: Part, **choices: Any) -> Family:
+    """Llama itself, or an architecture with its names."""
+    eps = "attention.layer_norm_rms_epsilon"
+    return _family(architecture, eps, LLAMA_CHOICES | choices, HEAD_WIDTH, ROPE, *parts)
+
+
+FAMILIES = {
+    "llama": _relative("llama", BIAS, ROPE_FREQS),
+    "qwen2": _relative("qwen2", bias="query_key_value"),
+    "qwen3": _relative("qwen3", query_key_norm=True),
+    "smollm3": _relative("smollm3", UNROTATED),
+    "gpt2": _family("gpt2", "attention.layer_norm_epsilon", GPT2_CHOICES),
+}
+MOST_PAIRS = 4096
+LAYOUTS = {"llama": LLAMA, "qwen2": QWEN, "qwen3": QWEN, "smollm3": SMOLLM3, "gpt2": GPT2}
+FREQS = "rope_freqs.weight"
 
 
 def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
@@ -72,7 +102,7 @@ def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[D
     file = GGUFFile(path)
     architecture = file.metadata.get("general.architecture")
     if architecture not in tuple(FAMILIES):
-        raise InputError(f"{path} has the architecture {architecture!r}; minillm loads llama and gpt2 from GGUF")
+        raise InputError(f"{path} has the architecture {architecture!r}; minillm loads {', '.join(FAMILIES)} from GGUF")
     decoder = assemble(_config(file, FAMILIES[architecture]), LAYOUTS[architecture], file, dtype)
     has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
     return decoder, read_tokenizer(file.metadata) if has_tokenizer else None
@@ -82,23 +112,27 @@ def _config(file: GGUFFile, family: Family) -> DecoderConfig:
     shapes, start = file.shapes, f"{family.model_type}."
     if "token_embd.weight" not in shapes:
         raise InputError(f"{file.path} lacks the tensor token_embd.weight")
-    if "rope_freqs.weight" in shapes:
-        raise InputError(
-            f"{file.path} scales its rotary positions (rope_freqs.weight), like Llama 3.1; "
-            "minillm supports unscaled ones, as in Llama 2, Llama 3 and SmolLM2"
-        )
-    settings = {key.removeprefix(start): value for key, value in file.metadata.items() if key.startswith(start)}
-    try:
-        fields = fields_of(settings, family)
-    except InputError as problem:
-        raise InputError(f"{file.path}: {problem}") from None
-    fields["norm_eps"] = float(f"{fields['norm_eps']:.7g}")  # 1e-05 and not the float32 9.999999747378752e-06
-    fields |= {"vocabulary": shapes["token_embd.weight"][0], "tie_embeddings": "output.weight" not in shapes}
-    config = DecoderConfig(**{"bias": "blk.0.attn_q.bias" in shapes, **fields})
-    of_head = ("rope.dimension_count", "attention.key_length", "attention.value_length")
-    allowed = {**family.fixed, "vocab_size": (config.vocabulary,), **dict.fromkeys(of_head, (config.head_width,))}
+    # 1e-05 and not the float32 9.999999747378752e-06.
+    settings = {
+        key.removeprefix(start): float(f"{value:.7g}") if isinstance(value, float) else value
+        for key, value in file.metadata.items()
+        if key.startswith(start)
+    }
+    allowed = {**family.fixed, "vocab_size": (shapes["token_embd.weight"][0],)}
     for key, value in settings.items():
-        if key not in family.names and value not in allowed.get(key, ()):
+        if key not in family.known and value not in allowed.get(key, ()):
             only = f"only {allowed[key][0]!r}" if key in allowed else "no such key"
             raise InputError(f"{file.path} has the metadata {start}{key} = {value!r}; minillm supports {only}")
-    return config
+    try:
+        return config_of(settings | of_tensors(shapes, _rope_freqs(file)), family)
+    except InputError as problem:
+        raise InputError(f"{file.path}: {problem}") from None
+
+
+def _rope_freqs(file: GGUFFile) -> list[float] | None:
+    shape = file.shapes.get(FREQS)
+    if shape is None:
+        return None
+    if len(shape) != 1 or shape[0] > MOST_PAIRS:
+        raise InputError(f"{file.path}: {FREQS} must have one number for each pair of a head, got {shape}")
+    return file.read(FREQS).float().tolist()

@@ -1,32 +1,41 @@
 """Export of a decoder as a GGUF file in float32, for llama.cpp. `gguf.py` loads it back with equal logits."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from minillm.config import GPT2_CHOICES, DecoderConfig
+import numpy as np
+
+from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub.gguf import FAMILIES, LAYOUTS
+from minillm.hub.family import Settings, as_written
+from minillm.hub.gguf import FAMILIES, FREQS, LAYOUTS
+from minillm.hub.gguf_settings import DIVISORS, TENSORS
 from minillm.hub.gguf_tokenizer_export import describe_tokenizer
 from minillm.runtime.files import replacing
 from minillm.tokenizer import Tokenizer
+
+CHOICES = (
+    "norm", "norm_first", "positions", "feed_forward", "bias", "query_key_norm", "rope_scaling", "window",
+    "unrotated_layers",
+)  # fmt: skip
 
 
 def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> None:
     """Write the file atomically. Raises InputError for a decoder or tokenizer that GGUF has no type for."""
     import gguf
 
-    config, path = decoder.config, Path(path)
-    fields = asdict(config)
-    architecture = next((name for name, family in FAMILIES.items() if family.choices.items() <= fields.items()), None)
-    if architecture is None:
-        choices = ", ".join(f"{name}={fields[name]}" for name in GPT2_CHOICES)
-        raise InputError(f"GGUF export supports a Llama or a GPT-2, got a decoder with {choices}")
+    path = Path(path)
+    architecture, settings = _described(decoder.config)
     layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
-    _describe(writer, config, architecture)
+    for name, value in settings.items():
+        if not name.startswith(TENSORS):
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add(f"{architecture}.{name}", value)
     if tokenizer is not None:
-        describe_tokenizer(writer, tokenizer, config.vocabulary)
+        describe_tokenizer(writer, tokenizer, decoder.config.vocabulary)
+    if DIVISORS in settings:
+        writer.add_tensor(FREQS, np.array(settings[DIVISORS], np.float32))
     state = decoder.state_dict()
     for entry in layout.entries(decoder):
         writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
@@ -37,17 +46,13 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
         writer.close()
 
 
-def _describe(writer: Any, config: DecoderConfig, architecture: str) -> None:
-    writer.add_block_count(config.layers)
-    writer.add_context_length(config.context_length)
-    writer.add_embedding_length(config.width)
-    writer.add_feed_forward_length(config.feed_forward_width)
-    writer.add_head_count(config.heads)
-    writer.add_head_count_kv(config.kv_heads)
-    if architecture == "llama":
-        writer.add_layer_norm_rms_eps(config.norm_eps)
-        writer.add_rope_dimension_count(config.head_width)
-        writer.add_rope_freq_base(config.rope_theta)
-        writer.add_vocab_size(config.vocabulary)
-    else:
-        writer.add_layer_norm_eps(config.norm_eps)
+def _described(config: DecoderConfig) -> tuple[str, Settings]:
+    """The first architecture that describes the decoder whole, with its metadata."""
+    config = replace(config, dropout=0.0)
+    for architecture, family in FAMILIES.items():
+        settings = as_written(config, family)
+        if settings is not None:
+            return architecture, {name: settings[name] for name in family.known if name in settings}
+    fields = asdict(config)
+    choices = ", ".join(f"{name}={fields[name]}" for name in CHOICES if fields[name] not in (None, ()))
+    raise InputError(f"llama.cpp has no {', no '.join(FAMILIES)} like this decoder, with {choices}")

@@ -21,6 +21,7 @@ from minillm.adapt.low_rank import LowRank
 from minillm.adapt.method import Adaptation
 from minillm.adapt.prefix_tuning import PrefixTuning
 from minillm.adapt.soft_prompt import SoftPrompt
+from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import huggingface_config, peft_lora
@@ -44,7 +45,7 @@ def export_peft(method: Adaptation, directory: str | Path, base_name: str | None
     """Write adapter_config.json and adapter_model.safetensors for `PeftModel.from_pretrained(model, directory)`.
 
     `base_name` is stored as the name of the base. Raises InputError for a method that peft lacks or cannot express, and
-    for a base that is neither a GPT-2 nor a Llama.
+    for a base of no family of transformers.
     """
     from safetensors.torch import save_file
 
@@ -138,6 +139,7 @@ def _written_prefix(method: PrefixTuning) -> tuple[dict[str, Any], dict[str, Ten
         raise InputError("peft's prefix tuning has no gate: train with gated=False")
     if not method.shift_positions:
         raise InputError("in peft's prefix tuning the text's positions start at P: train with shift_positions=True")
+    _check_window(config)
     sides = torch.stack((state["keys"], state["values"]), 1)
     width = config.kv_heads * config.head_width
     settings = _prompt_settings("PREFIX_TUNING", method, sides.shape[3], config.kv_heads, width)
@@ -147,11 +149,17 @@ def _written_prefix(method: PrefixTuning) -> tuple[dict[str, Any], dict[str, Ten
 
 def _read_prefix(decoder: Decoder, settings: Settings, tensors: Mapping[str, Tensor]) -> PrefixTuning:
     config = decoder.config
+    _check_window(config)
     flat = _only(settings, tensors, 2 * config.layers * config.kv_heads * config.head_width)
     sides = rearrange(flat, "P (L sides G K) -> sides L G P K", L=config.layers, sides=2, G=config.kv_heads)
     keys, values = (side.contiguous() for side in sides)
     options = {"length": len(flat), "init": "random", "hidden": None, "gated": False, "shift_positions": True}
     return PrefixTuning.from_state(decoder, options, {"keys": keys, "values": values})
+
+
+def _check_window(config: DecoderConfig) -> None:
+    if config.window is not None and config.window < config.context_length:
+        raise InputError("in transformers a sliding window passes over peft's prefix, and in minillm over tokens only")
 
 
 def _only(settings: Settings, tensors: Mapping[str, Tensor], width: int) -> Tensor:

@@ -53,10 +53,10 @@ class Place:
 
 
 def places(config: DecoderConfig) -> list[Place]:
-    """The modules that peft can adapt. Raises InputError for a decoder that is neither a GPT-2 nor a Llama."""
+    """The modules that peft can adapt. Raises InputError for a decoder that is of no family of transformers."""
     kind = huggingface_config.written(config)["model_type"]
     if kind == "minillm":
-        raise InputError("peft adapters need a GPT-2 or a Llama; this decoder is neither a GPT-2 nor a Llama")
+        raise InputError("peft adapters need a model of transformers; this decoder is neither a GPT-2 nor a Llama")
     layout = LAYOUTS[kind]
     outer = {**layout.outer, layout.head: "head"}
     found = [Place(name, name.rsplit(".", 1)[-1], (mine,), False) for name, mine in outer.items()]

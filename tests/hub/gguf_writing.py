@@ -1,11 +1,13 @@
 """Tiny GGUF files, written with the gguf package from a decoder or arrays, as llama.cpp's converter writes them."""
 
+import math
+
 import gguf
 import numpy as np
 from gguf import GGMLQuantizationType as Kind
 from gguf.quants import quantize
 
-from minillm.config import DecoderConfig
+from minillm.config import DecoderConfig, RopeScaling
 from minillm.decoder import Decoder
 from tests import decoders
 
@@ -84,3 +86,21 @@ def write_llama(path, decoder, kind=Kind.F32, metadata=(), arrays=()):
     parts = llama_metadata(decoder.config) | dict(metadata), llama_arrays(decoder) | dict(arrays)
     present = ({name: value for name, value in part.items() if value is not None} for part in parts)
     return write(path, "llama", *present, kind)
+
+
+# The constants of llama.cpp.
+YARN = RopeScaling("yarn", 4.0, 16, 1.0, 32.0, 0.1 * math.log(4) + 1)
+RELATIVES = {
+    "Llama 3": {"rope_scaling": RopeScaling("llama3", 8.0, original_context=32)},
+    "Llama 3.2": {"rope_scaling": RopeScaling("llama3", 32.0), "rope_theta": 500_000.0},
+    "Llama, linear": {"rope_scaling": RopeScaling("linear", 3.0)},
+    "Llama, YaRN": {"rope_scaling": YARN},
+    "Llama, wide heads": {"attention_width": 96},
+    "Llama, attention biases": {"bias": "attention"},
+    "Llama, feed-forward biases": {"bias": "feed_forward"},
+    "Qwen2": {"bias": "query_key_value"},
+    "Qwen2, YaRN": {"bias": "query_key_value", "rope_scaling": YARN},
+    "Qwen3": {"query_key_norm": True, "attention_width": 32},
+    "SmolLM3": {"layers": 5, "unrotated_layers": (3,)},
+}
+"""Changes of `llama_config` by which a decoder is a relative of Llama that GGUF can describe."""

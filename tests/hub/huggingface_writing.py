@@ -62,9 +62,9 @@ def all_in_float64(oracle):
         for name in ("float", "float32"):
             patch.setattr(torch, name, torch.float64)
         patch.setattr(torch.Tensor, "float", torch.Tensor.double)
-        rotary = getattr(oracle.base_model, "rotary_emb", None)
-        if rotary is not None:
-            oracle.base_model.rotary_emb = type(rotary)(oracle.config)
+        for module in oracle.modules():
+            if hasattr(module, "rotary_emb"):
+                module.rotary_emb = type(module.rotary_emb)(oracle.config)
         yield
 
 

@@ -115,15 +115,20 @@ WIDE = np.zeros((64, 64), np.float32)
           for name in ("blk.2.attn_q.weight", "blk.0.attn_q.bias_2", "rope_factors_long.weight")),
         *((({}, {name: WIDE[:7]}), rf"{name} must have the shape .* got \(7, 64\)")
           for name in ("blk.0.attn_k.weight", "blk.1.ffn_norm.weight")),
-        (({}, {"rope_freqs.weight": np.ones(8, np.float32)}), r"scales its rotary positions \(rope_freqs\.weight\)"),
+        (({}, {"rope_freqs.weight": np.arange(1, 9, dtype=np.float32)}), "differs from the scaling of Llama 3.1"),
+        (({}, {"rope_freqs.weight": np.ones((8, 8), np.float32)}), r"one number for each pair of a head, got \(8, 8\)"),
         (({}, {"output_norm.weight": np.zeros(64, np.int32)}), r"output_norm\.weight has the type I32"),
         *((({f"llama.{key}": value}, {}), rf"llama\.{key} = {value!r}; minillm supports {supported}")
           for key, value, supported in (
-            ("rope.scaling.type", "linear", "only 'none'"), ("rope.scaling.factor", 2.0, "only 1.0"),
-            ("rope.dimension_count", 8, "only 16"), ("attention.key_length", 32, "only 16"),
             ("expert_count", 8, "only 0"), ("vocab_size", 60, "only 61"),
             ("attention.sliding_window", 4096, "no such key"), ("a_key_of_next_year", 1, "no such key"),
         )),
+        *((({f"llama.{key}": value}, {}), f"the metadata {key} = {value!r}; minillm supports {supported}")
+          for key, value, supported in (
+            ("rope.scaling.type", "longrope", "none, linear and yarn"), ("rope.dimension_count", 8, "only 16"),
+            ("attention.value_length", 32, "only 16"),
+        )),
+        (({"llama.attention.key_length": 32}, {}), "minillm supports only 32 here"),
         (({"llama.block_count": None}, {}), "lacks block_count"),
         (({"llama.block_count": 2_000_000_000}, {}), "2000000000 layers"),
         (({"llama.embedding_length": "wide"}, {}), "'wide'"),
@@ -151,5 +156,5 @@ def test_metadata_without_effect_are_accepted(tmp_path):
 
 def test_an_unknown_architecture_is_refused(tmp_path):
     path = write(tmp_path / "a.gguf", "mamba", {}, {"x.weight": np.zeros((2, 2), np.float32)})
-    with pytest.raises(InputError, match="'mamba'; minillm loads llama and gpt2"):
+    with pytest.raises(InputError, match="'mamba'; minillm loads llama, qwen2, qwen3, smollm3, gpt2 from GGUF"):
         minillm.load(path)

@@ -9,10 +9,11 @@ import torch
 
 import minillm
 from minillm import DecoderConfig, InputError
+from minillm.config import RopeScaling
 from minillm.hub.gguf_export import export
 from minillm.tokenizer import Tokenizer
 from minillm.training.tokenizers import words
-from tests.hub.gguf_writing import llama_config, random_decoder
+from tests.hub.gguf_writing import RELATIVES, YARN, llama_config, random_decoder
 from tests.training.tokenizer_training import NAMES, SPECIAL, smollm, trained
 
 GPT_2 = {"norm": "layer", "positions": "learned", "feed_forward": "gelu", "bias": True, "kv_heads": 4}
@@ -44,7 +45,7 @@ def test_an_exported_tokenizer_loads_with_equal_ids(tmp_path, smollm2):
 
 
 def test_what_gguf_has_no_type_for_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(InputError, match="supports a Llama or a GPT-2, got a decoder with norm=rms, norm_first=False"):
+    with pytest.raises(InputError, match="like this decoder, with norm=rms, norm_first=False"):
         export(random_decoder(DecoderConfig.tiny(norm_first=False)), None, tmp_path / "mine.gguf")
     closed = words(["so so well"], 5)
     decoder = random_decoder(llama_config(vocabulary=closed.vocabulary))
@@ -77,4 +78,32 @@ def test_a_tokenizer_that_llama_cpp_would_apply_otherwise_is_refused(tmp_path, a
         export(random_decoder(llama_config(vocabulary=tokenizer.vocabulary)), tokenizer, tmp_path / "mine.gguf")
     with pytest.raises(InputError, match=f"id {tokenizer.vocabulary - 1}, but the decoder only 300 embeddings"):
         export(random_decoder(llama_config(vocabulary=300)), tokenizer, tmp_path / "mine.gguf")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", RELATIVES)
+def test_an_exported_gguf_file_loads_with_equal_logits(tmp_path, name):
+    decoder, ids = random_decoder(llama_config(**RELATIVES[name])), torch.arange(40)[None]
+    export(decoder, None, tmp_path / "mine.gguf")
+    again, _ = minillm.load(tmp_path / "mine.gguf")
+    assert again.config == decoder.config
+    assert torch.equal(again(ids), decoder(ids))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"window": 5},
+        {"unrotated_layers": (0,)},
+        {"query_key_norm": True, "bias": "attention"},
+        {"query_key_norm": True, "rope_scaling": RopeScaling("llama3", 8.0)},
+        {"rope_scaling": RopeScaling("llama3", 8.0, slow=2.0)},
+        {"rope_scaling": RopeScaling("yarn", 4.0, 16, 1.0, 8.0, YARN.attention_factor)},
+        {"rope_scaling": RopeScaling("yarn", 4.0, 16, 1.0, 32.0, 2.0)},
+    ],
+    ids=str,
+)
+def test_a_decoder_that_llama_cpp_would_compute_otherwise_is_not_exported(tmp_path, changes):
+    with pytest.raises(InputError, match="has no llama, no qwen2, no qwen3, no smollm3, no gpt2 like this decoder"):
+        export(random_decoder(llama_config(**changes)), None, tmp_path / "mine.gguf")
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from minillm.hub.gguf_export import export
 from minillm.hub.gguf_file import GGUFFile
 from minillm.hub.gguf_tokenizer import PRETOKENISERS
 from minillm.tokenizer import Tokenizer
-from tests.hub.gguf_writing import llama_config, random_decoder
+from tests.hub.gguf_writing import RELATIVES, llama_config, random_decoder
 from tests.hub.llama_cpp import TEXTS, LlamaCpp
 from tests.training.tokenizer_training import NAMES, TEMPLATE, trained
 
@@ -56,8 +56,9 @@ def assert_equal_outputs(method, tokenizer, llama_cpp, tolerance=2e-5):
         (llama_config(), 2e-5),
         (llama_config(tie_embeddings=False, bias=True), 2e-5),
         (DecoderConfig.tiny(**GPT_2), 2e-2),
+        *((llama_config(**changes), 2e-5) for changes in RELATIVES.values()),
     ],
-    ids=["Llama", "untied, with biases", "GPT-2"],
+    ids=["Llama", "untied, with biases", "GPT-2", *RELATIVES],
 )
 @pytest.mark.parametrize("padding", [0, 5], ids=["whole", "padded"])
 def test_llama_cpp_computes_the_logits_of_an_export(tmp_path, config, tolerance, padding):
