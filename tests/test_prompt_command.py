@@ -1,6 +1,7 @@
 """`minillm prompt`: for a text, a task and the lecture's examples, and its one-line errors."""
 
 import json
+from io import UnsupportedOperation
 
 import pytest
 
@@ -132,6 +133,20 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_nothing_is_written(command,
     assert printed.splitlines()[-1].startswith("minillm: ")
     assert printed.count("minillm: ") == 1, printed
     assert not (place / "untouched").exists()
+
+
+def test_results_are_saved_before_they_are_printed(command, place, monkeypatch):  # noqa: F811
+    def closed(*_, file=None):
+        if file is None:
+            raise BrokenPipeError
+
+    # The command ends in `main`, which would redirect the real output.
+    monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr("minillm.cli.os.dup2", lambda *_: None)
+    for words, written in ((TASK, "prompt.json"), (("adapt", *TASK[1:], "--method", "features"), "adapt.json")):
+        with pytest.raises((SystemExit, UnsupportedOperation)):
+            command(*words, "--out", "unread")
+        assert (place / "unread" / written).exists()
 
 
 def test_an_interrupt_writes_no_partial_file(command, place, monkeypatch):  # noqa: F811
