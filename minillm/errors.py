@@ -56,5 +56,5 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that does not exist, with the most similar one if there is one, else with all that exist."""
     known = list(known)
     near = similar(name, known)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known)}"
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(known) or 'none'}"
     return InputError(f"unknown {what}: {name!r}; {hint}")
