@@ -198,7 +198,7 @@ _ROWS = [
     ("the original dtype of the base ignored", FILES, "weight.to(base_dtype).to(dtype)", "weight.to(dtype)"),
     ("an edited adapter.json accepted", SEALED, "if not intact:", "if False:"),
     ("a duplicate name in adapter.json", SEALED, "if len(found) != len(pairs):", "if False:"),
-    ("an open quote that takes other rows in", "data/tables.py", ", strict=True), [], 0", "), [], 0"),
+    ("an open quote that takes other rows in", "data/tables.py", ", strict=True), 0", "), 0"),
     ("rows of any length", "data/tables.py", "if len(values) != len(columns):", "if False:"),
     ("numbers in the order of strings", "data/table_tasks.py", "found.sort(key=float)", "found.sort()"),
     ("labels of two types", "data/table_tasks.py", "if kind != first:", "if False:"),

@@ -95,6 +95,7 @@ def in_order(labels: Iterable[str]) -> tuple[str, ...]:
 
 
 def refuse_rare(counts: Counter[str]) -> None:
+    """Raises InputError for a class with too few rows for all parts."""
     if rare := [f"{value!r} ({count})" for value, count in counts.items() if count < FEWEST]:
         raise InputError(
             f"a class needs at least {FEWEST} rows, 2 each for training, validation and test, to divide the data; "

@@ -100,8 +100,8 @@ class Table:
     def _delimiter(self, lines: list[str], names: tuple[str, ...], kind: str) -> str:
         if self.delimiter is not None:
             given = self.delimiter.replace("\\t", "\t")
-            if len(given) != 1 or given in '"\r\n':
-                raise InputError(f"delimiter must be one character, not a quote or a newline, got {self.delimiter!r}")
+            if len(given) != 1 or given in '" \r\n':
+                raise InputError(f"delimiter must be one character, no quote, space or newline, got {self.delimiter!r}")
             return given
         if kind == ".tsv":
             return "\t"
@@ -114,28 +114,11 @@ class Table:
         return max(DELIMITERS, key=fit)
 
     def _csv_rows(self, lines: list[str], delimiter: str) -> Iterator[Row]:
-        # The default limit is 131,072 characters, and reviews are longer. A C long has 32 bits on Windows.
-        csv.field_size_limit(2**31 - 1)
-        reader, columns, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), [], 0
-        unnamed: list[int] = []
-        while True:
-            place = f"{self.path}, line {start + 1}"
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise Row(place, {}, lines[start]).wrong(
-                    f"open or misplaced double quotes ({error}); a quote in a quoted value must be doubled"
-                ) from None
-            row = Row(place, {}, "".join(lines[start : reader.line_num]))
-            start = reader.line_num
-            if not any(map(str.strip, values)):
-                continue
-            if not columns:
-                columns = _column_names(row, values)
-                unnamed = [n for n, name in enumerate(values) if n > 0 and not name.strip()]
-                continue
+        records = self._records(lines, delimiter)
+        header, names = next(records, (Row("", {}, ""), []))
+        columns = _column_names(header, names)
+        unnamed = [n for n, name in enumerate(names) if n > 0 and not name.strip()]
+        for row, values in records:
             if len(values) != len(columns):
                 raise row.wrong(
                     f"{len(values)} values for the {len(columns)} columns {', '.join(columns)}; "
@@ -144,6 +127,22 @@ class Table:
             if extra := [columns[n] for n in unnamed if values[n].strip()]:
                 raise row.wrong(f"{extra[0]} has a value but no name in the header")
             yield row._replace(values=dict(zip(columns, values, strict=True)))
+
+    def _records(self, lines: list[str], delimiter: str) -> Iterator[tuple[Row, list[str]]]:
+        """The place, source and values of each row that is not empty. Raises InputError for wrong quotes."""
+        # The default limit is 131,072 characters, and reviews are longer. A C long has 32 bits on Windows.
+        csv.field_size_limit(2**31 - 1)
+        reader, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 0
+        try:
+            for values in reader:
+                source, place = "".join(lines[start : reader.line_num]), f"{self.path}, line {start + 1}"
+                start = reader.line_num
+                if any(map(str.strip, values)):
+                    yield Row(place, {}, source), values
+        except csv.Error as error:
+            raise Row(f"{self.path}, line {start + 1}", {}, lines[start]).wrong(
+                f"open or misplaced double quotes ({error}); a quote in a quoted value must be doubled"
+            ) from None
 
     def _json_rows(self, lines: list[str]) -> Iterator[Row]:
         for number, line in enumerate(lines, 1):

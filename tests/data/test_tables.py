@@ -56,6 +56,7 @@ def test_what_is_given_overrules_and_is_not_reported(tmp_path):
     assert (tsv.read().rows[0].text("text"), tsv.note(tsv.read())) == ("a,b", "")
     for options, message in (
         ({"delimiter": ";;", "encoding": "cp1251"}, "delimiter must be one character"),
+        ({"delimiter": " ", "encoding": "cp1251"}, "delimiter must be one character"),
         ({"encoding": "utf-7000"}, "unknown encoding: 'utf-7000'"),
         ({"encoding": "hex"}, "unknown encoding: 'hex'"),
         ({"encoding": "ascii"}, "not in ascii"),
