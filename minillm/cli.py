@@ -31,6 +31,7 @@ COMMANDS: dict[str, Any] = {
             "extract": ("adapters.commands:Extract", "Approximate a fine-tuned model by a LoRA."),
             "resize": ("adapters.commands:Resize", "Change the rank of a LoRA."),
             "export-peft": ("adapters.commands:ExportPeft", "Convert an adapter to PEFT's format."),
+            "export-gguf": ("adapters.commands:ExportGGUF", "Write a LoRA as a GGUF file for llama.cpp."),
             "import-peft": ("adapters.commands:ImportPeft", "Convert an adapter from PEFT's format."),
         },
         "Inspect, compare, merge and convert adapters.",

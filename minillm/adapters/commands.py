@@ -14,6 +14,7 @@ from minillm.adapters.load import load, opened
 from minillm.adapters.merge import merge, merge_rounding
 from minillm.errors import InputError
 from minillm.hub.gguf_export import export
+from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft, import_peft
 from minillm.runtime.options import Directory, File, Model, Positional
 from minillm.tokenizer import Tokenizer
@@ -191,6 +192,21 @@ class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
     def run(self) -> None:
         export_peft(self.load(self.adapter)[0], self.out, base_name=self.base)
+        print(f"saved: {self.out}")
+
+
+@dataclass(kw_only=True)
+class ExportGGUF(AdapterOptions, BaseOptions):
+    """Write a LoRA as a GGUF file, for llama.cpp's --lora with the exported base.
+
+    Example: minillm adapter export-gguf my.adapter --out my-lora.gguf
+    """
+
+    out: File
+    """The GGUF file."""
+
+    def run(self) -> None:
+        export_lora(self.load(self.adapter)[0], self.out)
         print(f"saved: {self.out}")
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,9 +26,8 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     """Write the file atomically. Raises InputError for a decoder or tokenizer that GGUF has no type for."""
     import gguf
 
-    path = Path(path)
-    architecture, settings = _described(decoder.config)
-    layout, writer = LAYOUTS[architecture], gguf.GGUFWriter(None, architecture)
+    architecture, settings = described(decoder.config)
+    writer = gguf.GGUFWriter(None, architecture)
     for name, value in settings.items():
         if not name.startswith(TENSORS):
             add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
@@ -37,16 +37,21 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     if DIVISORS in settings:
         writer.add_tensor(FREQS, np.array(settings[DIVISORS], np.float32))
     state = decoder.state_dict()
-    for entry in layout.entries(decoder):
+    for entry in LAYOUTS[architecture].entries(decoder):
         writer.add_tensor(entry.name, entry.join(state).float().cpu().numpy())
-    with replacing(path) as temporary:
+    write(writer, path)
+
+
+def write(writer: Any, path: str | Path) -> None:
+    """Write the file of a gguf.GGUFWriter atomically."""
+    with replacing(Path(path)) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
 
 
-def _described(config: DecoderConfig) -> tuple[str, Settings]:
+def described(config: DecoderConfig) -> tuple[str, Settings]:
     """The first architecture that describes the decoder whole, with its metadata."""
     config = replace(config, dropout=0.0)
     for architecture, family in FAMILIES.items():

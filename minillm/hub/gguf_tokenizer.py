@@ -3,6 +3,7 @@
 transformers' conversion of the same metadata does not split SmolLM2's digits and so encodes "12" wrongly.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +12,16 @@ from tokenizers import AddedToken, Regex, decoders, models, processors
 from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
 
 from minillm.errors import InputError
+from minillm.hub.gguf_sentencepiece import sentencepiece
 from minillm.tokenizer import Tokenizer, chosen_template
 
-# llama.cpp's token types: special tokens, user-defined tokens, and rows of the embeddings without a token.
-CONTROL, USER_DEFINED, UNUSED = 3, 4, 5
+# llama.cpp's token types. Unused are the rows of the embeddings without a token.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 # The metadata's names of the roles, and of the tokens that end a turn or a message.
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding", "unk": "unknown"}
 ENDS = {"turn": "eot", "message": "eom"}
+# llama.cpp's defaults for SentencePiece.
+SENTENCEPIECE_ROLES = {"unk": 0, "bos": 1, "eos": 2}
 # Llama 3 splits into contractions, words, up to three digits, punctuation, newlines and spaces.
 LLAMA_3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -41,7 +45,7 @@ SYNONYMS = {
 def read_tokenizer(metadata: Mapping[str, Any]) -> Tokenizer:
     """The tokenizer of the metadata (`tokenizer.ggml.*`, `tokenizer.chat_template`).
 
-    Raises InputError for a model other than byte-level BPE and for an unknown pre-tokenizer.
+    Raises InputError for a model other than byte-level BPE and SentencePiece's BPE, and for an unknown pre-tokenizer.
     """
     template = chosen_template("the GGUF file", metadata.get("tokenizer.chat_template"))
     pipeline = _pipeline(metadata)
@@ -55,22 +59,39 @@ def placeholder(index: int) -> str:
 
 
 def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
-    """Byte-level BPE with the vocabulary, merges, special tokens and pre-tokenizer of the file."""
+    """The vocabulary, merges or scores, special tokens and pre-tokenizer of the file."""
     model, kind = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
-    if model != "gpt2":
-        raise InputError(f"the tokenizer of a GGUF file must be 'gpt2' (byte-level BPE), got {model!r}")
+    if model not in ("gpt2", "llama"):
+        raise InputError(
+            f"the tokenizer of a GGUF file must be 'gpt2' (byte-level BPE) or 'llama' (SentencePiece), got {model!r}"
+        )
     kind = SYNONYMS.get(kind, kind) if isinstance(kind, str) else kind
-    if kind not in tuple(PRETOKENISERS):
-        known = ", ".join([*PRETOKENISERS, *SYNONYMS])
-        raise InputError(f"the pre-tokenizer of a GGUF file must be one of {known}, got {kind!r}")
     tokens, types = _texts(metadata, "tokens"), metadata.get("tokenizer.ggml.token_type")
     if len(set(tokens)) != len(tokens):
         raise InputError("the vocabulary of this GGUF file has a duplicate token")
     if types is not None and (not isinstance(types, list) or len(types) != len(tokens)):
         raise InputError("this GGUF file must have one token type per token")
-    unused = {index for index, its_type in enumerate(types or []) if its_type == UNUSED}
+    types = types or [NORMAL] * len(tokens)
     vocabulary = {token: index for index, token in enumerate(tokens)
-                  if not (index in unused and token == placeholder(index))}  # fmt: skip
+                  if not (types[index] == UNUSED and token == placeholder(index))}  # fmt: skip
+    pieces = model == "llama"
+    built = _sentencepiece(metadata, vocabulary, types) if pieces else _byte_pairs(metadata, vocabulary, kind)
+    for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
+        chosen = [token for token, its_type in zip(tokens, types, strict=True) if its_type == type_]
+        add([AddedToken(token, special=type_ == CONTROL, normalized=False) for token in chosen])
+    bos = _special_tokens(metadata, ROLES).get("bos")
+    # llama.cpp's default, where the file does not say whether texts start with bos.
+    default = pieces or kind == "llama-bpe"
+    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", default) is True:
+        built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])
+    return built
+
+
+def _byte_pairs(metadata: Mapping[str, Any], vocabulary: dict[str, int], kind: Any) -> tokenizers.Tokenizer:
+    """Byte-level BPE with the pre-tokenizer `kind`."""
+    if kind not in tuple(PRETOKENISERS):
+        known = ", ".join([*PRETOKENISERS, *SYNONYMS])
+        raise InputError(f"the pre-tokenizer of a GGUF file must be one of {known}, got {kind!r}")
     merges = [tuple(merge.split(" ", 1)) for merge in _texts(metadata, "merges")]
     try:
         bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe")  # pyright: ignore
@@ -80,21 +101,27 @@ def _pipeline(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     built = tokenizers.Tokenizer(bpe)
     built.pre_tokenizer = PRETOKENISERS[kind]
     built.decoder = decoders.ByteLevel()
-    for type_, add in ((CONTROL, built.add_special_tokens), (USER_DEFINED, built.add_tokens)):
-        chosen = [token for token, its_type in zip(tokens, types or [], strict=False) if its_type == type_]
-        add([AddedToken(token, special=type_ == CONTROL, normalized=False) for token in chosen])
-    bos = _special_tokens(metadata, ROLES).get("bos")
-    # llama.cpp's default, where the file does not say whether texts start with bos.
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token", kind == "llama-bpe") is True:
-        built.post_processor = processors.TemplateProcessing(f"{bos} $A", None, [(bos, vocabulary[bos])])
     return built
+
+
+def _sentencepiece(metadata: Mapping[str, Any], vocabulary: dict[str, int], types: list[int]) -> tokenizers.Tokenizer:
+    """SentencePiece's BPE. Text never becomes control, unknown or byte tokens by merges."""
+    scores = metadata.get("tokenizer.ggml.scores")
+    numbers = isinstance(scores, list) and all(isinstance(score, (int, float)) for score in scores)
+    if not numbers or len(scores) != len(types) or not all(map(math.isfinite, scores)):
+        raise InputError("this GGUF file must have one score per token, a finite number: tokenizer.ggml.scores")
+    merged = {token: scores[index] for token, index in vocabulary.items()
+              if types[index] not in (UNKNOWN, CONTROL, BYTE)}  # fmt: skip
+    space = metadata.get("tokenizer.ggml.add_space_prefix", True) is True
+    return sentencepiece(vocabulary, merged, _special_tokens(metadata, ROLES).get("unk"), space)
 
 
 def _special_tokens(metadata: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, str]:
     """The tokens whose ids the file defines, by their names in `keys`."""
     tokens, names = _texts(metadata, "tokens"), {}
+    defaults = SENTENCEPIECE_ROLES if metadata.get("tokenizer.ggml.model") == "llama" else {}
     for role, key in keys.items():
-        index = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        index = metadata.get(f"tokenizer.ggml.{key}_token_id", defaults.get(role))
         if index is None:
             continue
         if not isinstance(index, int) or not 0 <= index < len(tokens):

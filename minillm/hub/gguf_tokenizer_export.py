@@ -8,10 +8,10 @@ import json
 from typing import Any
 
 from minillm.errors import InputError
-from minillm.hub.gguf_tokenizer import CONTROL, PRETOKENISERS, UNUSED, USER_DEFINED, placeholder
+from minillm.hub.gguf_sentencepiece import BYTES, adds_space, piece_scores
+from minillm.hub.gguf_tokenizer import BYTE, CONTROL, NORMAL, PRETOKENISERS, UNUSED, USER_DEFINED, placeholder
 from minillm.tokenizer import ENDS, Tokenizer
 
-NORMAL = 1
 ADVICE = "; save the model in Hugging Face's layout instead"
 
 
@@ -32,7 +32,11 @@ def describe_tokenizer(writer: Any, tokenizer: Tokenizer, rows: int) -> None:
     for index, token in names.items():
         if token in added:
             types[index] = CONTROL if token in tokenizer.special else USER_DEFINED
-    _describe_byte_pairs(writer, pipeline)
+    if pipeline["model"].get("byte_fallback"):
+        types = [BYTE if token in BYTES else type_ for token, type_ in zip(tokens, types, strict=True)]
+        _describe_sentencepiece(writer, pipeline, tokens)
+    else:
+        _describe_byte_pairs(writer, pipeline)
     writer.add_token_list(tokens)
     writer.add_token_types(types)
     _describe_roles(writer, tokenizer)
@@ -63,12 +67,23 @@ def _describe_byte_pairs(writer: Any, pipeline: dict[str, Any]) -> None:
     ]
     if not plain or affixes or not kinds:
         raise InputError(
-            "GGUF has no tokenizer type for this tokenizer: it must be byte-level BPE without a normalizer, with the "
-            f"pre-tokenizer {', '.join(PRETOKENISERS)}{ADVICE}"
+            "GGUF has no tokenizer type for this tokenizer: it must be byte-level BPE without a normalizer and "
+            f"with the pre-tokenizer {', '.join(PRETOKENISERS)}, or SentencePiece's BPE with byte fallback{ADVICE}"
         )
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(kinds[0])
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+
+
+def _describe_sentencepiece(writer: Any, pipeline: dict[str, Any], tokens: list[str]) -> None:
+    """SentencePiece's BPE. A token that no merge forms has the lowest score."""
+    if pipeline["model"]["type"] != "BPE":
+        raise InputError(f"GGUF has no byte fallback for {pipeline['model']['type']}, only for BPE{ADVICE}")
+    scores = piece_scores(pipeline)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_scores([scores.get(token, -float(len(scores))) for token in tokens])
+    writer.add_add_space_prefix(adds_space(pipeline))
 
 
 def _without_offsets(part: Any) -> Any:

@@ -33,6 +33,8 @@ class LlamaCpp:
         if adapter is not None:
             params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
         self.server = xllamacpp.Server(params)
+        # A server that is deleted before its loop has started never ends: wait for its first answer.
+        self.generate([0], 1)
 
     def encode(self, text, *, special=False, start=False):
         """The ids of a text; `special` recognises special tokens in it, `start` adds bos if the file says so."""

@@ -104,7 +104,8 @@ def test_llama_3_encodes_a_word_of_its_vocabulary_as_one_token_even_without_a_me
     [
         ({"pre": "falcon"}, "must be one of smollm, gpt-2, llama-bpe, qwen2, "),
         ({"pre": None}, "got None"),
-        ({"model": "llama"}, "must be 'gpt2' (byte-level BPE), got 'llama'"),
+        ({"model": "bert"}, "must be 'gpt2' (byte-level BPE) or 'llama' (SentencePiece), got 'bert'"),
+        ({"model": "llama"}, "must have one score per token, a finite number"),
         ({"tokens": None}, "has no tokens"),
         ({"merges": [1, 2]}, "has no merges"),
         ({"merges": ["nonsense"]}, "do not fit its vocabulary"),
