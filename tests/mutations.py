@@ -41,6 +41,8 @@ LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
 NUMPY = "training/numpy_learner.py"
 PEFT = "hub/peft.py"
 GGUF_TOKENIZER = ("hub/gguf_tokenizer_export.py", "hub/test_llama_cpp.py")
+GGUF_PIECES = ("hub/gguf_sentencepiece.py", "hub/test_sentencepiece.py")
+GGUF_LORA = ("hub/gguf_lora.py", "hub/test_llama_cpp.py")
 PEFT_LORA = ("hub/peft_lora.py", "hub/test_peft.py")
 
 
@@ -224,6 +226,12 @@ _ROWS = [
     ("another base accepted for a peft adapter", PEFT_LORA,
         "if not torch.equal(tensor.to(matrix.weight), matrix.weight):", "if False:"),
     ("a user-defined token exported as control", GGUF_TOKENIZER, "else USER_DEFINED", "else CONTROL"),
+    ("an exported byte token of another type", GGUF_TOKENIZER, "BYTE if token in BYTES", "NORMAL if token in BYTES"),
+    ("merges that SentencePiece would also make", GGUF_PIECES, "if (left, right) not in present:", "if False:"),
+    ("scores that rise in the order of the merges", GGUF_PIECES, "else -float(len(scores))", "else float(len(scores))"),
+    ("a first space that is not added", GGUF_PIECES, "if space else replace\n", "if not space else replace\n"),
+    ("a scale that llama.cpp does not know", GGUF_LORA, "matrix.scale * len(a) / method.alpha * b", "b"),
+    ("columns of B in the place of others", GGUF_LORA, "start += b.shape[1]", "start += 0"),
     ("an exported bos that is always added", GGUF_TOKENIZER, "add_add_bos_token(tokenizer.starts_with_bos)",
      "add_add_bos_token(tokenizer.bos is not None)"),
     ("the blocks of c_attn in reversed order", PEFT_LORA, ".block_diag(*rows)", ".block_diag(*reversed(rows))"),

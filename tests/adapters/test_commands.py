@@ -66,6 +66,7 @@ def test_a_lora_is_inspected_compared_resized_merged_and_converted(command, plac
     command("adapter", "export-peft", "one", "--out", "peft", "--base", "base")
     command("adapter", "import-peft", "peft", "--out", "back", "--base", "base")
     command("export", "base", "--adapter", "one", "--out", "one.gguf")
+    assert "saved: lora.gguf" in command("adapter", "export-gguf", "one", "--out", "lora.gguf", "--base", "base")
 
     decoder, _ = minillm.load(place / "base")
     logits = {name: adapt.load(decoder, place / name)(IDS) for name in ("one", "small", "again", "back")}
