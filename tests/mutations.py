@@ -192,7 +192,7 @@ _ROWS = [
     ("a model's declared ends ignored", ("hub/huggingface_tokenizer.py", "hub/test_huggingface_tokenizer.py"),
         "chosen), ends)", "chosen))"),
     ("the start of Llama 3 in GGUF left out", ("hub/gguf_tokenizer.py", "hub/test_gguf_tokenizer.py"),
-        'add_bos_token", kind == "llama-bpe")', 'add_bos_token")'),
+        'default = pieces or kind == "llama-bpe"', "default = pieces"),
     ("non-finite numbers saved", SAVED, 'check_finite(state, "the method")', "pass"),
     ("an adapter without effect accepted", FILES, "if found.size == 0 and not allow_noop:", "if False:"),
     ("another tokenizer accepted", FILES, "not in (None, tokenizer.fingerprint)", "is False"),

@@ -106,9 +106,12 @@ def _byte_pairs(metadata: Mapping[str, Any], vocabulary: dict[str, int], kind: A
 
 def _sentencepiece(metadata: Mapping[str, Any], vocabulary: dict[str, int], types: list[int]) -> tokenizers.Tokenizer:
     """SentencePiece's BPE. Text never becomes control, unknown or byte tokens by merges."""
-    scores = metadata.get("tokenizer.ggml.scores")
-    numbers = isinstance(scores, list) and all(isinstance(score, (int, float)) for score in scores)
-    if not numbers or len(scores) != len(types) or not all(map(math.isfinite, scores)):
+    scores: Any = metadata.get("tokenizer.ggml.scores")
+    if (
+        not isinstance(scores, list)
+        or len(scores) != len(types)
+        or not all(isinstance(score, (int, float)) and math.isfinite(score) for score in scores)
+    ):
         raise InputError("this GGUF file must have one score per token, a finite number: tokenizer.ggml.scores")
     merged = {token: scores[index] for token, index in vocabulary.items()
               if types[index] not in (UNKNOWN, CONTROL, BYTE)}  # fmt: skip
