@@ -68,15 +68,15 @@ def piece_scores(pipeline: dict[str, Any]) -> dict[str, float]:
     return _ranked(merges)
 
 
-def _ranked(merges: list[tuple[str, str]]) -> dict[str, float]:
+def _ranked(merges: list[tuple[str, ...]]) -> dict[str, float]:
     """Falling scores in the order of the merges.
 
     Pieces whose merges alternate have equal scores: then llama.cpp joins the first pair in the text. The ids are the
     same for runs of one character, like the spaces of Llama 2 and Mistral. Raises InputError for other pieces.
     """
     spans: dict[str, list[int]] = {}
-    for rank, (left, right) in enumerate(merges):
-        spans.setdefault(left + right, [rank, rank])[1] = rank
+    for rank, pair in enumerate(merges):
+        spans.setdefault("".join(pair), [rank, rank])[1] = rank
     scores: dict[str, float] = {}
     characters, end = set(), -1
     for piece, (first, last) in spans.items():
