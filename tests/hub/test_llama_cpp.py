@@ -85,6 +85,7 @@ LORAS = {
         llama_config(vocabulary=313, tie_embeddings=False, bias=True),
         {"targets": ["key", "down", "head"], "ranks": {"key": 2}, "alphas": {"down": 7}, "rank_stabilised": True}, 1e-5,
     ),
+    "Qwen3": (llama_config(vocabulary=313, **RELATIVES["Qwen3"]), {}, 1e-5),
     "parts of GPT-2's fused matrix": (GPT2, {"targets": ["query", "value", "up"], "ranks": {"value": 3}}, 1e-3),
 }  # fmt: skip
 
