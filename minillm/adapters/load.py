@@ -110,6 +110,8 @@ def opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), framework="pt") as file:
             yield file
+    except BrokenPipeError:  # of the output, not of the file
+        raise
     except (SafetensorError, OSError) as problem:
         raise InputError(f"{path} is damaged: it cannot be read as safetensors ({problem})"[:500]) from None
 

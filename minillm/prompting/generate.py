@@ -1,6 +1,8 @@
 """`minillm generate`: continue a text, or answer a message."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from unicodedata import normalize
 
 import torch
 
@@ -11,6 +13,7 @@ from minillm.data.templates import Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import stream
+from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.options import Directory, Model, Positional, RunOptions, Text
 from minillm.tokenizer import Tokenizer
@@ -20,7 +23,7 @@ from minillm.tokenizer import Tokenizer
 class Generate(RunOptions):
     """Continue a text, or answer a message with --chat. Tokens are printed as they are generated.
 
-    An adapter's own prompt template is applied to the text, as in its training.
+    An adapter's own prompt template is applied to the text, as in its training; one for labels gives a label.
 
     Example: minillm generate "What is a prefix?" --chat --max-new-tokens 50
     """
@@ -34,7 +37,7 @@ class Generate(RunOptions):
     chat: bool = False
     """Apply the chat template of the base, and not the adapter's prompt template."""
     raw: bool = False
-    """Continue the text as it is, without the adapter's prompt template."""
+    """Continue the text as it is, without the adapter's prompt template and labels."""
     max_new_tokens: int = 100
     """The maximum number of tokens to generate."""
     temperature: float = 0.0
@@ -57,20 +60,28 @@ class Generate(RunOptions):
         model, tokenizer = self._load()
         device = pick_device(self.device)
         usage = self._usage(model)
-        template = Template(usage.prompt or "{text}", chat=self.chat or usage.chat)
-        # The text of a row has no surrounding whitespace.
-        text = self.prompt if usage.prompt is None else self.prompt.strip()
-        end, answers = (list(map(tokenizer.encode, texts)) for texts in ([usage.end], usage.labels or ()))
-        stop = {*tokenizer.stop, *(ids[0] for ids in end if len(ids) == 1)}
-        tokens = stream(
-            model.to(device), torch.tensor([template.encode(tokenizer, text)], dtype=torch.long, device=device),
-            max_new_tokens=min(self.max_new_tokens, max(map(len, answers), default=self.max_new_tokens)),
-            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, seed=self.seed, stop=stop,
-        )  # fmt: skip
+        template = Template(usage.prompt or "{text}", end=usage.end, chat=self.chat or usage.chat)
+        # As the texts of a table; a newline at the end would stand twice.
+        text = self.prompt if usage.prompt is None else normalize("NFC", self.prompt.strip())
+        if usage.labels is None:
+            pieces = self._pieces(model.to(device), tokenizer, template.encode(tokenizer, text), usage.end)
+        else:
+            pieces = [_label(model.to(device), tokenizer, template, text, usage.labels)]
         print("" if template.chat else template.render(text), end="", flush=True)
-        for piece in tokenizer.decode_stream(int(token) for token in tokens if int(token) not in stop):
+        for piece in pieces:
             print(piece, end="", flush=True)
         print()
+
+    def _pieces(self, model: Decoder | Method, tokenizer: Tokenizer, prompt: list[int], end: str) -> Iterator[str]:
+        """The generated text, up to a stop token or an end of one token. Raises InputError on the call."""
+        ids = tokenizer.encode(end)
+        stop = {*tokenizer.stop, *(ids if len(ids) == 1 else ())}
+        tokens = stream(
+            model, torch.tensor([prompt], device=model.decoder.embed.weight.device),
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
+            seed=self.seed, stop=stop,
+        )  # fmt: skip
+        return tokenizer.decode_stream(int(token) for token in tokens if int(token) not in stop)
 
     def _usage(self, model: Decoder | Method) -> Usage:
         """The adapter's usage; --raw, and --chat for an adapter that was not trained with it, leave it aside."""
@@ -89,3 +100,12 @@ class Generate(RunOptions):
                 f"{self.adapter} is a {type(method).__name__}, a classifier; generate needs a language model"
             )
         return method, tokenizer
+
+
+@torch.no_grad()
+def _label(
+    model: Decoder | Method, tokenizer: Tokenizer, template: Template, text: str, labels: Sequence[str]
+) -> str:  # fmt: skip
+    """The most probable label: the training compares the labels alone, and no label with other texts."""
+    answers = template.answers(tokenizer, [text], labels)
+    return labels[int(answer_scores(model, [template.encode(tokenizer, text)], answers).argmax())]

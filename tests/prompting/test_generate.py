@@ -7,9 +7,11 @@ from minillm import Decoder, DecoderConfig, InputError, Tokenizer, generate, loa
 from minillm.adapt import FineTune, LoRA
 from minillm.adapt.description import Usage
 from minillm.data.exchanges import Exchange
+from minillm.data.templates import Template
 from minillm.prompting.fitting import encode_exchanges
 from minillm.prompting.generate import Generate
 from minillm.prompting.lengths import room
+from minillm.prompting.scoring import answer_scores
 from tests.training.tokenizer_training import NAMES, TEMPLATE, sentencepiece, smollm, trained
 
 LLAMA = Tokenizer(sentencepiece("normalizer"), {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
@@ -76,12 +78,12 @@ def _with_usage(adapted, **usage):
     return method, {"base": base, "adapter": base / "adapter"}
 
 
-@pytest.mark.parametrize("typed", ["the film", "the film\n", " the film "])
+@pytest.mark.parametrize("typed", ["the film é", "the film é\n", " the film e\u0301 "])
 def test_an_adapters_template_is_applied_to_the_text(adapted, typed, capsys):
     method, paths = _with_usage(adapted, prompt="Q: {text}\n")
-    expected = "Q: the film\n" + _continuation(method, SMOLLM, SMOLLM.encode("Q: the film\n"))
+    expected = "Q: the film é\n" + _continuation(method, SMOLLM, SMOLLM.encode("Q: the film é\n"))
     assert _printed(capsys, typed, **paths) == expected
-    assert _printed(capsys, "Q: the film\n", raw=True, **paths) == expected
+    assert _printed(capsys, "Q: the film é\n", raw=True, **paths) == expected
 
 
 def test_a_chat_template_is_applied_once(adapted, capsys):
@@ -96,10 +98,13 @@ def test_a_chat_template_is_applied_once(adapted, capsys):
         _printed(capsys, "the film", chat=True, raw=True, **paths)
 
 
-def test_an_adapter_for_labels_generates_no_more_than_a_label(adapted, capsys):
-    method, paths = _with_usage(adapted, prompt="{text}:", labels=[" a", " b"])
-    expected = generate(method, torch.tensor([SMOLLM.encode("x:")]), max_new_tokens=len(SMOLLM.encode(" a")))
-    assert _printed(capsys, "x", **paths) == SMOLLM.decode(expected[0].tolist())
+@pytest.mark.parametrize("labels", [[" a", " b"], [" not", " not sure", " the film"]])
+def test_an_adapter_for_labels_gives_the_most_probable_one(adapted, labels, capsys):
+    method, paths = _with_usage(adapted, prompt="{text}:", labels=labels, end="\n")
+    ids = Template("{text}:", end="\n").answers(SMOLLM, ["x"], labels)
+    best = labels[int(answer_scores(method, [SMOLLM.encode("x:")], ids).argmax())]
+    assert _printed(capsys, "x", **paths) == "x:" + best
+    assert _printed(capsys, "x:", raw=True, **paths) == "x:" + _continuation(method, SMOLLM, SMOLLM.encode("x:"))
 
 
 def test_a_classifier_in_the_heads_place_generates_no_text(adapted, capsys):
