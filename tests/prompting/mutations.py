@@ -30,7 +30,7 @@ PROMPTING_MUTATIONS = [
     mutation("bos left out", ("tokenizer.py", TEMPLATE[1]), "if ids := start + self", "if ids := self"),
     mutation("a prompt of training without its start", ("data/exchanges.py", GENERATE[1]), "tokenizer.prompt(",
         "tokenizer.encode("),
-    mutation("an answer with another leading space", ("tokenizer.py", GENERATE[1]), "._encoded(self._within, text)",
+    mutation("an answer with another leading space", "tokenizer.py", "._encoded(self._within, text)",
         "._encoded(self.pipeline, text)"),
     mutation("an adapter's template left out", GENERATE, 'usage.prompt or "{text}"', '"{text}"'),
     mutation("a template applied twice", GENERATE, "self.raw or (self.chat and not usage.chat)", "False"),
