@@ -39,6 +39,8 @@ FINE_TUNE = "adapt/fine_tune.py"
 LOOP = "training/loop.py"
 LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
 NUMPY = "training/numpy_learner.py"
+FAMILY = ("hub/llama_settings.py", "hub/test_families.py")
+WINDOWED = "laws.py::test_the_law_holds_for_the_relatives_of_llama[9-{}-Mistral]"
 PEFT = "hub/peft.py"
 GGUF_TOKENIZER = ("hub/gguf_tokenizer_export.py", "hub/test_llama_cpp.py")
 GGUF_PIECES = ("hub/gguf_sentencepiece.py", "hub/test_sentencepiece.py")
@@ -88,7 +90,7 @@ _ROWS = [
     ("a window of one token less", plain("visible_keys"), "place[:, None] < window", "place[:, None] < window - 1"),
     ("a window that counts padding", plain("visible_keys"), "if mask is None else mask.cumsum(-1)", ""),
     ("a window that passes over a trained prefix", plain("visible_keys"), "near[..., :always] = True", "pass"),
-    ("a window that one query ignores", fast("attention"),
+    ("a window that one query ignores", "fast/attention.py",
         "(mask is None and window is None and queries == 1)", "(mask is None and queries == 1)"),
     ("a missing scale, fast", fast("attention"), "is_causal=square,", "is_causal=square, scale=1.0,"),
     ("a gate without its tanh, fast", fast("attention"), "prefix.gate.tanh()", "prefix.gate"),
@@ -216,6 +218,15 @@ _ROWS = [
     ("a changed weight not detected", FINGERPRINT, " {zlib.crc32(tensor_bytes(tensor).data):08x}", ""),
     ("a cache of other weights accepted", FINGERPRINT, 'cached["files"] == stamp else {}', "stamp else {}"),
     ("a cast accepted as the weights of the file", FINGERPRINT, "    _read_from_file(source)\n", ""),
+    ("layers with and without rotary positions exchanged", FAMILY, "if not flag", "if flag"),
+    ("YaRN without its attention factor", FAMILY, "over_all else scale(1.0)", "over_all else 1.0"),
+    ("Qwen's rows in the order of a Llama", ("hub/gguf.py", "hub/test_llama_cpp.py"), "    interleaved={},\n", ""),
+    ("a prefix under a window exported to peft", ("hub/peft.py", FAMILY[1]),
+        "config.window is not None and", "False and"),
+    ("a hard prompt that no window passes over", ("adapt/in_context.py", WINDOWED.format("in context")),
+        "windowed=True", "windowed=False"),
+    ("a soft prompt that no window passes over", ("decoder.py", WINDOWED.format("soft prompt, of words")),
+        "torch.stack(values), windowed=True", "torch.stack(values), windowed=False"),
     ("layers and sides exchanged in peft's prefix", PEFT, "P K -> P (L sides G K)", "P K -> P (sides L G K)"),
     ("a gate that peft lacks", PEFT, 'if "gate" in state:', "if False:"),
     ("unshifted positions that peft lacks", PEFT, "if not method.shift_positions:", "if False:"),

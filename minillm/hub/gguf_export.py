@@ -53,6 +53,11 @@ def write(writer: Any, path: str | Path) -> None:
 
 def described(config: DecoderConfig) -> tuple[str, Settings]:
     """The first architecture that describes the decoder whole, with its metadata."""
+    if config.window is not None:
+        raise InputError(
+            f"llama.cpp ignores the sliding window of these decoders (window={config.window}); for texts that are no "
+            "longer, export the weights with window=None in the config"
+        )
     config = replace(config, dropout=0.0)
     for architecture, family in FAMILIES.items():
         settings = as_written(config, family)

@@ -70,7 +70,7 @@ def _read_rope(settings: Settings, fields: Fields) -> dict[str, Any]:
     if kind == "yarn" and factor is not None:
         original = taken(settings, ORIGINAL, int, fields["context_length"])
         scaling = RopeScaling("yarn", factor, original, 1.0, 32.0, 0.1 * math.log(max(factor, 1.0)) + 1.0)
-    elif kind == "linear" and factor not in (None, 1.0):
+    elif kind == "linear" and factor is not None and (factor != 1.0 or TYPE in settings):
         scaling = RopeScaling("linear", taken({FACTOR: factor}, FACTOR, float))
     return {"rope_theta": taken(settings, "rope.freq_base", float, 10_000.0), "rope_scaling": scaling}
 

@@ -28,3 +28,11 @@ def test_bfloat16_on_a_cpu_does_not_use_the_fused_kernel(dtype, fused, monkeypat
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **b: called.append(1) or right(*a, **b))
     fast.attention(*torch.randn(3, 1, 2, 5, 4, dtype=dtype))
     assert bool(called) == fused
+
+
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_one_query_with_cached_keys_attends_to_its_window_alone(window):
+    query, key, value = torch.randn(3, 2, 2, 7, 5, dtype=torch.float64)
+    alone = fast.attention(query[:, :, -1:], key, value, window=window)
+    near = fast.attention(query[:, :, -1:], key[:, :, -window:], value[:, :, -window:])
+    assert_close(alone, near, "law")

@@ -94,6 +94,7 @@ RELATIVES = {
     "Llama 3": {"rope_scaling": RopeScaling("llama3", 8.0, original_context=32)},
     "Llama 3.2": {"rope_scaling": RopeScaling("llama3", 32.0), "rope_theta": 500_000.0},
     "Llama, linear": {"rope_scaling": RopeScaling("linear", 3.0)},
+    "Llama, linear by 1": {"rope_scaling": RopeScaling("linear", 1.0)},
     "Llama, YaRN": {"rope_scaling": YARN},
     "Llama, wide heads": {"attention_width": 96},
     "Llama, attention biases": {"bias": "attention"},

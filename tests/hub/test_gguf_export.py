@@ -93,7 +93,6 @@ def test_an_exported_gguf_file_loads_with_equal_logits(tmp_path, name):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"window": 5},
         {"unrotated_layers": (0,)},
         {"query_key_norm": True, "bias": "attention"},
         {"query_key_norm": True, "rope_scaling": RopeScaling("llama3", 8.0)},
@@ -107,3 +106,8 @@ def test_a_decoder_that_llama_cpp_would_compute_otherwise_is_not_exported(tmp_pa
     with pytest.raises(InputError, match="has no llama, no qwen2, no qwen3, no smollm3, no gpt2 like this decoder"):
         export(random_decoder(llama_config(**changes)), None, tmp_path / "mine.gguf")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sliding_window_is_not_exported(tmp_path):
+    with pytest.raises(InputError, match=r"llama\.cpp ignores the sliding window of these decoders \(window=5\)"):
+        export(random_decoder(llama_config(window=5)), None, tmp_path / "mine.gguf")
