@@ -40,6 +40,10 @@ class LlamaCpp:
         """The ids of a text; `special` recognises special tokens in it, `start` adds bos if the file says so."""
         return self._post("/tokenize", content=text, parse_special=special, add_special=start)["tokens"]
 
+    def decode(self, ids):
+        """The text of the ids, without the first space of SentencePiece."""
+        return self._post("/detokenize", tokens=ids)["content"].removeprefix(" ")
+
     def generate(self, ids, tokens, without=()):
         """The greedy tokens after the ids."""
         settings = {"n_predict": tokens, "temperature": 0, "logit_bias": [[token, False] for token in without]}

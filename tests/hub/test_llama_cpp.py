@@ -163,6 +163,12 @@ def test_the_token_types_are_control_user_defined_normal_and_unused(tmp_path):
     assert metadata["tokenizer.ggml.eot_token_id"] == 0
 
 
+def test_llama_cpp_decodes_the_bytes_of_a_character(tmp_path):
+    tokenizer = sentence_pieces()
+    export(padded(tokenizer), tokenizer, tmp_path / "mine.gguf")
+    assert LlamaCpp(tmp_path / "mine.gguf").decode(tokenizer.prompt("a😀")[1:]) == "a😀"
+
+
 def test_a_vocabulary_with_gaps_keeps_its_ids(tmp_path):
     described = json.loads(byte_level().pipeline.to_str())
     vocabulary = described["model"]["vocab"]
