@@ -26,7 +26,7 @@ OPTIONS = {
 @pytest.mark.parametrize("style", STYLES)
 def test_options_and_state_are_the_method_bit_for_bit(method, style):
     decoder = random_decoder(STYLES[style])
-    options = OPTIONS | {"train_bias": STYLES[style].bias}
+    options = OPTIONS | {"train_bias": bool(STYLES[style].bias)}
     first = moved(method(decoder, r=2, alpha=3, **options))
     saved, state = json.loads(json.dumps(first.options())), {name: t.clone() for name, t in first.state().items()}
     assert saved == {"r": 2, "alpha": 3, **options, "targets": list(options["targets"])}

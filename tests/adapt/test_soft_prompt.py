@@ -21,8 +21,8 @@ def prepended(decoder, vectors, ids):
     """The vectors before the embeddings of every row, through the blocks, without a prefix."""
     rows = torch.cat((vectors.expand(len(ids), -1, -1), decoder.embed(ids)), 1)
     hidden, rotation = decoder.encode_positions(rows, torch.arange(rows.shape[1]))
-    for block in decoder.blocks:
-        hidden = block(hidden, BlockInputs(rotation))
+    for index, block in enumerate(decoder.blocks):
+        hidden = block(hidden, BlockInputs(None if index in decoder.config.unrotated_layers else rotation))
     return decoder.head(decoder.norm(hidden))[:, len(vectors) :]
 
 

@@ -17,7 +17,7 @@ IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
 METHODS = {
     "LoRA": lambda base: LoRA(base, r=2, alpha=4),
     "LoRA, everywhere": lambda base: LoRA(base, r=2, alpha=3, targets=("all-linear", "head", "embed"), dropout=0.5),
-    "LoRA, biases": lambda base: LoRA(base, r=2, alpha=4, train_bias=base.config.bias),
+    "LoRA, biases": lambda base: LoRA(base, r=2, alpha=4, train_bias=base.config.has_bias("query")),
     "DoRA": lambda base: DoRA(base, r=2, alpha=4, targets=("all-linear", "head")),
     "PiSSA": lambda base: PiSSA(base, r=2, alpha=4, targets=("all-linear",)),
     "FineTune": lambda base: FineTune(base, layers=1),
