@@ -7,6 +7,9 @@ from minillm.lab import check, check_operations
 from tests import laws
 from tests.reference import test_training
 
+# `.ci/run` runs whole suites with two threads.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _two_threads():

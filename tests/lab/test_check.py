@@ -40,7 +40,9 @@ def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
     assert failed(described) == []
 
 
-@pytest.mark.parametrize("config", ["vaswani", "gpt2", pytest.param("smollm2-135m", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "config", ["gpt2", *(pytest.param(c, marks=pytest.mark.slow) for c in ("vaswani", "smollm2-135m"))]
+)
 def test_other_architectures_pass(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
