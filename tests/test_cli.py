@@ -71,7 +71,8 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command,
     ladder = json.loads((place / "out" / "ladder.json").read_text())
     assert [rung["name"] for rung in ladder["rungs"]] == rungs
     assert ladder["rungs"][0] == begun["rungs"][0], "a finished rung is not run again"
-    assert {"base", "task", "train", "test", "seed", "device", "versions"} <= set(ladder)
+    assert {"base", "train", "test", "seed", "device", "versions"} <= set(ladder)
+    assert (ladder["task"], ladder["data"]) == (None, "mine.csv")
     for rung in ladder["rungs"]:
         assert set(rung) >= KEYS
         assert 0 <= rung["accuracy"] <= 1

@@ -103,10 +103,10 @@ class DataOptions(RunOptions):
         """These options in JSON's types, with the number of threads in use, and of training and test rows of a task."""
         found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads
-        data = None if self.data is None else str(self.data)
+        source = {"task": self.task or "reviews"} if self.data is None else {"data": str(self.data)}
         if task is not None:
             found |= {"train": len(task.train), "test": len(task.test)}
-        return found | {"task": self.task or "reviews", "threads": threads, "data": data, "prompt": self.question}
+        return found | source | {"threads": threads, "prompt": self.question}
 
     @property
     def table(self) -> Table | None:
