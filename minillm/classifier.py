@@ -359,10 +359,8 @@ class TextClassifier(MethodOptions):
 
     def _prompts(self, rows: Sequence[LabelledText], method: Adaptation | Decoder) -> list[list[int]]:
         """The ids of the prompts. Texts that are too long are cut or refused, as `truncate` says."""
-        questions, places = (
-            [Question(self.template_, row.text) for row in rows],
-            [row.place or "a text" for row in rows],
-        )
+        questions = [Question(self.template_, row.text) for row in rows]
+        places = [row.place or "a text" for row in rows]
         return fit(self.tokenizer_, questions, [self._room(method)] * len(rows), self.truncate, places)[1]
 
     def _adapted(self, decoder: Decoder) -> Method | Decoder:

@@ -8,7 +8,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar, get_args
 
 import torch
 
@@ -85,7 +85,7 @@ def fit(
 
 def check_truncate(truncate: str) -> None:
     """Raises InputError for anything but error, left and right."""
-    if truncate not in ("error", "left", "right"):
+    if truncate not in get_args(Truncate):
         raise InputError(f"truncate must be error, left or right, got {truncate!r}")
 
 
