@@ -3,8 +3,11 @@
 `python -m pytest -m slow tests/test_mutations.py` mutates two copies at a time, one in each worker.
 """
 
+import ast
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import count
@@ -13,22 +16,32 @@ from pathlib import Path
 import pytest
 
 import minillm
-from tests import mutations
+from tests import forking
 from tests.kernels.mutations import KERNEL_MUTATIONS
 from tests.law_mutations import LAW_MUTATIONS
 from tests.laws import CELLS, EVERYWHERE
+from tests.mutations import MUTATIONS as OTHER_MUTATIONS
+from tests.mutations import Mutation
 from tests.prompting.mutations import PROMPTING_MUTATIONS
 
-MUTATIONS = mutations.MUTATIONS + LAW_MUTATIONS + PROMPTING_MUTATIONS + KERNEL_MUTATIONS
+MUTATIONS = OTHER_MUTATIONS + LAW_MUTATIONS + PROMPTING_MUTATIONS + KERNEL_MUTATIONS
 HOME = Path(minillm.__file__).parent
 TESTS = Path(__file__).parent
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
-def test_the_old_text_of_a_mutation_occurs_once_and_is_changed(mutation):
-    assert (HOME / mutation.file).read_text().count(mutation.old) == 1
-    assert mutation.old != mutation.new
+def test_a_mutation_changes_one_place(mutation):
+    source = (HOME / mutation.file).read_text()
+    assert mutation.apply(source) not in (source, _plain(mutation.file, source))
     assert (TESTS / mutation.test.split("::")[0]).exists()
+
+
+def test_a_mutation_ignores_layout_and_comments():
+    source = "def f(a):\n    b = g(  # a comment\n        a,\n    )\n    b += 1\n\n\ndef h(a):\n    return g(a)\n"
+    assert Mutation("", "f.py", "b = g(a)\nb += 1", "pass", "").apply(source).startswith("def f(a):\n    pass\n\n")
+    assert Mutation("", "f.py", "g(a)", "a", "", "h").apply(source).endswith("def h(a):\n    return a")
+    with pytest.raises(AssertionError, match=r"occurs 2 times in f\.py, not once"):
+        Mutation("", "f.py", "g(a)", "a", "").apply(source)
 
 
 def test_each_law_has_a_mutation_for_a_method_that_it_applies_to():
@@ -37,56 +50,76 @@ def test_each_law_has_a_mutation_for_a_method_that_it_applies_to():
     assert len({mutation.what for mutation in LAW_MUTATIONS}) == len(LAW_MUTATIONS)
 
 
+def _plain(name, source):
+    """The source as a mutation writes it, which changes nothing."""
+    return ast.unparse(ast.parse(source)) if name.endswith(".py") else source
+
+
+class Copy:
+    """A copy of the package, the tests and the settings, and a process that runs tests there."""
+
+    def __init__(self, home):
+        self.home, self.seconds, ignored = home, count(1), shutil.ignore_patterns("__pycache__")
+        shutil.copytree(HOME, home / "minillm", ignore=ignored)
+        shutil.copytree(TESTS, home / "tests", ignore=ignored)
+        for name in ("pyproject.toml", "LICENSE"):
+            shutil.copy(TESTS.parent / name, home / name)
+        for name in {mutation.file for mutation in MUTATIONS}:
+            self.write(name, _plain(name, self.read(name)))
+        # The working directory comes first on Python's path.
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.forking"],
+            cwd=home, env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        )  # fmt: skip
+
+    def read(self, name):
+        return (self.home / "minillm" / name).read_text()
+
+    def write(self, name, text):
+        """With a new modification time, by which Python decides in seconds whether to compile a file again."""
+        file, second = self.home / "minillm" / name, next(self.seconds)
+        file.write_text(text)
+        os.utime(file, (second, second))
+
+    def run(self, *tests):
+        """The exit status of pytest and its output, without the options of pyproject.toml."""
+        options = ["-qx", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider"]
+        options += ["--hypothesis-profile", "first failure"]
+        print(json.dumps([*options, *(f"tests/{test}" for test in tests)]), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline()), (self.home / forking.OUTPUT).read_text()
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """A copy of the package, the tests and the settings; the working directory comes first on Python's path."""
-    home = tmp_path_factory.mktemp("mutated")
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(HOME, home / "minillm", ignore=ignored)
-    shutil.copytree(TESTS, home / "tests", ignore=ignored)
-    for name in ("pyproject.toml", "LICENSE"):
-        shutil.copy(TESTS.parent / name, home / name)
-    return home
+    copy = Copy(tmp_path_factory.mktemp("mutated"))
+    yield copy
+    copy.process.stdin.close()
+    copy.process.wait()
 
 
-CLOCK = count(1)
+FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="the tests of a mutation run in a fork")
+PARTS = 8
 
 
-def _write(file, text):
-    """Writes with a new modification time, by which Python decides in seconds whether to compile a file again."""
-    file.write_text(text)
-    second = next(CLOCK)
-    os.utime(file, (second, second))
-
-
-def _run(home, *tests):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    # In one process, without the options of pyproject.toml.
-    command = [sys.executable, "-m", "pytest", "-qx", "-m", "not slow", "-o", "addopts=", "-p", "no:cacheprovider"]
-    command += ["--hypothesis-profile", "first failure", *tests]
-    return subprocess.run(command, cwd=home, env=environment, capture_output=True, text=True, timeout=300)
-
-
+@FORKS
 @pytest.mark.slow
-def test_the_unchanged_copy_passes(copy):
-    done = _run(copy, *sorted({f"tests/{mutation.test}" for mutation in MUTATIONS}))
-    assert done.returncode == 0, done.stdout
-    where = subprocess.run(
-        [sys.executable, "-c", "import minillm; print(minillm.__file__)"], cwd=copy, capture_output=True, text=True
-    )
-    assert Path(where.stdout.strip()).parent == copy / "minillm"
+@pytest.mark.parametrize("part", range(PARTS))
+def test_the_unchanged_copy_passes(copy, part):
+    code, output = copy.run(*sorted({mutation.test for mutation in MUTATIONS})[part::PARTS])
+    assert code == 0, output
 
 
+@FORKS
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_a_mutation_is_detected(copy, mutation):
-    file = copy / "minillm" / mutation.file
-    original = file.read_text()
-    _write(file, original.replace(mutation.old, mutation.new))
+    original = copy.read(mutation.file)
+    copy.write(mutation.file, mutation.apply(original))
     try:
-        done = _run(copy, f"tests/{mutation.test}")
+        code, output = copy.run(mutation.test)
     finally:
-        _write(file, original)
+        copy.write(mutation.file, original)
     # 1: a test failed; negative: it crashed, by a write out of bounds; 2 or 4: none could be run.
-    assert done.returncode == 1 or done.returncode < 0, f"{mutation.what} was not detected:\n{done.stdout[-2000:]}"
-    print(next((line for line in done.stdout.splitlines() if line.startswith("FAILED")), done.returncode))
+    assert code == 1 or (code < 0 and code != -signal.SIGALRM), f"not detected:\n{output[-2000:]}"
+    print(next((line for line in output.splitlines() if line.startswith("FAILED")), code))
