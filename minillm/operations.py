@@ -10,29 +10,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from minillm import fast, ops
 from minillm.errors import InputError
-from minillm.fast import attention as fast_attention
-from minillm.fast import feed_forward as fast_feed_forward
-from minillm.fast import linear as fast_linear
-from minillm.fast import linear_cross_entropy as fast_linear_cross_entropy
-from minillm.fast import lora as fast_lora
-from minillm.fast import lora_by_row as fast_lora_by_row
-from minillm.fast import norm as fast_norm
-from minillm.ops import attention as plain_attention
-from minillm.ops import dora as plain_dora
-from minillm.ops import feed_forward as plain_feed_forward
-from minillm.ops import linear as plain_linear
-from minillm.ops import linear_cross_entropy as plain_linear_cross_entropy
-from minillm.ops import lora as plain_lora
-from minillm.ops import lora_by_row as plain_lora_by_row
-from minillm.ops import norm as plain_norm
-from minillm.ops import positions as plain_positions
 from minillm.ops.attention import Prefix, attention_weights, visible_keys
 from minillm.ops.dropout import dropout
 from minillm.ops.embedding import embedding
@@ -121,8 +105,8 @@ def by_kernel(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...
     return faster(tensor.device, operation, tensor.dtype, sizes())
 
 
-def _torch(plain: ModuleType, fast: ModuleType) -> Any:
-    return plain if _choice.name == PLAIN else fast
+def _torch() -> Any:
+    return ops if _choice.name == PLAIN else fast
 
 
 # Kernels are imported where they are called, because triton is optional and slow to import. They are imported by
@@ -133,7 +117,7 @@ def linear(
     x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None = None
 ) -> Float[Tensor, "*N O"]:
     """x Wᵀ + b, over the last axis."""
-    return _torch(plain_linear, fast_linear).linear(x, weight, bias)
+    return _torch().linear.linear(x, weight, bias)
 
 
 def layer_norm(
@@ -144,7 +128,7 @@ def layer_norm(
         from minillm.kernels import norm as kernels
 
         return kernels.layer_norm(hidden, weight, bias, eps)
-    return _torch(plain_norm, fast_norm).layer_norm(hidden, weight, bias, eps)
+    return _torch().norm.layer_norm(hidden, weight, bias, eps)
 
 
 def rms_norm(hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: float) -> Float[Tensor, "*N D"]:
@@ -153,7 +137,7 @@ def rms_norm(hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], eps: flo
         from minillm.kernels import norm as kernels
 
         return kernels.rms_norm(hidden, weight, eps)
-    return plain_norm.rms_norm(hidden, weight, eps)
+    return ops.norm.rms_norm(hidden, weight, eps)
 
 
 def rotary(
@@ -165,7 +149,7 @@ def rotary(
         from minillm.kernels import positions as kernels
 
         return kernels.rotary(vectors, cos, sin)
-    return plain_positions.rotary(vectors, cos, sin)
+    return ops.positions.rotary(vectors, cos, sin)
 
 
 def attention(
@@ -185,7 +169,7 @@ def attention(
         from minillm.kernels import attention as kernels
 
         return kernels.attention(query, key, value, mask=mask, prefix=prefix)
-    return _torch(plain_attention, fast_attention).attention(
+    return _torch().attention.attention(
         query, key, value, mask=mask, prefix=prefix, window=window, dropout_probability=dropout_probability
     )
 
@@ -202,7 +186,7 @@ def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
         from minillm.kernels import feed_forward as kernels
 
         return kernels.gelu(up)
-    return _torch(plain_feed_forward, fast_feed_forward).gelu(up)
+    return _torch().feed_forward.gelu(up)
 
 
 def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
@@ -211,7 +195,7 @@ def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tens
         from minillm.kernels import feed_forward as kernels
 
         return kernels.swiglu(gate, up)
-    return _torch(plain_feed_forward, fast_feed_forward).swiglu(gate, up)
+    return _torch().feed_forward.swiglu(gate, up)
 
 
 def linear_cross_entropy(
@@ -222,7 +206,7 @@ def linear_cross_entropy(
         from minillm.kernels import linear_cross_entropy as kernels
 
         return kernels.linear_cross_entropy(hidden, weight, labels)
-    return _torch(plain_linear_cross_entropy, fast_linear_cross_entropy).linear_cross_entropy(hidden, weight, labels)
+    return _torch().linear_cross_entropy.linear_cross_entropy(hidden, weight, labels)
 
 
 def lora(
@@ -246,7 +230,7 @@ def lora(
 
         return kernels.lora(x, weight, bias, a, b, scale, dropped)
     bias, a, b = None if bias is None else bias.to(dtype), _cast(a, dtype), _cast(b, dtype)
-    return _torch(plain_lora, fast_lora).lora(x, weight, bias, a, b, scale, dropped)
+    return _torch().lora.lora(x, weight, bias, a, b, scale, dropped)
 
 
 def lora_by_row(
@@ -268,7 +252,7 @@ def lora_by_row(
 
         return kernels.lora_by_row(x, weight, bias, a, b, adapter)
     bias, a, b = None if bias is None else bias.to(dtype), _cast(a, dtype), _cast(b, dtype)
-    return _torch(plain_lora_by_row, fast_lora_by_row).lora_by_row(x, weight, bias, a, b, adapter)
+    return _torch().lora_by_row.lora_by_row(x, weight, bias, a, b, adapter)
 
 
 def updated_norms(
@@ -280,7 +264,7 @@ def updated_norms(
     """
     kind = weight.device.type
     with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
-        return plain_dora.updated_norms(_constant(weight, a.dtype), a, b, scale)
+        return ops.dora.updated_norms(_constant(weight, a.dtype), a, b, scale)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

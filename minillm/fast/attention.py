@@ -13,20 +13,12 @@ from torch import Tensor
 from minillm.ops.attention import Prefix, always_visible, prepend, visible_keys
 from minillm.ops.dropout import dropout
 from minillm.ops.softmax import softmax
-from minillm.shapes import Bool, Float
 
 
 def attention(
-    query: Float[Tensor, "B H T K"],
-    key: Float[Tensor, "B G S K"],
-    value: Float[Tensor, "B G S K"],
-    *,
-    mask: Bool[Tensor, "B S"] | None = None,
-    prefix: Prefix | None = None,
-    window: int | None = None,
-    dropout_probability: float = 0.0,
-) -> Float[Tensor, "B H T K"]:
-    """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
+    query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None = None, prefix: Prefix | None = None,
+    window: int | None = None, dropout_probability: float = 0.0,
+) -> Tensor:  # fmt: skip
     if prefix is not None and prefix.gate is not None:
         text = attention(query, key, value, mask=mask, window=window, dropout_probability=dropout_probability)
         return text + gated(prefix, query)
@@ -41,18 +33,12 @@ def attention(
     square = mask is None and window is None and queries == keys
     unmasked = square or (mask is None and window is None and queries == 1)
     return F.scaled_dot_product_attention(
-        query,
-        key,
-        value,
-        attn_mask=None if unmasked else _mask(query, keys, mask, window, always),
-        is_causal=square,
-        dropout_p=dropout_probability,
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
+        query, key, value, attn_mask=None if unmasked else _mask(query, keys, mask, window, always), is_causal=square,
+        dropout_p=dropout_probability, enable_gqa=query.shape[1] != key.shape[1],
+    )  # fmt: skip
 
 
-def gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:
-    """tanh(gate) Attn(prefix): attention to the prefix alone."""
+def gated(prefix: Prefix, query: Tensor) -> Tensor:
     assert prefix.gate is not None
     rows, heads = query.shape[:2]
     key, value = (side.expand(rows, -1, -1, -1).to(query.dtype) for side in (prefix.key, prefix.value))
@@ -60,13 +46,7 @@ def gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H
     return rearrange(prefix.gate.tanh(), "H -> H 1 1").to(query.dtype) * attended
 
 
-def _in_groups(
-    query: Float[Tensor, "B H T K"],
-    key: Float[Tensor, "B G S K"],
-    value: Float[Tensor, "B G S K"],
-    visible: Bool[Tensor, "#B 1 T S"],
-    dropout_probability: float,
-) -> Float[Tensor, "B H T K"]:
+def _in_groups(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, dropout_probability: float) -> Tensor:
     """The formula, with the queries of a group stacked along T, so that their shared key head is not copied."""
     heads, queries, groups = query.shape[1], query.shape[2], key.shape[1]
     stacked = rearrange(query, "B (G group) T K -> B G (group T) K", G=groups)
@@ -76,9 +56,7 @@ def _in_groups(
     return rearrange(by_group @ value, "B G (group T) K -> B (G group) T K", group=heads // groups)
 
 
-def _mask(
-    query: Float[Tensor, "B H T K"], keys: int, mask: Bool[Tensor, "B S"] | None, window: int | None, always: int
-) -> Tensor:
+def _mask(query: Tensor, keys: int, mask: Tensor | None, window: int | None, always: int) -> Tensor:
     """The visible keys: a Boolean array, or a causal bias that the kernels of a GPU support without one."""
     queries = query.shape[2]
     if mask is None and window is None and query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):

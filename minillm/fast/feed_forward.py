@@ -10,16 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.shapes import Float
 
-
-def gelu(up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
-    """x Φ(x) by its tanh approximation."""
+def gelu(up: Tensor) -> Tensor:
     return F.gelu(up, approximate="tanh")
 
 
-def swiglu(gate: Float[Tensor, "*N F"], up: Float[Tensor, "*N F"]) -> Float[Tensor, "*N F"]:
-    """gate σ(gate) · up."""
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return _SwiGLU.apply(gate, up)  # pyright: ignore[reportReturnType]
 
 

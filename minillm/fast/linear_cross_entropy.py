@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 from minillm.fast.linear import linear
 from minillm.ops.linear_cross_entropy import IGNORED
 from minillm.ops.softmax import log_softmax
-from minillm.shapes import Float, Int
 
 CHUNK = 1024
 """Rows of logits in memory at a time: 200 MB for a vocabulary of 50,000 in float32."""
@@ -20,10 +19,7 @@ FEW = 1 << 22
 """Up to so many logits are saved (16 MB in float32): recomputing them would be a third of the head's time."""
 
 
-def linear_cross_entropy(
-    hidden: Float[Tensor, "N D"], weight: Float[Tensor, "V D"], labels: Int[Tensor, "N"]
-) -> Float[Tensor, ""]:
-    """-Σ log softmax(hidden Wᵀ)[label], summed over the labelled rows, in float32 at least."""
+def linear_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     labelled = labels != IGNORED
     hidden, labels = hidden[labelled], labels[labelled]
     if len(labels) * len(weight) <= FEW:

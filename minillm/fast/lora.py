@@ -10,19 +10,11 @@ import torch
 from torch import Tensor
 
 from minillm.fast.linear import linear
-from minillm.shapes import Float
 
 
 def lora(
-    x: Float[Tensor, "*N I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    a: Float[Tensor, "R I"],
-    b: Float[Tensor, "O R"],
-    scale: int | float,
-    dropped: Float[Tensor, "*N I"] | None = None,
-) -> Float[Tensor, "*N O"]:
-    """x Wᵀ + bias + scale (x Aᵀ) Bᵀ. A multiplies `dropped`, x after dropout, if it is given."""
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float, dropped: Tensor | None = None
+) -> Tensor:
     return _LoRA.apply(x, weight, bias, a, b, scale, dropped)  # pyright: ignore[reportReturnType]
 
 

@@ -3,11 +3,6 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.shapes import Float
 
-
-def layer_norm(
-    hidden: Float[Tensor, "*N D"], weight: Float[Tensor, "D"], bias: Float[Tensor, "D"], eps: float
-) -> Float[Tensor, "*N D"]:
-    """(x - mean x) / sqrt(var x + eps) · weight + bias, over the last axis."""
+def layer_norm(hidden: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return F.layer_norm(hidden, weight.shape, weight, bias, eps)
