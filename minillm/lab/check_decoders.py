@@ -29,7 +29,6 @@ from minillm.lab.trust import Arrays, Case
 from minillm.reference.decoder import decoder_backward, decoder_forward, keys_values_backward, keys_values_forward
 from minillm.reference.tower import KeyValues
 
-Reference = tuple[Callable[[Arrays], tuple[np.ndarray, Any]], Callable[[np.ndarray, Any], Arrays]]
 Logits = Callable[[Any, Tensor, Tensor | None], Tensor]
 
 
@@ -80,16 +79,10 @@ def _case(what: str, model: Any, text: Arrays, logits: Logits | None = None) -> 
     """The logits and gradients of a model, or the logits computed from it in another way."""
     parameters = {name.removeprefix("decoder."): parameter for name, parameter in model.named_parameters()}
     arrays = {name: parameter.detach().numpy() for name, parameter in parameters.items()}
-    trained = [name for name, parameter in parameters.items() if parameter.requires_grad]
-    forward, backward = _reference(model)
-
-    def gradients(dout: np.ndarray, cache: Any) -> Arrays:
-        found = backward(dout, cache)
-        return {name: found[name] for name in trained}
-
+    trained, forward = [name for name, one in parameters.items() if one.requires_grad], partial(_forward, model)
     inputs, has_kinks = {**arrays, **text}, model.config.feed_forward == "relu"
     if logits is None:
-        return Case(what, inputs, forward, gradients, partial(_run, model), kinks=has_kinks)
+        return Case(what, inputs, forward, partial(_backward, trained), partial(_run, model), kinks=has_kinks)
     return Case(what, inputs, forward, None, partial(_run_copy, model, logits))
 
 
@@ -128,50 +121,27 @@ def _saved(method: Any, ids: Tensor, mask: Tensor | None) -> Tensor:
         return load(base, directory)(ids, mask=mask)
 
 
-def _reference(model: Any) -> Reference:
-    """Numpy's forward and backward for this model."""
-    if isinstance(model, PrefixTuning):
-        return partial(_prefix_forward, model.config, model.shift_positions), _prefix_backward
-    if isinstance(model, SoftPrompt):
-        return partial(_prompt_forward, model.config), _prompt_backward
-    scales = _scales(model) if isinstance(model, LoRA) else {}
-    return partial(_plain_forward, model.config, scales), _plain_backward
+def _forward(model: Any, inputs: Arrays) -> tuple[np.ndarray, Any]:
+    """Numpy's logits of a model, whose prefix, if any, is of keys and values or of a prompt."""
+    scales = {f"{path}.scale": matrix.scale for path, matrix in adapted_matrices(model.decoder).items()}
+    weights = {name: array for name, array in inputs.items() if "." in name} | scales
+    prefix = prompt = None
+    if "keys" in inputs:
+        keys, values = inputs["keys"][:, None], inputs["values"][:, None]
+        prefix = KeyValues(keys, values, inputs.get("gate"), model.shift_positions)
+    if "prompt" in inputs:
+        prefix, prompt = keys_values_forward(weights, model.config, inputs["prompt"][None])
+    out, cache = decoder_forward(weights, model.config, inputs["ids"], mask=inputs.get("mask"), prefix=prefix)
+    return out, (cache, prompt)
 
 
-def _scales(lora: LoRA) -> dict[str, float]:
-    return {f"{path}.scale": matrix.scale for path, matrix in adapted_matrices(lora.decoder).items()}
-
-
-def _weights(inputs: Arrays) -> Arrays:
-    return {name: array for name, array in inputs.items() if "." in name}
-
-
-def _plain_forward(config: DecoderConfig, scales: dict[str, float], inputs: Arrays) -> tuple[np.ndarray, Any]:
-    return decoder_forward({**_weights(inputs), **scales}, config, inputs["ids"], mask=inputs.get("mask"))
-
-
-def _plain_backward(dout: np.ndarray, cache: Any) -> Arrays:
-    return decoder_backward(dout, cache)["weights"]
-
-
-def _prefix_forward(config: DecoderConfig, shifts: bool, inputs: Arrays) -> tuple[np.ndarray, Any]:
-    prefix = KeyValues(inputs["keys"][:, None], inputs["values"][:, None], inputs.get("gate"), shifts)
-    return decoder_forward(_weights(inputs), config, inputs["ids"], mask=inputs.get("mask"), prefix=prefix)
-
-
-def _prefix_backward(dout: np.ndarray, cache: Any) -> Arrays:
-    gradients = decoder_backward(dout, cache)["prefix"]
-    return {"keys": gradients.keys[:, 0], "values": gradients.values[:, 0], "gate": gradients.gate}
-
-
-def _prompt_forward(config: DecoderConfig, inputs: Arrays) -> tuple[np.ndarray, Any]:
-    weights = _weights(inputs)
-    prefix, prompt = keys_values_forward(weights, config, inputs["prompt"][None])
-    out, cache = decoder_forward(weights, config, inputs["ids"], mask=inputs.get("mask"), prefix=prefix)
-    return out, (prompt, cache)
-
-
-def _prompt_backward(dout: np.ndarray, cache: Any) -> Arrays:
-    prompt, text = cache
-    gradients = decoder_backward(dout, text)["prefix"]
-    return {"prompt": keys_values_backward(gradients, prompt)["embeddings"][0]}
+def _backward(trained: list[str], dout: np.ndarray, caches: Any) -> Arrays:
+    """Numpy's gradients of the trained inputs of `_forward`."""
+    cache, prompt = caches
+    gradients = decoder_backward(dout, cache)
+    found, prefix = gradients["weights"], gradients.get("prefix")
+    if prompt is not None:
+        found["prompt"] = keys_values_backward(prefix, prompt)["embeddings"][0]
+    elif prefix is not None:
+        found |= {"keys": prefix.keys[:, 0], "values": prefix.values[:, 0], "gate": prefix.gate}
+    return {name: found[name] for name in trained}
