@@ -5,6 +5,7 @@ The default learning rates and numbers of epochs were chosen on the validation r
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Annotated, Literal, NamedTuple, TypeVar, get_type_hints
 
 import torch
@@ -91,53 +92,39 @@ def output(base: Base, options: MethodOptions) -> Method:
     return FineTune(base.decoder, "output", tokens if len(tokens) == len(base.answers) else len(base.answers))
 
 
-def low_rank(kind: type[LowRank]) -> Callable[[Base, MethodOptions], Method]:
-    def make(base: Base, options: MethodOptions) -> Method:
-        return kind(
-            base.decoder, r=options.r, alpha=options.alpha, targets=options.targets, dropout=options.dropout
-        )  # fmt: skip
-
-    return make
+def low_rank(kind: type[LowRank], base: Base, options: MethodOptions) -> Method:
+    return kind(base.decoder, r=options.r, alpha=options.alpha, targets=options.targets, dropout=options.dropout)
 
 
-METHODS: dict[str, Callable[[Base, MethodOptions], Method]] = {
-    "soft-prompt": soft_prompt,
-    "prefix": prefix,
-    "output": output,
-    "last-blocks": lambda base, options: FineTune(base.decoder, options.layers),
-    "lora": low_rank(LoRA),
-    "dora": low_rank(DoRA),
-    "pissa": low_rank(PiSSA),
-    "full": lambda base, options: FineTune(base.decoder),
+class Kind(NamedTuple):
+    """How a method is built, its default epochs and learning rate, and its options besides those of training."""
+
+    build: Callable[[Base, MethodOptions], Method]
+    epochs: int
+    learning_rate: float
+    options: tuple[str, ...] = ()
+
+
+PROMPT, LOW_RANK = ("length", "init_text"), ("r", "alpha", "dropout", "targets")
+METHODS = {
+    "soft-prompt": Kind(soft_prompt, 2, 3e-2, PROMPT),
+    "prefix": Kind(prefix, 2, 1e-2, PROMPT),
+    "output": Kind(output, 8, 1e-3),
+    "last-blocks": Kind(lambda base, options: FineTune(base.decoder, options.layers), 2, 4e-4, ("layers",)),
+    "lora": Kind(partial(low_rank, LoRA), 2, 1e-3, LOW_RANK),
+    "dora": Kind(partial(low_rank, DoRA), 2, 1e-3, LOW_RANK),
+    "pissa": Kind(partial(low_rank, PiSSA), 2, 1e-4, LOW_RANK),
+    "full": Kind(lambda base, options: FineTune(base.decoder), 1, 2e-5),
 }
-"""The functions that build methods, by the methods' names in the commands (`adapt.METHODS` has their classes)."""
-
-_PROMPT, _LOW_RANK = ("length", "init_text"), ("r", "alpha", "dropout", "targets")
-OWN_OPTIONS = {
-    "soft-prompt": _PROMPT, "prefix": _PROMPT, "last-blocks": ("layers",), "lora": _LOW_RANK, "dora": _LOW_RANK,
-    "pissa": _LOW_RANK,
-}  # fmt: skip
-"""The options that a method has besides those of training; others have none."""
-
+"""The methods by their names in the commands (`adapt.METHODS` has their classes)."""
 FINE_TUNED = ("output", "last-blocks", "full")
 """The methods that train copies of the base's weights."""
 
 
-class TrainingDefaults(NamedTuple):
-    epochs: int
-    learning_rate: float
-
-
-DEFAULTS = {
-    "soft-prompt": TrainingDefaults(2, 3e-2), "prefix": TrainingDefaults(2, 1e-2),
-    "output": TrainingDefaults(8, 1e-3), "last-blocks": TrainingDefaults(2, 4e-4), "lora": TrainingDefaults(2, 1e-3),
-    "dora": TrainingDefaults(2, 1e-3), "pissa": TrainingDefaults(2, 1e-4), "full": TrainingDefaults(1, 2e-5),
-}  # fmt: skip
-
-
 def check_options(name: str, options: MethodOptions) -> None:
     """Raises InputError for an option that was set and that the method does not have."""
-    used = [*OWN_OPTIONS.get(name, ()), *(option.name for option in fields(TrainingOptions) if name in METHODS)]
+    trained = [option.name for option in fields(TrainingOptions)]
+    used = [*METHODS[name].options, *trained] if name in METHODS else []
     hints = get_type_hints(MethodOptions, include_extras=True)
     for option in fields(MethodOptions):
         if option.name not in used and getattr(options, option.name) != option.default:
@@ -150,7 +137,7 @@ def build(base: Base, name: str, options: MethodOptions, precision: str, seed: i
 
     def make(decoder: Decoder) -> Method:
         torch.manual_seed(seed)
-        return METHODS[name](base._replace(decoder=decoder), options)
+        return METHODS[name].build(base._replace(decoder=decoder), options)
 
     return on_lowered_base(name, base.decoder, precision, make)
 
@@ -171,11 +158,7 @@ def on_lowered_base(name: str, decoder: Decoder, precision: str, make: Callable[
 
 def training_settings(name: str, options: MethodOptions, precision: str, seed: int) -> TrainingSettings:
     """The training settings of a method: its options, and its defaults for options that are None."""
-    epochs, learning_rate = DEFAULTS[name]
-    return TrainingSettings(
-        epochs=epochs if options.epochs is None else options.epochs,
-        learning_rate=learning_rate if options.learning_rate is None else options.learning_rate,
-        batch_size=options.batch_size,
-        precision=precision,
-        seed=seed,
-    )
+    kind = METHODS[name]
+    epochs = kind.epochs if options.epochs is None else options.epochs
+    rate = kind.learning_rate if options.learning_rate is None else options.learning_rate
+    return TrainingSettings(epochs, rate, options.batch_size, precision=precision, seed=seed)
