@@ -12,7 +12,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.prompting.lengths import Room, fit, room
 from minillm.prompting.scoring import Features, accuracy, answer_log_probabilities, answer_scores, score_all
-from minillm.runtime.device import autocast, best_precision
+from minillm.runtime.device import best_precision
 from minillm.shapes import Float, Int
 from minillm.tokenizer import Tokenizer
 from minillm.training import loop
@@ -39,13 +39,7 @@ def score_labels(
     features: Features | None = None,
 ) -> Float[Tensor, "N C"]:  # fmt: skip
     """The score of each answer after each prompt, in the precision of training."""
-    device, answers = method.decoder.embed.weight.device, _scored(method, answers)
-
-    def score(batch: list[int]) -> Tensor:
-        with autocast(device, precision):
-            return answer_scores(method, [prompts[index] for index in batch], answers, features)
-
-    return score_all(score, [len(prompt) for prompt in prompts], name)
+    return score_all(method, prompts, _scored(method, answers), name, precision, features)
 
 
 def fit_to_labels(

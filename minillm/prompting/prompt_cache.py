@@ -13,7 +13,7 @@ from torch import Tensor
 from minillm.adapt.in_context import InContext
 from minillm.decoder import Decoder
 from minillm.generation import LanguageModel
-from minillm.prompting.scoring import answer_scores, score_all
+from minillm.prompting.scoring import score_all
 from minillm.shapes import Float
 
 
@@ -42,11 +42,7 @@ class CachedPrompt:
 
     def score(self, answers: Sequence[Sequence[int]], name: str = "scoring") -> Float[Tensor, "N C"]:
         """log P of every answer after every prompt."""
-
-        def score(batch: list[int]) -> Float[Tensor, "B C"]:
-            return answer_scores(self.model, [self.rests[index] for index in batch], answers)
-
-        return score_all(score, [len(rest) for rest in self.rests], name)
+        return score_all(self.model, self.rests, answers, name)
 
 
 class PromptCache:

@@ -10,6 +10,7 @@ from torch import Tensor
 from minillm.data.batches import length_buckets, pad_right
 from minillm.generation import LanguageModel
 from minillm.operations import log_softmax
+from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
 
@@ -85,14 +86,17 @@ def _log_probabilities_at(
     return log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
 
 
+@torch.no_grad()
 def score_all(
-    score: Callable[[list[int]], Float[Tensor, "B C"]], lengths: Sequence[int], name: str = "scoring"
-) -> Float[Tensor, "N C"]:
-    """`score(indices)` of all rows, in batches of similar length, in the order of the rows."""
-    batches = length_buckets(lengths, BATCH)
-    with torch.no_grad():
-        scores = torch.cat([score(batch).cpu() for batch in progress(batches, desc=name, unit="batch")])
-    return scores[torch.tensor([index for batch in batches for index in batch]).argsort()]
+    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], name: str = "scoring",
+    precision: str = "float32", features: Features | None = None,
+) -> Float[Tensor, "N C"]:  # fmt: skip
+    """`answer_scores` of all prompts, in batches of similar length, in the precision of training."""
+    batches, found = length_buckets([len(prompt) for prompt in prompts], BATCH), []
+    for batch in progress(batches, desc=name, unit="batch"):
+        with autocast(model.decoder.embed.weight.device, precision):
+            found.append(answer_scores(model, [prompts[index] for index in batch], answers, features).cpu())
+    return torch.cat(found)[torch.tensor([index for batch in batches for index in batch]).argsort()]
 
 
 def accuracy(scores: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> float:
