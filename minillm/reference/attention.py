@@ -58,20 +58,19 @@ def attention_weights_backward(dout, cache):
 
 
 def attention_forward(query, key, value, *, mask=None, prefix=None, window=None):
-    rows, queries, keys = len(query), query.shape[2], key.shape[2]
-    if prefix is None:
-        out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask, window))
-        return out_BHTK, (attended, None, None)
-    prefix_key, prefix_value = (np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value))
-    if prefix.gate is None:
-        key, value = (np.concatenate(sides, 2) for sides in ((prefix_key, key), (prefix_value, value)))
-        length = prefix_key.shape[2]
-        mask = None if mask is None else np.concatenate((np.ones((rows, length), bool), mask), 1)
-        visible = visible_keys(queries, length + keys, mask, window, 0 if prefix.windowed else length)
-        out_BHTK, attended = _attend_forward(query, key, value, visible)
+    rows, always, before = len(query), 0, []
+    if prefix is not None:
+        before = [np.broadcast_to(side, (rows, *side.shape[1:])) for side in (prefix.key, prefix.value)]
+        if prefix.gate is None:
+            key, value = (np.concatenate(sides, 2) for sides in zip(before, (key, value), strict=True))
+            length = prefix.key.shape[2]
+            mask = None if mask is None else np.concatenate((np.ones((rows, length), bool), mask), 1)
+            always = 0 if prefix.windowed else length
+    visible = visible_keys(query.shape[2], key.shape[2], mask, window, always)
+    out_BHTK, attended = _attend_forward(query, key, value, visible)
+    if prefix is None or prefix.gate is None:
         return out_BHTK, (attended, None, prefix)
-    out_BHTK, attended = _attend_forward(query, key, value, visible_keys(queries, keys, mask, window))
-    from_prefix_BHTK, attended_prefix = _attend_forward(query, prefix_key, prefix_value, True)
+    from_prefix_BHTK, attended_prefix = _attend_forward(query, *before, visible=True)
     gate_H11 = np.tanh(prefix.gate)[:, None, None]
     return out_BHTK + gate_H11 * from_prefix_BHTK, (attended, (from_prefix_BHTK, gate_H11, attended_prefix), prefix)
 
