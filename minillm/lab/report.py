@@ -6,17 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLUMNS = (
-    "technique",
-    "place in figure 1",
-    "trainable",
-    "adapter size",
-    "accuracy",
-    "train",
-    "eval",
-    "tokens/s",
-    "peak",
-)
+COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
 
 
 def standard_error(share: float, count: int) -> float:
