@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 
 Norm = Literal["layer", "rms"]
 Positions = Literal["sinusoidal", "learned", "rotary"]
@@ -107,14 +107,12 @@ class DecoderConfig:
         for name, allowed in (("norm", Norm), ("positions", Positions), ("feed_forward", FeedForward)):
             if getattr(self, name) not in get_args(allowed):
                 raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
-        for name in ("vocabulary", "layers", "width", "heads", "kv_heads", "feed_forward_width", "context_length"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        sizes = "vocabulary", "layers", "width", "heads", "kv_heads", "feed_forward_width", "context_length", "window"
+        check_at_least(1, **{name: getattr(self, name) for name in sizes})
         if self.bias not in BIASED:
             raise InputError(f"bias must be one of {', '.join(map(str, BIASED))}, got {self.bias!r}")
-        name, width = (
-            ("width", self.width) if self.attention_width is None else ("attention_width", self.attention_width)
-        )
+        name = "width" if self.attention_width is None else "attention_width"
+        width = getattr(self, name)
         if width < 1 or width % self.heads:
             raise InputError(f"{name} must be a multiple of heads, got {width} and {self.heads}")
         if self.heads % self.kv_heads:
@@ -123,8 +121,6 @@ class DecoderConfig:
             raise InputError(f"rotary positions need an even head width, got {name} / heads = {self.head_width}")
         if self.positions != "rotary" and (self.rope_scaling is not None or self.unrotated_layers):
             raise InputError(f"rope_scaling and unrotated_layers need rotary positions, got {self.positions}")
-        if self.window is not None and self.window < 1:
-            raise InputError(f"window must be at least 1, got {self.window}")
         if not all(0 <= layer < self.layers for layer in self.unrotated_layers):
             raise InputError(f"unrotated_layers must be in [0, {self.layers - 1}], got {self.unrotated_layers}")
         if self.positions == "sinusoidal" and self.width % 2:

@@ -23,6 +23,13 @@ class InputError(ValueError):
     with code 2."""
 
 
+def check_at_least(least: int, **numbers: int | None) -> None:
+    """Raises InputError for a number below the least one; None is not checked."""
+    for name, number in numbers.items():
+        if number is not None and number < least:
+            raise InputError(f"{name} must be at least {least}, got {number}")
+
+
 def check_seed(seed: int) -> None:
     """Raises InputError for a seed that torch does not accept, or that it treats like another seed."""
     if not 0 <= seed < 2**63:

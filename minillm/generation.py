@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.errors import InputError, check_seed, check_temperature
+from minillm.errors import InputError, check_at_least, check_seed, check_temperature
 from minillm.key_values import KeyValues
 from minillm.operations import softmax
 from minillm.shapes import Bool, Float, Int
@@ -138,8 +138,7 @@ def _check(
         raise InputError("the prompt has no tokens; give at least one")
     if not 0 <= int(ids.min()) <= (largest := int(ids.max())) < config.vocabulary:
         raise InputError(f"ids must be from 0 to {config.vocabulary - 1}, got {int(ids.min())} to {largest}")
-    if new < 1:
-        raise InputError(f"max_new_tokens must be at least 1, got {new}")
+    check_at_least(1, max_new_tokens=new, top_k=top_k)
     if prefix + ids.shape[1] + new > config.context_length:
         before = f"prefix ({prefix}), " if prefix else ""
         raise InputError(
@@ -147,8 +146,6 @@ def _check(
             f"{config.context_length}"
         )
     check_temperature(temperature)
-    if top_k is not None and top_k < 1:
-        raise InputError(f"top_k must be at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(f"top_p must be in (0, 1], got {top_p}")
     if seed is not None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from minillm.adapt.method import Method
 from minillm.adapt.surgery import frozen, matching, matrices, replace, trained_dtype
 from minillm.decoder import Decoder, Embedding, Linear
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 from minillm.shapes import Float
 
 Matrix = nn.Linear | Embedding
@@ -133,9 +133,7 @@ class LowRankOptions:
         targets = matching(candidates, self.targets, f"{method} target")
         ranks = _by_path(targets, self.r, self.ranks, f"{method} rank for")
         alphas = _by_path(targets, self.alpha, self.alphas, f"{method} alpha for")
-        for path, rank in ranks.items():
-            if rank < 1:
-                raise InputError(f"the rank of {path} must be at least 1, got {rank}")
+        check_at_least(1, **{f"the rank of {path}": rank for path, rank in ranks.items()})
         if self.train_bias and all(getattr(candidates[path], "bias", None) is None for path in targets):
             raise InputError("train_bias is set, but none of the targets has a bias")
         divisor = math.sqrt if self.rank_stabilised else float

@@ -18,7 +18,7 @@ from minillm.adapt.surgery import ALL_LINEAR, matching, matrices
 from minillm.adapters.algebra import Factors, from_factors
 from minillm.adapters.merge import merge
 from minillm.decoder import Decoder
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 from minillm.shapes import Float
 
 
@@ -96,9 +96,7 @@ def _truncated(
         if not 0 < energy <= 1:
             raise InputError(f"energy must be in (0, 1], got {energy}")
         r = int((squares.cumsum(0) < energy * total * (1 - 1e-15)).sum()) + 1
-    assert r is not None
-    if r < 1:
-        raise InputError(f"r must be at least 1, got {r}")
+    check_at_least(1, r=r)
     root = singular[:r].sqrt()
     error = (squares[r:].sum() / total).sqrt().item() if total > 0 else 0.0
     return (root[:, None] * right[:r], left[:, :r] * root), error

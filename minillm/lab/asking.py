@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minillm.data.extraction import AnswerForm, answer_shares
 from minillm.data.templates import Question, Template
-from minillm.errors import InputError, check_temperature
+from minillm.errors import check_at_least, check_temperature
 from minillm.lab.experiment import Experiment
 from minillm.lab.report import standard_error
 from minillm.prompting.answering import CONCLUSION_TOKENS, GenerationSettings, concluded_answers, self_consistent
@@ -36,9 +36,7 @@ class AnswerOptions:
     """The maximum number of tokens of a chain of thought."""
 
     def __post_init__(self):
-        for name in ("samples", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, samples=self.samples, max_new_tokens=self.max_new_tokens)
         check_temperature(self.temperature, vote=self.samples > 1)
 
 

@@ -20,16 +20,8 @@ from typing import Any, Literal, NamedTuple
 
 from minillm.data.extraction import Reading, answer_shares, same_answer
 from minillm.data.templates import Question, Template
-from minillm.data.word_problems import (
-    AT_ONCE,
-    FORM,
-    PRETRAINED_FORMS,
-    PRETRAINED_STEPS,
-    Problem,
-    faults,
-    problems,
-)
-from minillm.errors import InputError, check_temperature
+from minillm.data.word_problems import AT_ONCE, FORM, PRETRAINED_FORMS, PRETRAINED_STEPS, Problem, faults, problems
+from minillm.errors import check_at_least, check_temperature
 from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
 from minillm.lab.report import standard_error
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
@@ -76,9 +68,8 @@ class Juggler(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("problems", 2), ("samples", 1), ("shots", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(2, problems=self.problems)
+        check_at_least(1, samples=self.samples, shots=self.shots)
         check_temperature(self.temperature, vote=True)
 
     def run(self) -> None:

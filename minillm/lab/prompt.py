@@ -9,7 +9,7 @@ from typing import Any, Literal
 from minillm.data.table_tasks import answers_of
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Question, Template, task_template
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask, prompt_room
 from minillm.lab.experiment import DataOptions, Experiment, doubts, judged, labels, versions
 from minillm.lab.lecture import example, lecture_answers
@@ -64,9 +64,8 @@ class Prompt(AnswerOptions, DataOptions):
             raise InputError("--example has its own text and templates; only --base and --chat can be given with it")
         if self.text is not None and self.orders > 1:
             raise InputError("--orders compares accuracies over test rows; it cannot be given with --text")
-        for name, least in (("shots", 0), ("orders", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        check_at_least(0, shots=self.shots)
+        check_at_least(1, orders=self.orders)
         if self.orders > 1 and (self.shots < 2 or self.choose == "nearest"):
             raise InputError(
                 "--orders needs at least two examples (--shots) that are the same for all texts (not --choose nearest)"

@@ -15,7 +15,7 @@ from torch import Tensor
 from minillm.config import DEPTHS, WIDTH_PER_LAYER, DecoderConfig
 from minillm.data.batches import pad_right
 from minillm.decoder import Decoder
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 from minillm.operations import IGNORED, linear_cross_entropy
 from minillm.runtime.device import autocast
 from minillm.training.schedule import TrainingSettings
@@ -41,8 +41,7 @@ class PretrainingRecipe:
         """The recipe of `nano`, `tiny` or `small`. Raises InputError for another name, and for steps below 1."""
         if preset not in DEPTHS:
             raise InputError(f"no preset {preset!r}; available: {', '.join(DEPTHS)}")
-        if steps is not None and steps < 1:
-            raise InputError(f"steps must be at least 1, got {steps}")
+        check_at_least(1, steps=steps)
         depth = DEPTHS[preset]
         # Proportional to 1 / sqrt(width), as in nanochat.
         rate = 3e-3 * math.sqrt(128 / (WIDTH_PER_LAYER * depth))

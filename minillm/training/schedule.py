@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 
 PRECISIONS = ("bfloat16", "float32", "float64")
 
@@ -28,9 +28,7 @@ class TrainingSettings:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
         if not self.clip > 0:
