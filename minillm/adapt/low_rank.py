@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get
 import torch
 from torch import Tensor, nn
 
-from minillm.adapt.method import Method
+from minillm.adapt.method import Method, check_state
 from minillm.adapt.surgery import frozen, matching, matrices, replace, trained_dtype
 from minillm.decoder import Decoder, Embedding, Linear
 from minillm.errors import InputError, check_at_least
@@ -175,9 +175,8 @@ class LowRank(Method):
         super().__init__(frozen(decoder))
         self.r, self.alpha = r, alpha
         named = [targets] if isinstance(targets, str) else list(targets)
-        self.low_rank = LowRankOptions(
-            r, alpha, named, dict(ranks or {}), dict(alphas or {}), rank_stabilised, dropout, train_bias
-        )
+        ranks, alphas = dict(ranks or {}), dict(alphas or {})
+        self.low_rank = LowRankOptions(r, alpha, named, ranks, alphas, rank_stabilised, dropout, train_bias)
         found = matrices(self.decoder)
         candidates = {path: matrix for path, matrix in found.items() if isinstance(matrix, tuple(self.layers))}
         updates = self.low_rank.updates(candidates, type(self).__name__)
@@ -212,18 +211,17 @@ class LowRank(Method):
     def _starts(
         self, state: Mapping[str, Tensor], candidates: Mapping[str, Matrix], updates: Mapping[str, Update]
     ) -> dict[str, dict[str, Tensor]]:
-        """The state by path and name. Raises InputError for a tensor that is missing, unknown or of another shape."""
-        starts = {}
+        """The state by path and name. Raises InputError as `check_state`."""
+        shapes = {}
         for path, update in updates.items():
             matrix, bias = candidates[path], getattr(candidates[path], "bias", None)
             rows, width = matrix.weight.shape
-            shapes = self._layer(matrix).shapes(rows, width, update.rank)
+            shapes[path] = self._layer(matrix).shapes(rows, width, update.rank)
             if update.train_bias and bias is not None:
-                shapes |= {"bias": tuple(bias.shape)}
-            starts[path] = {name: _checked(state, f"{path}.{name}", shape) for name, shape in shapes.items()}
-        if unknown := sorted(state.keys() - {f"{path}.{name}" for path in starts for name in starts[path]}):
-            raise InputError(f"the state has an unexpected tensor {unknown[0]}, which the options do not describe")
-        return starts
+                shapes[path] |= {"bias": tuple(bias.shape)}
+        named = {f"{path}.{name}": shape for path, each in shapes.items() for name, shape in each.items()}
+        check_state(state, named)
+        return {path: {name: state[f"{path}.{name}"] for name in each} for path, each in shapes.items()}
 
 
 def _check_ranks(candidates: Mapping[str, Matrix], updates: Mapping[str, Update]) -> None:
@@ -232,15 +230,6 @@ def _check_ranks(candidates: Mapping[str, Matrix], updates: Mapping[str, Update]
         shape = tuple(candidates[path].weight.shape)
         if update.rank > min(shape):
             raise InputError(f"the rank of {path}, which is {shape}, must be at most {min(shape)}, got {update.rank}")
-
-
-def _checked(state: Mapping[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
-    if name not in state:
-        raise InputError(f"the state has no tensor {name}, which must be {shape}")
-    if tuple(state[name].shape) != shape or not state[name].is_floating_point():
-        found = f"{tuple(state[name].shape)} of {state[name].dtype}"
-        raise InputError(f"the state's tensor {name} must be {shape}, of a floating-point dtype, got {found}")
-    return state[name]
 
 
 def _check_types(options: Mapping[str, Any], method: str) -> None:

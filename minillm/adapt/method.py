@@ -119,15 +119,21 @@ def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore(parameters: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Give the parameters their saved values. Raises InputError for a name or a shape that differs."""
-    for name in [*parameters, *state]:
-        if name not in state or name not in parameters:
-            raise InputError(f"the adapter has {'no' if name in parameters else 'an unexpected'} tensor {name}")
-        if parameters[name].shape != state[name].shape:
-            shapes = tuple(parameters[name].shape), tuple(state[name].shape)
-            raise InputError(f"the adapter's tensor {name} must be {shapes[0]} for this decoder, got {shapes[1]}")
+    """Give the parameters their saved values. Raises InputError as `check_state`."""
+    check_state(state, {name: tuple(parameter.shape) for name, parameter in parameters.items()})
     for name, parameter in parameters.items():
         parameter.copy_(state[name])
+
+
+def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises InputError for a tensor that is missing, unexpected, of another shape or not of floating-point numbers."""
+    for name in [*shapes, *state]:
+        if name not in state or name not in shapes:
+            raise InputError(f"the adapter has {'no' if name in shapes else 'an unexpected'} tensor {name}")
+        tensor = state[name]
+        if tuple(tensor.shape) != shapes[name] or not tensor.is_floating_point():
+            needed = f"{shapes[name]} for this decoder, of a floating-point dtype"
+            raise InputError(f"the adapter's tensor {name} must be {needed}, got {tuple(tensor.shape)}, {tensor.dtype}")
 
 
 class Method(Adaptation):

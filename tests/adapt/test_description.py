@@ -46,7 +46,7 @@ def _not_finite(tensors):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (_misshapen, r"blocks\.0\.attention\.query\.a must be \(2, 30\), .* got \(30, 2\)"),
+        (_misshapen, r"blocks\.0\.attention\.query\.a must be \(2, 30\) .* got \(30, 2\)"),
         (_missing, r"no tensor blocks\.0\.attention\.query\.a"),
         (_extra, r"blocks\.0\.attention\.key\.a"),
         (_not_finite, r"values in blocks\.0\.attention\.query\.a that are not finite"),
