@@ -53,28 +53,24 @@ def in_bytes(count: int | float) -> str:
     return f"{count / 1e6:.1f} MB" if count < 2**29 else f"{count / 2**30:.2f} GiB"
 
 
-def draw(picture: Callable[[Mapping[str, Any], Path], None], measured: Mapping[str, Any], path: Path) -> bool:
-    """Draw a picture; False without matplotlib, with a hint on stderr."""
+def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str, Any], path: Path) -> bool:
+    """Save a picture as a PNG; False without matplotlib, with a hint on stderr."""
     try:
-        picture(measured, path)
-        return True
+        import matplotlib
     except ImportError:
         print("no picture: matplotlib is not installed (pip install 'minillm[lab]')", file=sys.stderr)
         return False
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    return pyplot
+    figure = picture(pyplot, measured)
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+    return True
 
 
-def picture(ladder: Mapping[str, Any], path: Path) -> None:
-    """Plot accuracy against trainable parameters and against time as a PNG. Raises ImportError without matplotlib."""
-    pyplot = _pyplot()
+def picture(pyplot: Any, ladder: Mapping[str, Any]) -> Any:
+    """A plot of accuracy against trainable parameters and against time."""
     figure, (parameters, time) = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
     for rung in ladder["rungs"]:
         seconds = rung["train_seconds"] + rung["eval_seconds"]
@@ -91,13 +87,11 @@ def picture(ladder: Mapping[str, Any], path: Path) -> None:
         axes.margins(x=0.15)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{ladder['base']} on {ladder['data'] or ladder['task']}, {ladder['train']} training rows")
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    return figure
 
 
-def curve_picture(curve: Mapping[str, Any], path: Path) -> None:
-    """Plot the training and the validation loss as a PNG. Raises ImportError without matplotlib."""
-    pyplot = _pyplot()
+def curve_picture(pyplot: Any, curve: Mapping[str, Any]) -> Any:
+    """A plot of the training and the validation loss."""
     figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
     axes.plot(range(1, len(curve["losses"]) + 1), curve["losses"], linewidth=0.8, alpha=0.6, label="training")
     axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="validation")
@@ -106,5 +100,4 @@ def curve_picture(curve: Mapping[str, Any], path: Path) -> None:
     axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    return figure

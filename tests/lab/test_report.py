@@ -2,21 +2,15 @@
 
 import pytest
 
-from minillm.lab.report import in_bytes, picture, standard_error, table
+from minillm.lab.report import draw, in_bytes, picture, standard_error, table
 
 RUNG = {
     "name": "lora", "technique": "LoRA", "place": "3 weights", "accuracy": 0.83, "standard_error": 0.0188,
     "trainable_parameters": 460800, "stored_bytes": 1843200, "train_seconds": 31.04, "eval_seconds": 11.7,
     "tokens_per_second": 1005.4, "peak_memory_bytes": None,
 }  # fmt: skip
-LADDER = {
-    "base": "b",
-    "task": "reviews",
-    "data": None,
-    "train": 500,
-    "test": 400,
-    "rungs": [RUNG, {**RUNG, "name": "full"}],
-}
+RUNGS = [RUNG, {**RUNG, "name": "full"}]
+LADDER = {"base": "b", "task": "reviews", "data": None, "train": 500, "test": 400, "rungs": RUNGS}
 
 
 def test_the_table_contains_all_measurements_in_aligned_columns():
@@ -27,7 +21,7 @@ def test_the_table_contains_all_measurements_in_aligned_columns():
 
 
 def test_the_picture_is_a_png(tmp_path):
-    picture(LADDER, tmp_path / "ladder.png")
+    assert draw(picture, LADDER, tmp_path / "ladder.png")
     assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
