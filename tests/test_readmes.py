@@ -16,6 +16,7 @@ from minillm.errors import InputError
 from minillm.hub.pull import pull
 from minillm.lab.check_operations import operation_cases
 from minillm.lab.trust import against_numpy
+from tests.tolerances import failure
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = sorted({path.parent for path in (ROOT / "minillm").rglob("*.py")})
@@ -65,7 +66,7 @@ def test_a_wrong_sign_prints_the_message_of_the_readme():
         return gradients | {"a": -gradients["a"]}
 
     (expected,) = blocks(ROOT / "tests/README.md", "")
-    message = against_numpy(replace(case, backward=turned), random).sentence("numpy vs torch (plain), float64")
+    message = failure(against_numpy(replace(case, backward=turned), random), "numpy vs torch (plain), float64")
     before, _, place = message.partition(" largest at ")
     assert expected.startswith(f"{before} largest at [")
     assert re.fullmatch(rf"\[\d+, \d+\]: {number} instead of {number}", place)

@@ -30,7 +30,13 @@ def assert_close(actual, expected, rung="numpy", what="the result", terms=1):
 
 def assert_good(measured, compared):
     """The result of a rung is within its limit; None means that the rung does not apply."""
-    assert measured is None or measured.good, measured.sentence(compared)
+    assert measured is None or measured.good, failure(measured, compared)
+
+
+def failure(measured, compared):
+    """The failure message of the comparison with this name."""
+    part, error, limit = measured.part.removeprefix("the "), f"{measured.error:#.2g}", f"{measured.limit:.0e}"
+    return f"{part}: relative error {error} > {limit.replace('e-0', 'e-')} ({compared}){measured.largest}"
 
 
 def _compared(actual, expected):

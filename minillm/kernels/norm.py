@@ -103,14 +103,11 @@ def _norm(hidden: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tu
 @_norm.register_fake
 def _norm_fake(hidden: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     rows = hidden.shape[:-1].numel()
-    out = hidden.new_empty(hidden.shape, dtype=_out_dtype(hidden, weight, bias))
+    # As in torch: a layer norm returns the dtype of hidden, an rms norm, which is a product, the wider of the two.
+    dtype = hidden.dtype if bias is not None else torch.promote_types(hidden.dtype, weight.dtype)
+    out = hidden.new_empty(hidden.shape, dtype=dtype)
     mean = hidden.new_empty(0 if bias is None else rows, dtype=torch.float32)
     return out, mean, hidden.new_empty(rows, dtype=torch.float32)
-
-
-def _out_dtype(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype:
-    """As in torch: a layer norm returns the dtype of hidden, an rms norm, which is a product, the wider of the two."""
-    return hidden.dtype if bias is not None else torch.promote_types(hidden.dtype, weight.dtype)
 
 
 @torch.library.custom_op("minillm::norm_backward", mutates_args=())

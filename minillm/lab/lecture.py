@@ -9,7 +9,6 @@ from typing import Any
 
 from minillm.data.extraction import NUMBER, AnswerForm, Reading, same_answer
 from minillm.data.templates import Question, Shot, Template
-from minillm.errors import unknown
 from minillm.lab.asking import BRIEF, AnswerOptions, Answers, ask
 from minillm.lab.experiment import Experiment
 from minillm.prompting.answering import GenerationSettings, concluded_answers
@@ -112,13 +111,6 @@ class LectureAnswer:
             "expected": self.example.expected,
             "right": self.right,
         }
-
-
-def example(name: str) -> LecturePrompt:
-    """Raises InputError for an unknown name."""
-    if name not in EXAMPLES:
-        raise unknown("example", name, EXAMPLES)
-    return EXAMPLES[name]
 
 
 def lecture_answers(experiment: Experiment, asked: LecturePrompt, *, chat: bool = False) -> Iterator[LectureAnswer]:

@@ -12,7 +12,7 @@ from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError, check_at_least
 from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask, prompt_room
 from minillm.lab.experiment import DataOptions, Experiment, doubts, judged, labels, versions
-from minillm.lab.lecture import example, lecture_answers
+from minillm.lab.lecture import EXAMPLES, lecture_answers
 from minillm.lab.own_data import report
 from minillm.lab.prompt_report import accuracy_table, order_table, probabilities, prompt_text, prompt_tokens
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
@@ -94,7 +94,7 @@ class Prompt(AnswerOptions, DataOptions):
 
     def over_example(self, name: str) -> tuple[list[str], dict[str, Any]]:
         """The prompts and answers of a lecture example, as lines and in JSON's types."""
-        asked, experiment, found = example(name), self.load(), []
+        asked, experiment, found = EXAMPLES[name], self.load(), []
         lines = [asked.about]
         for answer in lecture_answers(experiment, asked, chat=self.chat):
             found.append(answer.described())

@@ -70,11 +70,6 @@ class Measured(NamedTuple):
     def severity(self) -> float:
         return self.error / self.limit if math.isfinite(self.error) else math.inf
 
-    def sentence(self, compared: str) -> str:
-        """The failure message of the comparison with this name."""
-        part, error, limit = self.part.removeprefix("the "), f"{self.error:#.2g}", f"{self.limit:.0e}"
-        return f"{part}: relative error {error} > {limit.replace('e-0', 'e-')} ({compared}){self.largest}"
-
 
 def differences(case: Case, random: np.random.Generator) -> Measured | None:
     """Numpy's gradients against central differences, one direction per input; None without gradients or with kinks."""

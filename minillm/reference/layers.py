@@ -4,8 +4,7 @@
     feed-forward    down(f(up x)),  or  down(swiglu(gate x, up x))
 
 With rotary positions, queries and keys are rotated before attention; before that, each head of them may have a norm.
-Splitting a width into heads and merging the
-heads are reshapes, so each is the inverse of the other in the backward pass.
+Splitting a width into heads and merging the heads are reshapes, each the inverse of the other in the backward pass.
 
 Backward returns the gradient of the input ("hidden"), those of the "weights" by name, and for attention that of the
 "prefix".

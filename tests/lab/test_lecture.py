@@ -4,14 +4,13 @@ import re
 
 import pytest
 
-from minillm import InputError
 from minillm.data.extraction import AnswerForm
-from minillm.lab.lecture import EXAMPLES, example
+from minillm.lab.lecture import EXAMPLES
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_every_example_has_two_templates_and_an_expected_label(name):
-    one = example(name)
+    one = EXAMPLES[name]
     assert len({template.name for template in one.templates}) == 2
     assert one.labels is None or f" {one.expected}" in one.labels
     for template in one.templates:
@@ -27,13 +26,12 @@ def test_every_sum_in_a_chain_is_right_and_leads_to_the_answer():
         sums = re.findall(r"(\d+) ([-+*]) (\d+) = (\d+)", shot.chain)
         assert sums[-1][-1] == shot.answer.strip()
         for left, sign, right, result in sums:
-            assert {"+": int(left) + int(right), "-": int(left) - int(right), "*": int(left) * int(right)}[sign] == int(
-                result
-            )
+            left, right = int(left), int(right)
+            assert {"+": left + right, "-": left - right, "*": left * right}[sign] == int(result)
 
 
 def test_the_expected_numbers_are_right():
-    juggler, cans = example("juggler"), example("cans")
+    juggler, cans = EXAMPLES["juggler"], EXAMPLES["cans"]
     balls = int(re.findall(r"\d+", juggler.text)[0])
     assert int(juggler.expected) == balls // 2 // 2
     has, boxes, each, gives = map(int, re.findall(r"\d+", cans.text))
@@ -41,10 +39,5 @@ def test_the_expected_numbers_are_right():
 
 
 def test_not_funny_is_not_extracted_as_funny():
-    labels = example("funny").labels
+    labels = EXAMPLES["funny"].labels
     assert AnswerForm.of(labels, "This text is").read("This text is not funny").strict == "not funny"
-
-
-def test_an_unknown_name_lists_the_examples():
-    with pytest.raises(InputError, match="unknown example: 'elephant'; there are: funny, juggler, colour, cans"):
-        example("elephant")
