@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from minillm import InputError
 from minillm.adapt import FineTune
 from minillm.data.batches import pad_left, pad_right
 from tests.decoders import STYLES, random_decoder
@@ -82,18 +81,3 @@ def test_options_and_state_rebuild_a_classifier_of_tokens():
     again = FineTune.from_state(decoder, method.options(), method.state())
     assert torch.equal(again(IDS), method(IDS))
     assert again.options() == method.options()
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"layers": 3}, r"layers must be in \[1, 2\] or 'output' \(the head alone\), got 3"),
-        ({"layers": 0}, "got 0"),
-        ({"layers": ["blocks.7.*"]}, r"layer 'blocks\.7\.\*' matches nothing"),
-        *(({"classes": classes}, "at least 2 classes") for classes in (1, [4], [])),
-        *(({"classes": tokens}, r"distinct ids in \[0, 12\]") for tokens in ([3, 3], [0, 13], [-1, 2])),
-    ],
-)
-def test_impossible_options_are_refused(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        FineTune(random_decoder(STYLES["Llama"]), **options)

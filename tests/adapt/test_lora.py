@@ -189,24 +189,3 @@ def test_the_head_of_a_float32_decoder_trains_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         method(IDS).float().square().sum().backward()
     assert all(parameter.grad is not None for parameter in method.trainable().values())
-
-
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"r": 0}, "the rank of blocks.0.attention.query must be at least 1, got 0"),
-        ({"r": 11}, r"blocks.0.attention.value, which is \(10, 30\), must be at most 10, got 11"),
-        ({"ranks": {"up": 3}}, "LoRA rank for 'up' matches nothing"),
-        ({"alphas": {"blocks.7.*": 3}}, r"LoRA alpha for 'blocks\.7\.\*' matches nothing"),
-        ({"ranks": {"query": -1}}, "must be at least 1, got -1"),
-        ({"alpha": 0}, "alpha must be a number above 0, got 0"),
-        ({"alpha": float("nan")}, "alpha must be a number above 0, got nan"),
-        ({"alphas": {"query": math.inf}}, "alpha must be a number above 0, got inf"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1\.0"),
-        ({"targets": ("c_attn",)}, "LoRA target 'c_attn' matches nothing"),
-        ({"targets": ()}, "LoRA needs at least one target"),
-    ],
-)
-def test_impossible_options_are_refused(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        LoRA(random_decoder(STYLES["Llama"]), **options)

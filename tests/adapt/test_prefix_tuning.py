@@ -147,21 +147,6 @@ def test_dropout_is_off_in_the_initialisation_and_the_decoders_mode_is_unchanged
     assert method.decoder.training
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        ({"length": 17}, r"length must be in \[1, 16\] for this decoder, got 17"),
-        ({"init": "words"}, "init must be random, zero or a list of token ids, got 'words'"),
-        ({"gated": True, "length": 1}, "a gated prefix needs length >= 2"),
-        ({"gated": True, "init": "zero"}, "it cannot learn from zeros"),
-        ({"hidden": 2}, "hidden must be at least the length, 3, got 2"),
-    ],
-)
-def test_impossible_options_are_refused(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        PrefixTuning(random_decoder(STYLES["Llama"]), **{"length": 3, **options})
-
-
 @pytest.mark.parametrize("shift", [True, False])
 def test_prefix_and_text_must_fit_the_context(shift):
     with pytest.raises(InputError, match="13 prompt positions and 5 tokens exceed this decoder's context of 17"):

@@ -100,20 +100,6 @@ def test_half_precision_weights_leave_the_vectors_in_float32():
     assert method.prompt.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize(
-    ("options", "sentence"),
-    [
-        *(({"length": length}, rf"length must be in \[1, 16\] for this decoder, got {length}") for length in (0, 17)),
-        ({"init": "words"}, "init must be random, vocabulary or a list of token ids, got 'words'"),
-        ({"init": [1, 13]}, r"token ids in \[0, 12\], got \[1, 13\]"),
-        ({"init": []}, r"init must be one or more token ids in \[0, 12\], got \[\]"),
-    ],
-)
-def test_impossible_options_are_refused(options, sentence):
-    with pytest.raises(InputError, match=sentence):
-        SoftPrompt(random_decoder(STYLES["Llama"]), **{"length": 3, **options})
-
-
 def test_prompt_and_text_must_fit_the_context():
     with pytest.raises(InputError, match="13 prompt positions and 5 tokens exceed"):
         SoftPrompt(random_decoder(STYLES["Llama"]), 13)(ROWS)
