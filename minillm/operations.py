@@ -153,15 +153,10 @@ def rotary(
 
 
 def attention(
-    query: Float[Tensor, "B H T K"],
-    key: Float[Tensor, "B G S K"],
-    value: Float[Tensor, "B G S K"],
-    *,
-    mask: Bool[Tensor, "B S"] | None = None,
-    prefix: Prefix | None = None,
-    window: int | None = None,
+    query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], *,
+    mask: Bool[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
     dropout_probability: float = 0.0,
-) -> Float[Tensor, "B H T K"]:
+) -> Float[Tensor, "B H T K"]:  # fmt: skip
     """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
     # The kernel has neither a window nor dropout.
     by_torch = window is not None or dropout_probability > 0
@@ -210,14 +205,9 @@ def linear_cross_entropy(
 
 
 def lora(
-    x: Float[Tensor, "*N I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    a: Float[Tensor, "R I"],
-    b: Float[Tensor, "O R"],
-    scale: int | float,
-    dropped: Float[Tensor, "*N I"] | None = None,
-) -> Float[Tensor, "*N O"]:
+    x: Float[Tensor, "*N I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "R I"], b: Float[Tensor, "O R"], scale: int | float, dropped: Float[Tensor, "*N I"] | None = None,
+) -> Float[Tensor, "*N O"]:  # fmt: skip
     """x Wᵀ + bias + scale (x Aᵀ) Bᵀ, where A multiplies `dropped`, x after dropout, if it is given.
 
     W is a constant; the bias gets a gradient if it needs one. Computed in the dtype of W, or in autocast's where W is
@@ -234,13 +224,9 @@ def lora(
 
 
 def lora_by_row(
-    x: Float[Tensor, "B T I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    a: Float[Tensor, "M R I"],
-    b: Float[Tensor, "M O R"],
-    adapter: Int[Tensor, "B"],
-) -> Float[Tensor, "B T O"]:
+    x: Float[Tensor, "B T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "M R I"], b: Float[Tensor, "M O R"], adapter: Int[Tensor, "B"],
+) -> Float[Tensor, "B T O"]:  # fmt: skip
     """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i, and without an update where that is -1.
 
     Constants and dtypes are as in `lora`.

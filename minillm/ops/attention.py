@@ -33,15 +33,10 @@ class Prefix(NamedTuple):
 
 
 def attention(
-    query: Float[Tensor, "B H T K"],
-    key: Float[Tensor, "B G S K"],
-    value: Float[Tensor, "B G S K"],
-    *,
-    mask: Bool[Tensor, "B S"] | None = None,
-    prefix: Prefix | None = None,
-    window: int | None = None,
+    query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], *,
+    mask: Bool[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
     dropout_probability: float = 0.0,
-) -> Float[Tensor, "B H T K"]:
+) -> Float[Tensor, "B H T K"]:  # fmt: skip
     """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
     if prefix is not None and prefix.gate is not None:
         text = attention(query, key, value, mask=mask, window=window, dropout_probability=dropout_probability)
@@ -62,13 +57,9 @@ def attention_weights(
 
 
 def visible_keys(
-    queries: int,
-    keys: int,
-    mask: Bool[Tensor, "B S"] | None,
-    device: torch.device,
-    window: int | None = None,
+    queries: int, keys: int, mask: Bool[Tensor, "B S"] | None, device: torch.device, window: int | None = None,
     always: int = 0,
-) -> Bool[Tensor, "#B 1 T S"]:
+) -> Bool[Tensor, "#B 1 T S"]:  # fmt: skip
     """The keys that each query attends to: real tokens up to its own position, and its own always: no row is empty.
 
     With a `window`, only the last so many real tokens (Jiang et al. 2023), and the first `always` keys.

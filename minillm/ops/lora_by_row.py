@@ -8,13 +8,9 @@ from minillm.shapes import Float, Int
 
 
 def lora_by_row(
-    x: Float[Tensor, "B T I"],
-    weight: Float[Tensor, "O I"],
-    bias: Float[Tensor, "O"] | None,
-    a: Float[Tensor, "M R I"],
-    b: Float[Tensor, "M O R"],
-    adapter: Int[Tensor, "B"],
-) -> Float[Tensor, "B T O"]:
+    x: Float[Tensor, "B T I"], weight: Float[Tensor, "O I"], bias: Float[Tensor, "O"] | None,
+    a: Float[Tensor, "M R I"], b: Float[Tensor, "M O R"], adapter: Int[Tensor, "B"],
+) -> Float[Tensor, "B T O"]:  # fmt: skip
     """x Wᵀ + bias + (x Aᵀ) Bᵀ with A and B of adapter[i] for row i; -1 means no update.
 
     Each adapter is stacked once, however many rows use it. B includes the scale, and smaller ranks are padded with

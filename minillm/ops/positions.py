@@ -58,12 +58,9 @@ def sinusoidal(positions: Int[Tensor, "*B T"], width: int, dtype: torch.dtype) -
 
 
 def rotary_tables(
-    positions: Int[Tensor, "*B T"],
-    head_width: int,
-    theta: float,
-    dtype: torch.dtype,
+    positions: Int[Tensor, "*B T"], head_width: int, theta: float, dtype: torch.dtype,
     scaling: RopeScaling | None = None,
-) -> tuple[Float[Tensor, "*B T {head_width}//2"], Float[Tensor, "*B T {head_width}//2"]]:
+) -> tuple[Float[Tensor, "*B T {head_width}//2"], Float[Tensor, "*B T {head_width}//2"]]:  # fmt: skip
     """(cos, sin) of the angles of each position, one per pair, shared by all layers and heads; times YaRN's factor."""
     angles = _angles(positions, head_width, theta, dtype, scaling)
     factor = 1.0 if scaling is None else scaling.attention_factor
