@@ -1,15 +1,12 @@
 """The methods of adapting a decoder, by their place in figure 1. Read the table `METHODS` first, then one file each.
 
-A `Seam` is a place where an adaptation may change a decoder; there are no others. Each method is one class with the
-interface of `method.py`, over a frozen body that shares the base's weights (`surgery.py`). LoRA, DoRA and PiSSA share
-`low_rank.py`, soft prompts and prefixes `prompt_start.py`. Functions that load, merge and combine trained adapters are
-in `minillm.adapters`, and available here too.
+Each method is one class with the interface of `method.py`, over a frozen body that shares the base's weights
+(`surgery.py`). LoRA, DoRA and PiSSA share `low_rank.py`, soft prompts and prefixes `prompt_start.py`. Functions that
+load, merge and combine trained adapters are in `minillm.adapters`, and available here too.
 """
 
-from dataclasses import dataclass
-from enum import Enum
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minillm.adapt.dora import DoRA
 from minillm.adapt.fine_tune import FineTune
@@ -32,37 +29,26 @@ if TYPE_CHECKING:
 stack = Stack  # the name among the functions: add, merge, stack, ...
 
 
-class Seam(Enum):
-    """Every place where an adaptation may change a decoder."""
-
-    TOKENS = "token ids before the text"
-    EMBEDDINGS = "vectors before the text's embeddings"
-    KEYS_VALUES = "keys and values before the text's, in every layer"
-    LINEARS = "the matrices of the decoder"
-    HEAD = "a classifier instead of the LM head"
-    PARAMETERS = "the decoder's own weights"
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One line of the table: where a method enters, what it trains, and whether it equals the base at the start."""
+class Placement(NamedTuple):
+    """One line of the table: where a method enters, the tensors it changes (its seam), what it trains, and whether it
+    equals the base at the start."""
 
     place: str
-    seams: tuple[Seam, ...]
+    seam: str
     trained: str
     equal_at_start: bool
 
 
 METHODS: dict[type[Adaptation], Placement] = {
-    InContext: Placement("1 the prompt", (Seam.TOKENS,), "nothing", False),
-    SoftPrompt: Placement("2 the input embeddings", (Seam.EMBEDDINGS,), "P vectors before the text", False),
-    PrefixTuning: Placement("2 in every layer", (Seam.KEYS_VALUES,), "P keys and values per layer", False),
-    FrozenHead: Placement("4 on top of the output", (Seam.HEAD,), "a classifier on features", False),
-    FineTune: Placement("3 the weights; 4 the last layers", (Seam.PARAMETERS, Seam.HEAD), "copies of weights", True),
-    LoRA: Placement("3 the weights", (Seam.LINEARS,), "A and B of dW = s B A", True),
-    DoRA: Placement("3 the weights", (Seam.LINEARS,), "A, B and the norm of each row", True),
-    PiSSA: Placement("3 the weights", (Seam.LINEARS,), "A and B, from the principal directions of W", True),
-    Stack: Placement("2 to 4", (Seam.EMBEDDINGS, Seam.KEYS_VALUES, Seam.LINEARS, Seam.PARAMETERS), "both", False),
+    InContext: Placement("1 the prompt", "token ids", "nothing", False),
+    SoftPrompt: Placement("2 the input embeddings", "embeddings", "P vectors before the text", False),
+    PrefixTuning: Placement("2 in every layer", "keys and values", "P keys and values per layer", False),
+    FrozenHead: Placement("4 on top of the output", "head", "a classifier on features", False),
+    FineTune: Placement("3 the weights; 4 the last layers", "parameters, head", "copies of weights", True),
+    LoRA: Placement("3 the weights", "linear layers", "A and B of dW = s B A", True),
+    DoRA: Placement("3 the weights", "linear layers", "A, B and the norm of each row", True),
+    PiSSA: Placement("3 the weights", "linear layers", "A and B, from the principal directions of W", True),
+    Stack: Placement("2 to 4", "those of its two methods", "both", False),
 }
 
 _ADAPTERS = {
@@ -73,7 +59,7 @@ _ADAPTERS = {
 
 __all__ = [
     "METHODS", "Adaptation", "DoRA", "Family", "FineTune", "FrozenHead", "InContext", "LoRA", "Method", "PiSSA",
-    "Placement", "PrefixTuning", "Seam", "SoftPrompt", "Stack", "add", "average", "extract", "load", "merge",
+    "Placement", "PrefixTuning", "SoftPrompt", "Stack", "add", "average", "extract", "load", "merge",
     "merge_rounding", "negate", "resize", "scale", "stack", "subtract", "updates",
 ]  # fmt: skip
 

@@ -47,7 +47,7 @@ class DoRALinear(LoRAMatrix):
 class DoRA(LowRank):
     """DoRA of the matrices that `targets` name: Linears of the blocks, and the head. Arguments as in `LowRank`.
 
-    Seam: LINEARS. Equal to the base at the start, up to rounding.
+    Seam: linear layers. Equal to the base at the start, up to rounding.
     """
 
     layers: ClassVar = {nn.Linear: DoRALinear}

@@ -22,7 +22,7 @@ OUTPUT = "output"
 
 
 class FineTune(Method):
-    """Train copies of some layers. Seam: PARAMETERS. Equal to the base at the start, unless it is a classifier.
+    """Train copies of some layers. Seam: parameters. Equal to the base at the start, unless it is a classifier.
 
     `layers` is `"all"`, `"output"` (the head alone), a number k (the last k blocks and the final norm) or patterns of
     parameter names (`blocks.3.*`, `head.weight`). `classes` replaces the LM head by a classifier of the last token,

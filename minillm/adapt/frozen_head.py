@@ -71,7 +71,7 @@ def text_features(
 
 
 class FrozenHead(Adaptation):
-    """A classifier on a text's features. Seam: HEAD. Called with ids it returns the logits of the classes, "B C".
+    """A classifier on a text's features. Seam: head. Called with ids it returns the logits of the classes, "B C".
 
     `settings` are the arguments of `Logistic`; `layer` is the block whose output features are taken from (None: after
     the last norm), and `pooling` last, mean or first. Raises InputError for any other value.

@@ -20,7 +20,7 @@ from minillm.shapes import Int
 
 
 class InContext(Method):
-    """A prompt of P tokens before every row. Seam: TOKENS. Raises InputError where it exceeds the context."""
+    """A prompt of P tokens before every row. Seam: token ids. Raises InputError where it exceeds the context."""
 
     ids: Tensor
     keys: Tensor

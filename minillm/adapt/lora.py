@@ -61,7 +61,7 @@ class LoRAEmbedding(LoRAMatrix):
 
 
 class LoRA(LowRank):
-    """Low-rank updates, with the arguments of `LowRank`. Seam: LINEARS. Equal to the base at the start.
+    """Low-rank updates, with the arguments of `LowRank`. Seam: linear layers. Equal to the base at the start.
 
     Besides the Linears of the blocks, `targets` may name `head`, `embed` and (learned) `positions`. An update of one
     side of a tied head does not change the other side.

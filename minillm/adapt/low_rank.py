@@ -152,7 +152,7 @@ def _by_path(paths: Sequence[str], default: Any, patterns: dict[str, Any], what:
 
 
 class LowRank(Method):
-    """A low-rank update of every matrix that `targets` name. Seam: LINEARS.
+    """A low-rank update of every matrix that `targets` name. Seam: linear layers.
 
     `targets` are roles (`query`, or peft's `q_proj`), paths with wildcards (`blocks.3.*`) or `all-linear`, all Linears
     of the blocks. `ranks` and `alphas` override r and alpha of some targets, by the first pattern that matches:

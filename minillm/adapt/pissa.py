@@ -66,7 +66,7 @@ class PiSSALinear(AdaptedMatrix):
 class PiSSA(LowRank):
     """PiSSA of the matrices that `targets` name: Linears of the blocks, and the head. Arguments as in `LowRank`.
 
-    Seam: LINEARS. Equal to the base at the start, up to rounding. `state()` and `lora_options()` are those of a LoRA.
+    Seam: linear layers. Equal to the base at the start, up to rounding. `state()` and `lora_options()` are a LoRA's.
     """
 
     layers: ClassVar = {nn.Linear: PiSSALinear}

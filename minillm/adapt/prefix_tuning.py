@@ -28,7 +28,7 @@ Sides = tuple[Float[Tensor, "L G P K"], Float[Tensor, "L G P K"]]
 
 
 class PrefixTuning(Method):
-    """`length` trained positions per layer. Seam: KEYS_VALUES. Equal to the base at the start if gated and unshifted.
+    """`length` trained positions per layer. Seam: keys and values. Equal to the base at the start if gated, unshifted.
 
     `init` is `"random"` (normal, each number with the mean and standard deviation of random tokens' keys and values in
     its layer, head and position), `"zero"`, or token ids, repeated or cut to `length`, whose keys and values are taken.

@@ -23,7 +23,7 @@ from minillm.shapes import Float
 
 
 class SoftPrompt(Method):
-    """`length` trained vectors before the text. Seam: EMBEDDINGS. Not equal to the base at the start.
+    """`length` trained vectors before the text. Seam: embeddings. Not equal to the base at the start.
 
     `init` is `"random"` (normal, with the standard deviation of the embedding table), `"vocabulary"` (its rows, drawn
     uniformly), or token ids, of a text or of the labels, repeated and cut to `length`. Raises InputError for another

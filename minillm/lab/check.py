@@ -68,10 +68,9 @@ class Check(RunOptions):
         if self.kernels and pick_device(self.device).type != "cuda":
             os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported
         found = check(self)
-        if self.out is not None:
-            write_text(self.out / "check.json", json.dumps(found, indent=2) + "\n")
         print(table(found))
         if self.out is not None:
+            write_text(self.out / "check.json", json.dumps(found, indent=2) + "\n")
             print(f"\nsaved: {self.out / 'check.json'}")
         wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(found)]
         if wrong:
