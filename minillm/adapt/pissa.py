@@ -7,9 +7,8 @@ step moves both along W's principal directions. The paper replaces the base's W 
 written to, and a LoRA of rank 2 r is saved, with [A; A₀] as A and [B, -B₀] as B.
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,17 +65,7 @@ class PiSSALinear(AdaptedMatrix):
 class PiSSA(LowRank):
     """PiSSA of the matrices that `targets` name: Linears of the blocks, and the head. Arguments as in `LowRank`.
 
-    Seam: linear layers. Equal to the base at the start, up to rounding. `state()` and `lora_options()` are a LoRA's.
+    Seam: linear layers. Equal to the base at the start, up to rounding. `state()` is a LoRA's, of twice the rank.
     """
 
     layers: ClassVar = {nn.Linear: PiSSALinear}
-
-    def lora_options(self) -> dict[str, Any]:
-        """The options of the LoRA that has this `state()` and gives the same logits: twice the rank, the same scale."""
-        grown = math.sqrt(2) if self.low_rank.rank_stabilised else 2
-        return self.options() | {
-            "r": 2 * self.r,
-            "alpha": grown * self.alpha,
-            "ranks": {pattern: 2 * rank for pattern, rank in self.low_rank.ranks.items()},
-            "alphas": {pattern: grown * alpha for pattern, alpha in self.low_rank.alphas.items()},
-        }

@@ -48,7 +48,7 @@ class LabelScores:
 
 def label_scores(
     cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], content_free: Sequence[Question],
-    answers: Sequence[str], name: str = "scoring",
+    answers: Sequence[str],
 ) -> LabelScores:  # fmt: skip
     """Score every answer to every question; the shared prefix of a template's prompts is processed once."""
     everything = [*questions, *content_free]
@@ -56,11 +56,11 @@ def label_scores(
     for place, question in enumerate(everything):
         places.setdefault(question.template, []).append(place)
     found, tokens, ids = [], 0, []
-    for template, group in progress(places.items(), desc=name, unit="template"):
+    for template, group in progress(places.items(), desc="scoring", unit="template"):
         some = [everything[place] for place in group]
         ids = template.answers(tokenizer, [question.text for question in some], answers)
         cached = cache.process([question.encode(tokenizer) for question in some])
-        found.append(cached.score(ids, name))
+        found.append(cached.score(ids))
         tokens += cached.tokens
     order = torch.tensor([place for group in places.values() for place in group])
     scores = torch.cat(found)[order.argsort()]

@@ -32,7 +32,9 @@ def test_its_state_is_a_lora_of_twice_the_rank_with_the_same_logits(rank_stabili
     decoder = random_decoder(STYLES["GPT-2"])
     options = {"ranks": {"blocks.0.*": 3}, "alphas": {"value": 5}, "rank_stabilised": rank_stabilised}
     method = moved(PiSSA(decoder, r=2, alpha=3, train_bias=True, **options))
-    lora = LoRA.from_state(decoder, method.lora_options(), method.state())
+    grown = 2**0.5 if rank_stabilised else 2  # the scale is the same
+    twice = {"r": 4, "alpha": grown * 3, "ranks": {"blocks.0.*": 6}, "alphas": {"value": grown * 5}}
+    lora = LoRA.from_state(decoder, method.options() | twice, method.state())
     assert {name: tensor.shape for name, tensor in lora.state().items() if "blocks.1" in name} == {
         f"blocks.1.attention.{role}.{name}": shape
         for role in ("query", "value")
