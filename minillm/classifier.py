@@ -35,7 +35,7 @@ from minillm.prompting.lengths import Room, check_truncate, fit, fit_examples, r
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
-from minillm.runtime.files import file_fingerprint, read_sealed, sealed, write_text
+from minillm.runtime.files import file_fingerprint, read_sealed, reading, sealed, write_text
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 from minillm.training.feature_cache import cached_features, compute_features
@@ -274,13 +274,14 @@ class TextClassifier(MethodOptions):
         """
         path = Path(directory) / CLASSIFIER
         found = read_sealed(path, FORMAT)
-        params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
-        answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
-        if (base := base or params["base"]) is None:
-            raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
-        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
-        self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
-        self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
+        with reading(path, "a classifier"):
+            params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
+            answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
+            if (base := base or params["base"]) is None:
+                raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
+            self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
+            self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
+            self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
         decoder, self.tokenizer_ = self._load_base()
 
         def adapted(decoder: Decoder) -> Adaptation:

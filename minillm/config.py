@@ -24,6 +24,9 @@ GPT2_CHOICES: dict[str, Any] = {
 }  # fmt: skip
 LLAMA_CHOICES: dict[str, Any] = {"norm": "rms", "norm_first": True, "positions": "rotary", "feed_forward": "swiglu"}
 
+MOST = 2**31
+"""All sizes are below it, so that products of two fit into 63 bits."""
+
 # layers, width, heads: table 2 of Radford et al. 2019.
 GPT2_SIZES = {"small": (12, 768, 12), "medium": (24, 1024, 16), "large": (36, 1280, 20), "xl": (48, 1600, 25)}
 
@@ -109,6 +112,9 @@ class DecoderConfig:
                 raise InputError(f"{name} must be one of {', '.join(get_args(allowed))}, got {getattr(self, name)!r}")
         sizes = "vocabulary", "layers", "width", "heads", "kv_heads", "feed_forward_width", "context_length", "window"
         check_at_least(1, **{name: getattr(self, name) for name in sizes})
+        for name in (*sizes, "attention_width"):
+            if (getattr(self, name) or 0) >= MOST:
+                raise InputError(f"{name} must be below 2^31, got {getattr(self, name)}")
         if self.bias not in BIASED:
             raise InputError(f"bias must be one of {', '.join(map(str, BIASED))}, got {self.bias!r}")
         name = "width" if self.attention_width is None else "attention_width"

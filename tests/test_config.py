@@ -36,6 +36,8 @@ LINEAR = RopeScaling("linear", 2.0)
         ({"attention_width": 20}, "rotary positions need an even head width, got attention_width / heads = 5"),
         ({"bias": "out"}, "one of False, query_key_value, attention, feed_forward, True, got 'out'"),
         ({"window": 0}, "window must be at least 1, got 0"),
+        ({"window": 2**63}, "window must be below 2^31, got 9223372036854775808"),
+        ({"vocabulary": 2**62}, "vocabulary must be below 2^31, got 4611686018427387904"),
         ({"unrotated_layers": (1, 2)}, "unrotated_layers must be in [0, 1], got (1, 2)"),
         (
             {"positions": "learned", "rope_scaling": LINEAR},

@@ -10,12 +10,13 @@ from minillm import hub
 from minillm.adapt import Adaptation, LoRA
 from minillm.adapt.description import DESCRIPTION, TENSORS, Usage, describe
 from minillm.adapters.extract import Extracted, extract, resize
-from minillm.adapters.load import load, opened
+from minillm.adapters.load import load
 from minillm.adapters.merge import merge, merge_rounding
 from minillm.errors import InputError
 from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft, import_peft
+from minillm.runtime.files import open_tensors
 from minillm.runtime.options import Directory, File, Model, Positional
 from minillm.tokenizer import Tokenizer
 
@@ -69,7 +70,7 @@ class Inspect(AdapterOptions):
     def run(self) -> None:
         description = describe(self.adapter)
         size = sum(path.stat().st_size for path in self.adapter.iterdir())
-        with opened(self.adapter / TENSORS) as file:
+        with open_tensors(self.adapter / TENSORS) as file:
             print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
             print(f"options: {json.dumps(description.options)}")
             print(f"base: {len(description.base)} weights, identified by their sha256")

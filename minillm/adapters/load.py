@@ -7,14 +7,12 @@ detect damage. The adapter's effect on a probe is measured and printed.
 import math
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from minillm.adapt import METHODS
@@ -24,13 +22,12 @@ from minillm.adapters.effect import effect, report
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.delta import decode
+from minillm.runtime.files import open_tensors, reading
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.tokenizer import Tokenizer
 
 # An adapter may have this many bytes more than its base in float64; an integer option may always be up to MOST.
 SLACK, MOST = 64 * 2**20, 4096
-Failures = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, RuntimeError, MemoryError)
-"""The errors of Python and torch for unexpected options or tensors."""
 
 
 def load(
@@ -47,13 +44,9 @@ def load(
         raise InputError(f"{directory} was trained with another tokenizer than that of {_named(decoder)}")
     _check_base(directory, description, decoder)
     state = _state(directory, description, decoder)
-    try:
+    with reading(directory, description.method):
         method = _rebuilt(description, decoder, state).eval()
         found = effect(method, decoder)
-    except InputError as problem:
-        raise InputError(f"{directory}: {problem}") from None
-    except Failures as problem:
-        raise InputError(f"{directory}: cannot build {description.method} from this file: {problem}"[:500]) from None
     if not math.isfinite(found.size):
         raise InputError(f"{directory} gives NaN or infinite logits")
     if found.size == 0 and not allow_noop:
@@ -102,27 +95,13 @@ def _named(decoder: Decoder) -> str:
     return f"{decoder.source.path or 'this base'}; give the adapter's own base, in commands with --base"
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[Any]:
-    """The opened safetensors file of an adapter. Raises InputError if it is missing or damaged."""
-    if not path.is_file():
-        raise InputError(f"{path.parent} is not complete: {path.name} is missing")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            yield file
-    except BrokenPipeError:  # of the output, not of the file
-        raise
-    except (SafetensorError, OSError) as problem:
-        raise InputError(f"{path} is damaged: it cannot be read as safetensors ({problem})"[:500]) from None
-
-
 def _state(directory: Path, description: Description, decoder: Decoder) -> dict[str, Tensor]:
     """The tensors as they were saved, each checked by its sha256; sizes are checked before anything is read."""
     path, base = directory / TENSORS, _Base(decoder)
     most = SLACK + 8 * sum(weight.numel() for weight in decoder.parameters())
     if path.is_file() and (size := path.stat().st_size) > most:
         raise InputError(f"{path} must have at most {most} bytes for this base, got {size}")
-    with opened(path) as file:
+    with open_tensors(path) as file:
         if odd := sorted(set(file.keys()) ^ description.tensors.keys()):
             raise InputError(f"the tensor {odd[0]} is only in one of {path} and {DESCRIPTION}"[:500])
         state = {name: _proved(path, name, file.get_tensor(name), description, base) for name in description.tensors}

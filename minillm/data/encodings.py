@@ -4,7 +4,10 @@ import codecs
 from pathlib import Path
 
 from minillm.errors import InputError
+from minillm.runtime.files import read_bytes
 
+MOST = 2**30
+"""Bytes of a file with data."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -17,10 +20,7 @@ def decode(path: Path, encoding: str | None) -> tuple[str, str]:
 
     Raises InputError for a file that cannot be read or decoded, and for an unknown encoding.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    content = read_bytes(path, MOST)
     name = recognised(content) if encoding is None else encoding
     try:
         text = content.decode(name)

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from minillm.data.encodings import MOST
 from minillm.data.tables import columns
 from minillm.data.tasks import VALIDATION_END
 from minillm.errors import InputError
+from minillm.runtime.files import read_text
 
 HELD_OUT = 0.1
 
@@ -26,12 +28,7 @@ def text_file(path: Path) -> Corpus:
     """
     if path.suffix != ".txt":
         raise InputError(f"{path} must be a .txt file")
-    try:
-        text = path.read_text("utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}") from error
+    text = read_text(path, MOST)
     if len(text) < 100:
         raise InputError(f"{path} must have at least 100 characters, got {len(text)}")
     cut = int(len(text) * (1 - HELD_OUT))

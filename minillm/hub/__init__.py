@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.runtime.files import file_fingerprint
+from minillm.runtime.files import file_fingerprint, reading
 from minillm.runtime.fingerprint import Source
 from minillm.tokenizer import Tokenizer
 
@@ -37,19 +37,16 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     decoder, tokenizer = _read(path, dtype)
     # Next to an installed package no cache is written.
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
-    if tokenizer is not None and tokenizer.vocabulary > decoder.config.vocabulary:
+    if tokenizer is not None:
         tokenizer.limit(decoder.config.vocabulary)
     return decoder, tokenizer
 
 
 def _read(path: Path, dtype: torch.dtype | None) -> tuple[Decoder, Tokenizer | None]:
-    if path.is_dir():
-        from minillm.hub import huggingface
+    from minillm.hub import gguf, huggingface
 
-        return huggingface.load(path, dtype)
-    from minillm.hub import gguf
-
-    return gguf.load(path, dtype)
+    with reading(path, "a model"):
+        return huggingface.load(path, dtype) if path.is_dir() else gguf.load(path, dtype)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

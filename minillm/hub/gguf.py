@@ -123,10 +123,7 @@ def _config(file: GGUFFile, family: Family) -> DecoderConfig:
         if key not in family.known and value not in allowed.get(key, ()):
             only = f"only {allowed[key][0]!r}" if key in allowed else "no such key"
             raise InputError(f"{file.path} has the metadata {start}{key} = {value!r}; minillm supports {only}")
-    try:
-        return config_of(settings | of_tensors(shapes, _rope_freqs(file)), family)
-    except InputError as problem:
-        raise InputError(f"{file.path}: {problem}") from None
+    return config_of(settings | of_tensors(shapes, _rope_freqs(file)), family)
 
 
 def _rope_freqs(file: GGUFFile) -> list[float] | None:

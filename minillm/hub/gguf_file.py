@@ -6,6 +6,7 @@ needs two seconds for a vocabulary of 49,152 tokens. The `gguf` package dequanti
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 from math import gcd, prod
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
+from minillm.runtime.files import check_regular, reading
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+MOST_HEADER = 32 * 2**20
+"""Bytes of the metadata and the list of tensors, which need up to 20 times that as objects of Python."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,8 @@ class _Cursor:
         self.data, self.path, self.place = data, path, 0
 
     def take(self, size: int) -> memoryview:
+        if self.place + size > MOST_HEADER < len(self.data):
+            raise InputError(f"{self.path} is damaged: its header must have at most {MOST_HEADER} bytes")
         if size > len(self.data) - self.place:
             raise InputError(
                 f"{self.path} is truncated or damaged: its header needs {size} bytes from byte {self.place} on, "
@@ -49,10 +55,7 @@ class _Cursor:
         return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
 
     def text(self) -> str:
-        try:
-            return str(self.take(self.number("Q")), "utf-8")
-        except UnicodeDecodeError:
-            raise InputError(f"{self.path} is damaged: the string before byte {self.place} is not UTF-8") from None
+        return str(self.take(self.number("Q")), "utf-8")
 
     def value(self, kind: int) -> Any:
         if kind == STRING:
@@ -81,16 +84,18 @@ class GGUFFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
-        self._data = _mapped(self.path)
-        cursor = _Cursor(self._data.data, self.path)
-        tensors, entries = _counts(cursor)
         self.metadata: dict[str, Any] = {}
-        for _ in range(entries):
-            key = cursor.text()
-            if key in self.metadata:
-                raise InputError(f"{self.path} is damaged: duplicate metadata {key!r}")
-            self.metadata[key] = cursor.value(cursor.number("I"))
-        self.tensors = _tensors(cursor, tensors, self.metadata.get("general.alignment", 32))
+        with reading(self.path, "GGUF"):
+            check_regular(self.path)
+            self._data = np.memmap(self.path, dtype=np.uint8, mode="r")
+            cursor = _Cursor(self._data.data, self.path)
+            tensors, entries = _counts(cursor)
+            for _ in range(entries):
+                key = cursor.text()
+                if key in self.metadata:
+                    raise InputError(f"{self.path} is damaged: duplicate metadata {key!r}")
+                self.metadata[key] = cursor.value(cursor.number("I"))
+            self.tensors = _tensors(cursor, tensors, self.metadata.get("general.alignment", 32))
         self.shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
 
     def read(self, name: str) -> Tensor:
@@ -112,16 +117,6 @@ class GGUFFile:
             raise InputError(f"{self.path}: {name} has the type {kind.name}, which gguf cannot dequantise") from None
         shares = np.may_share_memory(numbers, self._data)
         return torch.from_numpy((numbers.copy() if shares else numbers).reshape(tensor.shape))
-
-
-def _mapped(path: Path) -> np.ndarray:
-    """The memory-mapped bytes of the file."""
-    try:
-        if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty; a GGUF file is needed")
-        return np.memmap(path, dtype=np.uint8, mode="r")
-    except OSError as problem:
-        raise InputError(f"{path} cannot be read: {problem.strerror or problem}") from None
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:
@@ -161,9 +156,9 @@ def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, StoredTen
                 f"{cursor.path} is truncated or damaged: {name} ends at byte {tensor.start + tensor.size}, "
                 f"the file has {length}; download it again"
             )
-    # Overlapping tensors would need more memory than the file has bytes.
-    if sum(tensor.size for tensor in tensors.values()) > max(0, length - start):
-        raise InputError(f"{cursor.path} is damaged: its tensors overlap")
+    for one, other in pairwise(sorted(tensors.values(), key=lambda tensor: tensor.start)):
+        if one.start + one.size > other.start:
+            raise InputError(f"{cursor.path} is damaged: its tensors overlap")
     return tensors
 
 

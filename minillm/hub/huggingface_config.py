@@ -4,7 +4,6 @@ A setting with a value that minillm does not compute with is refused. A decoder 
 names of DecoderConfig, as `model_type` minillm.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from minillm.hub.llama_settings import (
     UNROTATED,
     WINDOW,
 )
+from minillm.runtime.files import read_json, reading
 
 GPT2 = Family(
     model_type="gpt2",
@@ -101,13 +101,11 @@ def read(path: Path) -> tuple[str, DecoderConfig]:
         reason = f": a {kind} model {REFUSED[kind]}" if isinstance(kind, str) and kind in REFUSED else ""
         raise InputError(f"{path}: the model_type must be {', '.join(FAMILIES)}, got {kind!r}{reason}")
     family = FAMILIES[kind]
-    try:
+    with reading(path):
         for name, allowed in family.fixed.items():
             if name in settings and settings[name] not in allowed:
                 raise InputError(f"minillm supports {name} = {allowed[0]!r}, got {settings[name]!r}")
         config = config_of(settings, family)
-    except InputError as problem:
-        raise InputError(f"{path}: {problem}") from None
     _report_dropouts(path, settings, config)
     return kind, config
 
@@ -127,18 +125,3 @@ def written(config: DecoderConfig) -> Settings:
         if settings is not None:
             return settings
     raise AssertionError("every decoder has the fields of DecoderConfig")
-
-
-def read_json(path: Path) -> Settings:
-    """The object in a JSON file."""
-    try:
-        settings = json.loads(path.read_text("utf-8"))
-    except OSError as problem:
-        raise InputError(
-            f"{path} cannot be read ({problem.strerror}); give a model or an adapter that has it"
-        ) from None
-    except (ValueError, RecursionError) as problem:
-        raise InputError(f"{path} is not valid JSON: {problem}") from None
-    if not isinstance(settings, dict):
-        raise InputError(f"{path} must be a JSON object, got {type(settings).__name__}")
-    return settings

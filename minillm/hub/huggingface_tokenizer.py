@@ -6,7 +6,7 @@ ends generation.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from minillm.errors import InputError
-from minillm.hub.huggingface_config import Settings, read_json
-from minillm.runtime.files import write_text
+from minillm.hub.family import Settings
+from minillm.runtime.files import read_json, read_text, reading, write_text
 from minillm.tokenizer import ROLES, Tokenizer, chosen_template
 
 PIPELINE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 GPT2_FILES = ("vocab.json", "merges.txt")
 GPT2_END = "<|endoftext|>"
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
+
+MOST_IDS = 2**22
+"""Four times the largest vocabularies. The library needs memory for every number up to the largest id."""
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
@@ -30,18 +33,21 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
     Raises InputError for damaged files.
     """
     settings, template = _optional(directory / SETTINGS), directory / "chat_template.jinja"
-    try:
-        if (directory / PIPELINE).is_file():
-            pipeline = tokenizers.Tokenizer.from_file(str(directory / PIPELINE))
-        elif all((directory / name).is_file() for name in GPT2_FILES):
+    if (directory / PIPELINE).exists():
+        pipeline = _pipeline(directory / PIPELINE)
+    elif all((directory / name).exists() for name in GPT2_FILES):
+        with reading(directory, "GPT-2's tokenizer"):
             pipeline = _gpt2(directory, settings)
-        else:
-            return None
-        chosen = template.read_text("utf-8") if template.exists() else settings.get("chat_template")
-    except InputError:
-        raise
-    except Exception as problem:  # the library raises bare Exceptions
-        raise InputError(f"cannot load the tokenizer files of {directory}: {' '.join(str(problem).split())}") from None
+    else:
+        return None
+    chosen = read_text(template) if template.exists() else settings.get("chat_template")
+    with reading(directory, "a tokenizer"):
+        return _with_roles(directory, settings, pipeline, chosen_template(directory / SETTINGS, chosen))
+
+
+def _with_roles(
+    directory: Path, settings: Settings, pipeline: tokenizers.Tokenizer, template: str | None
+) -> Tokenizer:  # fmt: skip
     names = _names(directory, settings)
     # As in transformers; the ids may be ones that the decoder has no embedding for.
     named = [names[role] for role in ROLES if role in names]
@@ -50,7 +56,7 @@ def read_tokenizer(directory: Path) -> Tokenizer | None:
     for role, token in [*declared, *_surrounding(pipeline)]:
         names.setdefault(role, token)
     ends = dict.fromkeys(token for role, token in declared if role == "eos" and token != names.get("eos"))
-    return Tokenizer(pipeline, names, chosen_template(directory / SETTINGS, chosen), ends)
+    return Tokenizer(pipeline, names, template, ends)
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
@@ -74,18 +80,53 @@ def written_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None
     return {f"{role}_token_id": value for role, value in roles.items()}
 
 
+def _pipeline(path: Path) -> tokenizers.Tokenizer:
+    """The pipeline in tokenizer.json, which is checked before the library reads it: it aborts without memory."""
+    found = read_json(path)
+    with reading(path, "a tokenizer"):
+        vocabulary = found["model"]["vocab"]
+        if isinstance(vocabulary, list):  # Unigram
+            vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
+        added = {token["content"]: token["id"] for token in found["added_tokens"]}
+        _check_ids(path, {**vocabulary, **added})
+        # minillm cuts and pads itself, and a length in the file may fill the memory.
+        padding = found.get("padding") and {**found["padding"], "strategy": "BatchLongest", "pad_to_multiple_of": None}
+        pipeline = tokenizers.Tokenizer.from_str(json.dumps(found | {"truncation": None, "padding": padding}))
+        _check_added(path, added, pipeline)
+    return pipeline
+
+
+def _check_ids(path: Path, ids: Mapping[str, Any]) -> None:
+    """Raises InputError for ids that cannot be numbers of embeddings, and for two tokens with the same id."""
+    for token, index in ids.items():
+        if type(index) is not int or not 0 <= index < MOST_IDS:
+            raise InputError(f"{path}: the id of {token!r:.40} must be an integer in [0, {MOST_IDS}), got {index!r:.40}")
+    by_id = {index: token for token, index in ids.items()}
+    if len(by_id) < len(ids):
+        token = next(token for token, index in ids.items() if by_id[index] != token)
+        raise InputError(f"{path}: {token!r:.60} and {by_id[ids[token]]!r:.60} have the same id, {ids[token]}")
+
+
+def _check_added(path: Path, added: Mapping[str, int], pipeline: tokenizers.Tokenizer) -> None:
+    """Raises InputError for an added token to which the library gives another id."""
+    for token, index in added.items():
+        if (given := pipeline.token_to_id(token)) != index:
+            raise InputError(f"{path}: the added token {token!r:.60} must have the next free id, {given}, got {index}")
+
+
 def _gpt2(directory: Path, settings: Settings) -> tokenizers.Tokenizer:
     """GPT-2's tokenizer from the files of its first release: byte-level BPE, and tokens that were added later."""
     if (kind := settings.get("tokenizer_class")) not in GPT2_CLASSES:
         raise InputError(f"{directory} has no {PIPELINE}, and minillm builds GPT-2's tokenizer alone, not a {kind!r}")
-    pipeline = tokenizers.Tokenizer(models.BPE.from_file(*(str(directory / name) for name in GPT2_FILES)))
+    vocabulary, merges = (directory / name for name in GPT2_FILES)
+    _check_ids(vocabulary, read_json(vocabulary))
+    pipeline = tokenizers.Tokenizer(models.BPE.from_file(str(vocabulary), str(merges)))
     space = settings.get("add_prefix_space") is True
     pipeline.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
     pipeline.decoder = decoders.ByteLevel()
     added = _optional(directory / "added_tokens.json")
     pipeline.add_tokens([AddedToken(token, normalized=False) for token in sorted(added, key=lambda name: added[name])])
-    if moved := [token for token, index in added.items() if pipeline.token_to_id(token) != index]:
-        raise InputError(f"{directory / 'added_tokens.json'}: {moved[0]!r} must have the next free id")
+    _check_added(directory / "added_tokens.json", added, pipeline)
     if pipeline.token_to_id(GPT2_END) is not None:
         pipeline.add_special_tokens([GPT2_END])
     return pipeline
@@ -138,4 +179,4 @@ def _surrounding(pipeline: tokenizers.Tokenizer) -> Iterator[tuple[str, str]]:
 
 def _optional(path: Path) -> Settings:
     """The object in a JSON file; empty if there is no such file."""
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if path.exists() else {}

@@ -24,8 +24,8 @@ from minillm.adapt.soft_prompt import SoftPrompt
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub import huggingface_config, peft_lora
-from minillm.runtime.files import replacing, write_text
+from minillm.hub import peft_lora
+from minillm.runtime.files import open_tensors, read_json, reading, replacing, write_text
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
@@ -71,7 +71,7 @@ def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
     not compute with, and for tensors that are missing, unexpected or misshapen.
     """
     directory = Path(directory)
-    settings = huggingface_config.read_json(directory / CONFIG)
+    settings = read_json(directory / CONFIG)
     kinds = {
         "LORA": (peft_lora.read_low_rank, peft_lora.SETTINGS),
         "PREFIX_TUNING": (_read_prefix, PROMPT_SETTINGS),
@@ -84,27 +84,20 @@ def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
     for name, value in settings.items():
         if name not in known | ABOUT and value not in (None, False, "none", [], {}):
             raise InputError(f"{directory} has {name} = {value!r}, which minillm does not support"[:500])
-    try:
+    with reading(directory, "an adapter of peft"):
         return read(decoder, settings, _tensors(directory, decoder)).eval()
-    except InputError as problem:
-        raise InputError(f"{directory}: {problem}") from None
 
 
 def _tensors(directory: Path, decoder: Decoder) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     path = directory / TENSORS
     if not path.is_file():
         pickled = "; adapter_model.bin is a pickle, which is never opened: save it as safetensors"
         raise InputError(f"{path} is missing{pickled if path.with_suffix('.bin').exists() else ''}")
     most = 2**26 + 8 * sum(weight.numel() for weight in decoder.parameters())
-    try:
-        if path.stat().st_size > most:
-            raise InputError(f"an adapter of this base has at most {most} bytes, got {path.stat().st_size}")
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as problem:
-        raise InputError(f"{path} cannot be read as safetensors ({problem})"[:500]) from None
+    if path.stat().st_size > most:
+        raise InputError(f"an adapter of this base has at most {most} bytes, got {path.stat().st_size}")
+    with open_tensors(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"the tensor {name} must have a floating-point dtype, got {tensor.dtype}"[:500])

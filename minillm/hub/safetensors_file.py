@@ -1,7 +1,6 @@
 """The tensors of a Hugging Face directory: model.safetensors, or shards with an index. Pickles are never opened."""
 
-import json
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
+from minillm.runtime.files import open_tensors, read_json, reading
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -22,8 +22,9 @@ class SafetensorsDirectory:
     def __init__(self, directory: Path, prefix: str = "", head: str = ""):
         self.path = directory
         self._files: dict[str, Any] = {}
+        self._open = ExitStack()
         for file, expected in _shards(directory).items():
-            opened = _opened(directory / file)
+            opened = self._open.enter_context(open_tensors(directory / file, "; download it again"))
             found = set(opened.keys())
             if expected is not None and found != expected:
                 odd = sorted(found ^ expected)[0]
@@ -47,31 +48,20 @@ def _shards(directory: Path) -> dict[str, set[str] | None]:
         return {SINGLE: None}
     if not (directory / INDEX).is_file():
         raise InputError(f"{directory} has no {SINGLE}{_instead(directory)}")
-    with suppress(ValueError, OSError, TypeError, KeyError, AttributeError):
+    with reading(directory / INDEX, "JSON with a weight_map from tensors to files"):
         shards: dict[str, set[str] | None] = {}
-        for tensor, file in json.loads((directory / INDEX).read_text("utf-8"))["weight_map"].items():
+        for tensor, file in read_json(directory / INDEX)["weight_map"].items():
             _check_plain(directory, file)
             names = shards.setdefault(file, set())
             assert names is not None
             names.add(tensor)
         return shards
-    raise InputError(f"{directory / INDEX} is damaged: it must be JSON with a weight_map from tensors to files")
 
 
 def _check_plain(directory: Path, file: str) -> None:
     """Raises InputError for a shard outside the directory."""
     if any(sign in file for sign in "/\\:") or not file.endswith(".safetensors"):
         raise InputError(f"{directory / INDEX} names the shard {file!r}; a plain .safetensors file name is needed")
-
-
-def _opened(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(str(path), framework="pt")
-    except (SafetensorError, OSError) as problem:
-        reason = " ".join(str(problem).split())
-        raise InputError(f"{path} cannot be read as safetensors ({reason}); download it again") from None
 
 
 def _instead(directory: Path) -> str:

@@ -24,7 +24,7 @@ from minillm.lab.own_data import report
 from minillm.lab.report import draw, picture, table
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, write_text
+from minillm.runtime.files import check_directory, read_json, reading, write_text
 from minillm.runtime.options import Directory, Names
 from minillm.training.methods import MethodOptions
 
@@ -129,9 +129,10 @@ def check_lengths(names: Sequence[str], options: Ladder, task: Task) -> None:
 def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
     """The finished rungs of an earlier run with the same options."""
     try:
-        earlier = json.loads(path.read_text())
-        rungs = {rung["name"]: rung for rung in earlier.pop("rungs")}
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        with reading(path):
+            earlier = read_json(path)
+            rungs = {rung["name"]: rung for rung in earlier.pop("rungs")}
+    except InputError:
         return {}
     return rungs if earlier == described else {}
 

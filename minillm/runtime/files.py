@@ -1,4 +1,4 @@
-"""Atomic file writing: a file is complete or absent."""
+"""Atomic file writing: a file is complete or absent. Reading that raises InputError and nothing else."""
 
 import hashlib
 import json
@@ -48,23 +48,82 @@ def sealed(described: Mapping[str, Any]) -> str:
     return json.dumps({**described, "sha256": _seal(described)}, indent=1) + "\n"
 
 
-def read_sealed(path: Path, *formats: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError if it is missing, damaged, edited, of other formats or too large.
+@contextmanager
+def reading(path: Path, expected: str = "a valid file", advice: str = "") -> Iterator[None]:
+    """Turns every error that the content of a file causes, in Python or a library, into an InputError with its name.
 
-    JSON is read strictly: without NaN, infinite numbers and duplicate names.
+    A lack of memory is not an error of the file.
     """
     try:
-        if path.stat().st_size > LARGEST:
-            raise InputError(f"{path} must have at most {LARGEST} bytes, got {path.stat().st_size}")
-        found = json.loads(path.read_text("utf-8"), object_pairs_hook=unique)
-        intact = found.pop("sha256") == _seal(found)
-        written = found["format"]
-    except OSError as problem:
-        raise InputError(f"{path} cannot be read: {problem.strerror}") from None
-    except InputError:
+        yield
+    except (BrokenPipeError, MemoryError):
         raise
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
-        raise InputError(f"{path} is not JSON with a sha256 over its content: {problem!r}"[:500]) from None
+    except InputError as problem:
+        if str(path) in str(problem):
+            raise
+        raise InputError(f"{path}: {problem}") from None
+    except OSError as problem:
+        raise InputError(f"{path} cannot be read: {problem.strerror or problem}{advice}") from None
+    except BaseException as problem:
+        # A panic of a library in Rust is not an Exception.
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
+            raise
+        reason = " ".join(f"{type(problem).__name__}: {problem}".split())
+        raise InputError(f"{path} cannot be read as {expected} ({reason:.400}){advice}") from problem
+
+
+def check_regular(path: Path) -> None:
+    """Opening a pipe would wait for a writer, and a device may have no end."""
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} must be a file, not a directory, device or pipe")
+
+
+def read_bytes(path: Path, most: int = LARGEST) -> bytes:
+    """The content of a regular file. Raises InputError for any other kind of file, and for more than `most` bytes."""
+    with reading(path):
+        check_regular(path)
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise InputError(f"{path} must have at most {most} bytes, got more")
+    return content
+
+
+def read_text(path: Path, most: int = LARGEST) -> str:
+    """The text of a UTF-8 file, with its newlines as \\n. Raises InputError as `read_bytes`."""
+    with reading(path, "UTF-8"):
+        return read_bytes(path, most).decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises InputError for any other file.
+
+    JSON is read strictly: without NaN, infinite numbers, duplicate names and unpaired surrogates.
+    """
+    with reading(path, "JSON"):
+        found = json.loads(read_text(path), object_pairs_hook=unique)
+        json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
+        if not isinstance(found, dict):
+            raise InputError(f"{path} must be a JSON object, got {type(found).__name__}")
+    return found
+
+
+@contextmanager
+def open_tensors(path: Path, advice: str = "") -> Iterator[Any]:
+    """An open safetensors file. Raises InputError where it cannot be read, with an advice."""
+    from safetensors import safe_open
+
+    with reading(path, "safetensors", advice):
+        check_regular(path)
+        with safe_open(str(path), framework="pt") as file:
+            yield file
+
+
+def read_sealed(path: Path, *formats: int) -> dict[str, Any]:
+    """The content of such a file. Raises InputError if it is missing, damaged, edited, too large or of other formats."""
+    found = read_json(path)
+    with reading(path, "JSON with a sha256 over its content"):
+        intact, written = found.pop("sha256") == _seal(found), found["format"]
     if not intact:
         raise InputError(f"{path} was damaged or edited after it was written: its sha256 differs")
     if type(written) is not int or written not in formats:
@@ -88,7 +147,4 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def file_fingerprint(path: Path) -> str:
     """The sha256 of a file. Raises InputError if it cannot be read."""
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as problem:
-        raise InputError(f"{path} cannot be read: {problem.strerror}") from None
+    return hashlib.sha256(read_bytes(path)).hexdigest()

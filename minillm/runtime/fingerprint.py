@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import write_text
+from minillm.runtime.files import read_json, reading, write_text
 
 CASTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -112,8 +112,9 @@ def _stamp(path: Path) -> list[list[Any]]:
 
 def _cached(cache: Path, stamp: list[list[Any]] | None) -> dict[str, str]:
     try:
-        cached = json.loads(cache.read_text("utf-8"))
-        found = cached["fingerprints"] if cached["files"] == stamp else {}
-        return {str(checksum): str(value) for checksum, value in found.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        with reading(cache):
+            cached = read_json(cache)
+            found = cached["fingerprints"] if cached["files"] == stamp else {}
+            return {str(checksum): str(value) for checksum, value in found.items()}
+    except InputError:
         return {}

@@ -4,28 +4,31 @@ The tensors of `Loop.state` are safetensors; the rest is JSON in the header of t
 match. A new checkpoint replaces the old one only once it is complete on disk.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import replacing
+from minillm.runtime.files import open_tensors, reading, replacing
+from minillm.runtime.fingerprint import tensor_fingerprint
 from minillm.training.loop import Loop
 
 CHECKPOINT = "checkpoint.safetensors"
+FRESH = "; start over with --fresh"
 
 
 def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None:
     """Write the state of a loop and the description of its run, in JSON's types."""
     tensors, rest = loop.state()
     on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    described = {"run": json.dumps(run), "loop": json.dumps(rest)}
     with replacing(directory / CHECKPOINT) as temporary:
-        save_file(on_cpu, temporary, metadata={"run": json.dumps(run), "loop": json.dumps(rest)})
+        save_file(on_cpu, temporary, metadata=described | {"sha256": _seal(on_cpu, described)})
 
 
 def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -46,18 +49,23 @@ def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any])
                 f"{directory} holds a run with {name} {found.get(name)!r}, and this one has {settings[name]!r}; "
                 "give another directory, or start over (--fresh)"
             )
-    try:
+    with reading(path, "a checkpoint of this run", FRESH):
         loop.restore(tensors, rest)
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise InputError(f"{path} does not fit this run: {' '.join(str(problem).split())[:200]}") from None
     return run
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(metadata["run"]), json.loads(metadata["loop"])
-    except (SafetensorError, OSError, KeyError, ValueError) as problem:
-        raise InputError(f"{path} is not a readable checkpoint ({problem}); start over with --fresh") from None
+    with open_tensors(path, FRESH) as file:
+        described = file.metadata() or {}
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        # Older checkpoints have no sha256.
+        seal = described.pop("sha256", None) if len(described) > 2 else _seal(tensors, described)
+        if seal != _seal(tensors, described):
+            raise InputError(f"{path} is damaged: its sha256 differs{FRESH}")
+        return tensors, json.loads(described["run"]), json.loads(described["loop"])
+
+
+def _seal(tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> str:
+    """The sha256 of a checkpoint's content."""
+    fingerprints = {name: tensor_fingerprint(tensor) for name, tensor in tensors.items()}
+    return hashlib.sha256(json.dumps([fingerprints, described], sort_keys=True).encode()).hexdigest()

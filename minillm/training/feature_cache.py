@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -21,7 +20,7 @@ from minillm.data.batches import length_buckets, pad_right
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.device import autocast
-from minillm.runtime.files import replacing, write_text
+from minillm.runtime.files import open_tensors, read_json, replacing, write_text
 from minillm.runtime.fingerprint import tensor_fingerprint
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
@@ -96,24 +95,18 @@ def _check_manifest(path: Path, described: dict[str, Any]) -> None:
     if not path.exists():
         write_text(path, json.dumps(described, indent=2))
         return
-    try:
-        found = json.loads(path.read_text("utf-8"))
-        odd = next((name for name in described if found[name] != described[name]), None)
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} is damaged ({error!r}); delete the directory to compute the features again") from None
+    found = read_json(path)
+    odd = next((name for name in described if found.get(name) != described[name]), None)
     if odd is not None:
         raise InputError(
-            f"the features in {path.parent} are stale: {odd} is {described[odd]!r} now and was {found[odd]!r} when "
+            f"the features in {path.parent} are stale: {odd} is {described[odd]!r} now and was {found.get(odd)!r} when "
             "they were stored; delete the directory"
         )
 
 
 def _mapped(path: Path, key: str, shape: tuple[int, int]) -> Float[Tensor, "N D"]:
-    try:
-        with safe_open(path, "pt") as file:
-            features, stored = file.get_tensor("features"), file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"the stored features in {path} cannot be read ({error}); delete the file") from None
+    with open_tensors(path, "; delete the file") as file:
+        features, stored = file.get_tensor("features"), file.metadata() or {}
     if stored.get("key") != key or features.shape != shape:
         raise InputError(f"the stored features in {path} belong to another store; delete the file")
     if stored.get("sha256") != tensor_fingerprint(features):

@@ -45,7 +45,7 @@ def test_the_validation_and_test_rows_of_the_reviews_are_not_in_the_training_tex
     [
         ("mine.md", b"x" * 200, "must be a .txt file"),
         ("short.txt", b"short", "at least 100 characters, got 5"),
-        ("latin.txt", b"\xff" * 200, "is not UTF-8"),
+        ("latin.txt", b"\xff" * 200, "cannot be read as UTF-8"),
         ("none.txt", None, "cannot be read"),
     ],
 )
