@@ -227,7 +227,7 @@ def _of_another_adapter(directory):
     [
         (_edited, "was damaged or edited"),
         (_of_another_adapter, "is not the one that was saved with it"),
-        (lambda directory: (directory / "classifier.json").write_text("[]"), "is not JSON with a sha256"),
+        (lambda directory: (directory / "classifier.json").write_text("[]"), "must be a JSON object"),
         (lambda directory: (directory / "classifier.json").unlink(), "cannot be read"),
         (lambda directory: (directory / "adapter.json").unlink(), "cannot be read"),
     ],

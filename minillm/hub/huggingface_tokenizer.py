@@ -100,7 +100,7 @@ def _check_ids(path: Path, ids: Mapping[str, Any]) -> None:
     """Raises InputError for ids that cannot be numbers of embeddings, and for two tokens with the same id."""
     for token, index in ids.items():
         if type(index) is not int or not 0 <= index < MOST_IDS:
-            raise InputError(f"{path}: the id of {token!r:.40} must be an integer in [0, {MOST_IDS}), got {index!r:.40}")
+            raise InputError(f"{path}: the id of {token!r:.40} must be an integer below {MOST_IDS}, got {index!r:.40}")
     by_id = {index: token for token, index in ids.items()}
     if len(by_id) < len(ids):
         token = next(token for token, index in ids.items() if by_id[index] != token)

@@ -120,7 +120,7 @@ def open_tensors(path: Path, advice: str = "") -> Iterator[Any]:
 
 
 def read_sealed(path: Path, *formats: int) -> dict[str, Any]:
-    """The content of such a file. Raises InputError if it is missing, damaged, edited, too large or of other formats."""
+    """Its content. Raises InputError if it is missing, damaged, edited, too large or of other formats."""
     found = read_json(path)
     with reading(path, "JSON with a sha256 over its content"):
         intact, written = found.pop("sha256") == _seal(found), found["format"]
@@ -147,4 +147,6 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def file_fingerprint(path: Path) -> str:
     """The sha256 of a file. Raises InputError if it cannot be read."""
-    return hashlib.sha256(read_bytes(path)).hexdigest()
+    with reading(path):
+        check_regular(path)
+        return hashlib.sha256(path.read_bytes()).hexdigest()

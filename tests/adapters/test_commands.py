@@ -93,7 +93,7 @@ def test_a_broken_or_missing_tensor_file_is_reported(action, content, place, mon
         main()
     printed, complaint = capsys.readouterr()
     assert (end.value.code, printed) == (2, "")
-    assert ("adapter.safetensors cannot be read: No" if content is None else "cannot be read as safetensors") in complaint
+    assert "adapter.safetensors cannot be read" in complaint
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def test_an_invalid_index_and_one_that_names_a_file_outside_its_directory_are_re
     (inside / "model.safetensors").rename(tmp_path / "model.safetensors")
     (inside / "model.safetensors.index.json").write_text(index)
     with pytest.raises(
-        InputError, match=r"index\.json (names the shard|cannot be read as JSON|must be a JSON object)|model-9\.safetensors cannot be read"
+        InputError,
+        match=r"index\.json (names the shard|cannot be|must be a JSON)|model-9\.safetensors cannot be read",
     ):
         minillm.load(inside)
 

@@ -139,7 +139,7 @@ def test_a_damaged_description_raises(store):
     described = json.loads((store / MANIFEST).read_text())
     for damage in ("", "{", "[]", "7", json.dumps({name: described[name] for name in list(described)[1:]})):
         (store / MANIFEST).write_text(damage)
-        with pytest.raises(InputError, match="cannot be read as JSON|must be a JSON object|are stale"):
+        with pytest.raises(InputError, match=r"cannot be read as JSON|must be a JSON object|are stale"):
             again(store)
 
 
