@@ -35,7 +35,7 @@ from minillm.prompting.lengths import Room, check_truncate, fit, fit_examples, r
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
-from minillm.runtime.files import file_fingerprint, read_sealed, reading, sealed, write_text
+from minillm.runtime.files import commit, complete, file_fingerprint, read_sealed, reading, sealed
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 from minillm.training.feature_cache import cached_features, compute_features
@@ -246,15 +246,15 @@ class TextClassifier(MethodOptions):
             "format": FORMAT, "classes": classes, "precision": self.precision_, "parameters": params, "adapter": None,
             "examples": [[shot.text, shot.answer] for shot in self.template_.shots], "scores_end": True,
         }  # fmt: skip
-        directory = Path(directory)
-        if isinstance(self.method_, Adaptation):
-            self.method_.usage = Usage(
-                base_name=params["base"] or self.method_.usage.base_name, prompt=self.prompt, labels=self._answers(),
-                end=self.end, command=command or self.method_.usage.command,
-            )  # fmt: skip
-            self.method_.save(directory, tokenizer=self.tokenizer_)
-            described["adapter"] = file_fingerprint(directory / DESCRIPTION)
-        write_text(directory / CLASSIFIER, sealed(described))
+        with commit(directory) as new:
+            if isinstance(self.method_, Adaptation):
+                self.method_.usage = Usage(
+                    base_name=params["base"] or self.method_.usage.base_name, prompt=self.prompt,
+                    labels=self._answers(), end=self.end, command=command or self.method_.usage.command,
+                )  # fmt: skip
+                self.method_.save(directory, tokenizer=self.tokenizer_)
+                described["adapter"] = file_fingerprint(new(DESCRIPTION))
+            new.text(CLASSIFIER, sealed(described))
 
     def _params(self) -> Iterable[tuple[str, Any]]:
         """The parameters in JSON's types: a base in memory is None, the answers are in the order of the classes."""
@@ -273,6 +273,7 @@ class TextClassifier(MethodOptions):
         begins another in a file from before their ends were scored.
         """
         path = Path(directory) / CLASSIFIER
+        complete(path.parent)
         found = read_sealed(path, FORMAT)
         with reading(path, "a classifier"):
             params, classes = found["parameters"], [from_json(label) for label in found["classes"]]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from minillm.adapt.description import Description
-from minillm.runtime.files import write_text
+from minillm.runtime.files import commit
 
 CARD = "README.md"
 LIBRARY = "library_name: minillm"
@@ -17,7 +17,8 @@ def write_card(directory: Path, description: Description, metrics: Mapping[str, 
     """Write README.md, unless the directory has one that is no model card of minillm."""
     path = directory / CARD
     if not path.exists() or LIBRARY in path.read_text("utf-8", errors="replace"):
-        write_text(path, card(description, directory.name, metrics or {}))
+        with commit(directory) as new:
+            new.text(CARD, card(description, directory.name, metrics or {}))
 
 
 def card(description: Description, name: str, metrics: Mapping[str, float]) -> str:

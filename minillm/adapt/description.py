@@ -16,7 +16,7 @@ from torch import Tensor
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.runtime.files import read_sealed
+from minillm.runtime.files import complete, read_sealed
 
 DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
 FORMAT, FORMATS = 2, (1, 2)
@@ -93,6 +93,7 @@ def describe(directory: str | Path) -> Description:
     Raises InputError if it is missing, damaged, edited, of another format, too large or not strict JSON.
     """
     path = Path(directory) / DESCRIPTION
+    complete(path.parent)
     if not Path(directory).is_dir():
         raise InputError(f"{directory} is not an adapter: there is no such directory")
     if not path.is_file():

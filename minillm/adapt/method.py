@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import minillm
@@ -19,7 +18,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError, similar
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
-from minillm.runtime.files import replacing, sealed
+from minillm.runtime.files import commit, sealed
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
@@ -80,7 +79,7 @@ class Adaptation(Summarised, ABC):
         return method
 
     def save(self, directory: str | Path, *, tokenizer: Tokenizer | None = None) -> None:
-        """Write the directory that `adapt.load` reads (`description.py`), each file whole or not at all.
+        """Write the directory that `adapt.load` reads (`description.py`), all of its files or none.
 
         `self.usage` is saved too. With the tokenizer that the adapter was trained with, `load` can refuse another one.
         Raises InputError for NaN and infinite values.
@@ -104,11 +103,10 @@ class Adaptation(Summarised, ABC):
             minillm=minillm.__version__,
             **asdict(self.usage),
         )
-        # Both are written under temporary names, then renamed, adapter.json last: without it there is no adapter.
-        with replacing(Path(directory) / DESCRIPTION) as described, replacing(Path(directory) / TENSORS) as tensors:
-            described.write_text(sealed(asdict(description)), "utf-8")
-            save_file(packed, tensors)
-        write_card(Path(directory), description)
+        with commit(directory) as new:
+            new.tensors(TENSORS, packed)
+            new.text(DESCRIPTION, sealed(asdict(description)))
+            write_card(Path(directory), description)
 
 
 def _distinct(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -44,7 +44,8 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
 
 def write(writer: Any, path: str | Path) -> None:
     """Write the file of a gguf.GGUFWriter atomically."""
-    with replacing(Path(path)) as temporary:
+    size = sum(tensor.nbytes for tensors in writer.tensors for tensor in tensors.values())
+    with replacing(Path(path), size) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -14,10 +14,10 @@ import torch
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import huggingface_config
-from minillm.hub.huggingface_tokenizer import read_tokenizer, write_tokenizer, written_ids
+from minillm.hub.huggingface_tokenizer import READ, read_tokenizer, write_tokenizer, written_ids
 from minillm.hub.layout import Layout, assemble
 from minillm.hub.safetensors_file import SINGLE, SafetensorsDirectory
-from minillm.runtime.files import replacing, write_text
+from minillm.runtime.files import commit, complete
 from minillm.tokenizer import Tokenizer
 
 GPT2 = Layout(
@@ -64,6 +64,7 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[De
     `dtype` None keeps the stored dtypes. Raises InputError for an unknown model_type, for
     settings that minillm does not compute with, and for tensors that are missing, unexpected or misshapen.
     """
+    complete(directory)
     kind, config = huggingface_config.read(directory / "config.json")
     layout = LAYOUTS[kind]
     source = SafetensorsDirectory(directory, layout.prefix, f"{layout.head}.weight")
@@ -87,21 +88,20 @@ def fetch(name: str) -> Path:
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: Path) -> None:
-    """Write the tokenizer, model.safetensors and, last, config.json, without which the directory is not a model."""
-    from safetensors.torch import save_file
-
+    """Write the tokenizer, model.safetensors and config.json, and remove the files of an earlier tokenizer."""
     settings = huggingface_config.written(decoder.config)
     layout = LAYOUTS[settings["model_type"]]
     parameters = {name: tensor.detach().cpu() for name, tensor in decoder.state_dict().items()}
     _check_whole(decoder, parameters, layout)
     settings |= written_ids(tokenizer)
-    if tokenizer is not None:
-        write_tokenizer(tokenizer, directory)
     settings["torch_dtype"] = str(parameters["embed.weight"].dtype).removeprefix("torch.")
     tensors = {entry.name: entry.join(parameters) for entry in layout.entries(decoder)}
-    with replacing(directory / SINGLE) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    write_text(directory / "config.json", json.dumps(settings, indent=2) + "\n")
+    with commit(directory) as new:
+        new.removed |= READ
+        if tokenizer is not None:
+            write_tokenizer(tokenizer, directory)
+        new.tensors(SINGLE, tensors, {"format": "pt"})
+        new.text("config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def _check_whole(decoder: Decoder, parameters: Mapping[str, torch.Tensor], layout: Layout) -> None:

@@ -15,11 +15,14 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from minillm.errors import InputError
 from minillm.hub.family import Settings
-from minillm.runtime.files import read_json, read_text, reading, write_text
+from minillm.runtime.files import commit, read_json, read_text, reading
 from minillm.tokenizer import ROLES, Tokenizer, chosen_template
 
 PIPELINE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 GPT2_FILES = ("vocab.json", "merges.txt")
+OTHERS = ("special_tokens_map.json", "added_tokens.json", "generation_config.json", "chat_template.jinja")
+READ = {PIPELINE, SETTINGS, *GPT2_FILES, *OTHERS}
+"""The files, besides config.json, that a tokenizer is read from."""
 GPT2_END = "<|endoftext|>"
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
@@ -65,10 +68,10 @@ def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     if tokenizer.chat_template is not None:
         settings["chat_template"] = tokenizer.chat_template
-    write_text(directory / PIPELINE, tokenizer.pipeline.to_str(pretty=True))
-    write_text(directory / SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False))
-    # A file from an earlier save would take precedence over the template just written.
-    (directory / "chat_template.jinja").unlink(missing_ok=True)
+    with commit(directory) as new:
+        new.removed |= READ  # files of an earlier tokenizer would be read as well
+        new.text(PIPELINE, tokenizer.pipeline.to_str(pretty=True))
+        new.text(SETTINGS, json.dumps(settings, indent=2, ensure_ascii=False))
 
 
 def written_ids(tokenizer: Tokenizer | None) -> dict[str, int | list[int] | None]:

@@ -25,7 +25,7 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import peft_lora
-from minillm.runtime.files import open_tensors, read_json, reading, replacing, write_text
+from minillm.runtime.files import commit, complete, open_tensors, read_json, reading
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
@@ -47,8 +47,6 @@ def export_peft(method: Adaptation, directory: str | Path, base_name: str | None
     `base_name` is stored as the name of the base. Raises InputError for a method that peft lacks or cannot express, and
     for a base of no family of transformers.
     """
-    from safetensors.torch import save_file
-
     if isinstance(method, LowRank):
         settings, tensors = peft_lora.written_low_rank(method)
     elif isinstance(method, PrefixTuning):
@@ -58,10 +56,9 @@ def export_peft(method: Adaptation, directory: str | Path, base_name: str | None
     else:
         raise InputError(f"peft has no {type(method).__name__}; export LoRA, DoRA, PiSSA, PrefixTuning or SoftPrompt")
     about = {"base_model_name_or_path": base_name, "task_type": "CAUSAL_LM", "inference_mode": True}
-    with replacing(Path(directory) / TENSORS) as temporary:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary,
-                  metadata={"format": "pt"})  # fmt: skip
-    write_text(Path(directory) / CONFIG, json.dumps(about | settings, indent=2) + "\n")
+    with commit(directory) as new:
+        new.tensors(TENSORS, tensors, {"format": "pt"})
+        new.text(CONFIG, json.dumps(about | settings, indent=2) + "\n")
 
 
 def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
@@ -71,6 +68,7 @@ def import_peft(decoder: Decoder, directory: str | Path) -> Adaptation:
     not compute with, and for tensors that are missing, unexpected or misshapen.
     """
     directory = Path(directory)
+    complete(directory)
     settings = read_json(directory / CONFIG)
     kinds = {
         "LORA": (peft_lora.read_low_rank, peft_lora.SETTINGS),

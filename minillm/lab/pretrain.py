@@ -26,7 +26,7 @@ from minillm.hub.pull import pull
 from minillm.lab.report import curve_picture, draw
 from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, write_text
+from minillm.runtime.files import check_directory, commit
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.options import Directory, File, RunOptions
 from minillm.runtime.progress import progress
@@ -242,8 +242,9 @@ class Run:
     def finish(self) -> None:
         """Save the model in float32, and the curve."""
         self.decoder.float().eval()
-        save(self.decoder, self.rows.tokenizer, self.options.out)
-        write_text(self.options.out / CURVE, json.dumps(self.curve(), indent=1) + "\n")
+        with commit(self.options.out) as new:
+            save(self.decoder, self.rows.tokenizer, self.options.out)
+            new.text(CURVE, json.dumps(self.curve(), indent=1) + "\n")
 
 
 def describe(measured: Mapping[str, Any]) -> str:

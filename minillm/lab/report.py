@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.runtime.files import replacing
+
 COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
 
 
@@ -64,7 +66,8 @@ def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str
     from matplotlib import pyplot
 
     figure = picture(pyplot, measured)
-    figure.savefig(path, dpi=150)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
     pyplot.close(figure)
     return True
 

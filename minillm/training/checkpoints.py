@@ -10,11 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import open_tensors, reading, replacing
+from minillm.runtime.files import commit, complete, open_tensors, reading
 from minillm.runtime.fingerprint import tensor_fingerprint
 from minillm.training.loop import Loop
 
@@ -25,10 +24,9 @@ FRESH = "; start over with --fresh"
 def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None:
     """Write the state of a loop and the description of its run, in JSON's types."""
     tensors, rest = loop.state()
-    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     described = {"run": json.dumps(run), "loop": json.dumps(rest)}
-    with replacing(directory / CHECKPOINT) as temporary:
-        save_file(on_cpu, temporary, metadata=described | {"sha256": _seal(on_cpu, described)})
+    with commit(directory) as new:
+        new.tensors(CHECKPOINT, tensors, described | {"sha256": _seal(tensors, described)})
 
 
 def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -37,8 +35,7 @@ def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any])
     Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.
     """
     path = directory / CHECKPOINT
-    for unfinished in directory.glob(f".{CHECKPOINT}.*"):  # left by a killed process
-        unfinished.unlink(missing_ok=True)
+    complete(directory)
     if not path.exists():
         return None
     tensors, run, rest = _read(path)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minillm.adapt.frozen_head import FeatureRecipe, pooled
@@ -20,7 +19,7 @@ from minillm.data.batches import length_buckets, pad_right
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.device import autocast
-from minillm.runtime.files import open_tensors, read_json, replacing, write_text
+from minillm.runtime.files import commit, complete, open_tensors, read_json
 from minillm.runtime.fingerprint import tensor_fingerprint
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
@@ -64,11 +63,14 @@ def cached_features(
     described = _description(decoder, texts, recipe, tokenizer_fingerprint)
     key = _digest(described)
     store = root / key[:16]
-    _check_manifest(store / MANIFEST, described)
+    complete(store)
+    if (store / MANIFEST).exists():
+        _check_manifest(store / MANIFEST, described)
     if not (store / FEATURES).exists():
         features = compute_features(decoder, texts, recipe, name)
-        with replacing(store / FEATURES) as temporary:
-            save_file({"features": features}, temporary, {"key": key, "sha256": tensor_fingerprint(features)})
+        with commit(store) as new:
+            new.text(MANIFEST, json.dumps(described, indent=2))
+            new.tensors(FEATURES, {"features": features}, {"key": key, "sha256": tensor_fingerprint(features)})
     return _mapped(store / FEATURES, key, (len(texts), decoder.config.width))
 
 
@@ -91,10 +93,7 @@ def _digest(value: Any) -> str:
 
 
 def _check_manifest(path: Path, described: dict[str, Any]) -> None:
-    """Writes the description of a new store, and checks that of an existing one."""
-    if not path.exists():
-        write_text(path, json.dumps(described, indent=2))
-        return
+    """Raises InputError if a store has another description, or a damaged one."""
     found = read_json(path)
     odd = next((name for name in described if found.get(name) != described[name]), None)
     if odd is not None:

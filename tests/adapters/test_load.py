@@ -237,24 +237,6 @@ def test_an_interrupted_save_leaves_the_old_files(adapter, base, monkeypatch):
     assert torch.equal(load(base, adapter)(IDS), expected)
 
 
-def test_the_description_is_renamed_last_and_old_with_new_is_refused(adapter, base, tmp_path, monkeypatch):
-    replace_file = os.replace
-
-    def up_to_the_tensors(source, target):
-        if target.name == "adapter.json":
-            raise KeyboardInterrupt
-        replace_file(source, target)
-
-    monkeypatch.setattr(os, "replace", up_to_the_tensors)
-    for place in (adapter, tmp_path / "new"):
-        with pytest.raises(KeyboardInterrupt):
-            trained("LoRA", base, seed=1).save(place)
-    with pytest.raises(InputError, match="is damaged: the sha256 of"):
-        load(base, adapter)
-    with pytest.raises(InputError, match="is not an adapter"):
-        load(base, tmp_path / "new")
-
-
 def test_nan_is_not_saved(tmp_path, base):
     method = trained("LoRA", base)
     with torch.no_grad():

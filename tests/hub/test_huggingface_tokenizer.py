@@ -112,7 +112,7 @@ def test_every_declared_end_ends_generation_and_the_first_is_eos(bare):
     assert turn not in read.encode("<turn>"), "text never ends a turn"
     assert written_ids(read) == {"bos_token_id": None, "eos_token_id": [turn, 2, message], "pad_token_id": None}
     write_tokenizer(read, bare)
-    (bare / "generation_config.json").unlink()
+    assert not (bare / "generation_config.json").exists()
     _write(bare, config=written_ids(read))
     assert read_tokenizer(bare).stop == read.stop
 

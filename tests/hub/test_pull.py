@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 import zipfile
 from dataclasses import replace
 
@@ -206,13 +207,12 @@ def test_an_interrupted_pull_leaves_no_file(pip, tmp_path, monkeypatch, moment, 
 
 
 def test_concurrent_pulls_are_safe(pip, tmp_path, monkeypatch):
-    """Both are writing at the same moment."""
-    together, copy, results = threading.Barrier(2, timeout=20), pulling.shutil.copyfileobj, []
+    """The second waits for the first, and does not download again."""
+    copy, results = pulling.shutil.copyfileobj, []
 
     def slow(source, target, size):
-        together.wait()
+        time.sleep(0.2)
         copy(source, target, size)
-        together.wait()
 
     monkeypatch.setattr(pulling.shutil, "copyfileobj", slow)
     pulls = [threading.Thread(target=lambda: results.append(pull("demo").read_bytes())) for _ in range(2)]
@@ -221,7 +221,8 @@ def test_concurrent_pulls_are_safe(pip, tmp_path, monkeypatch):
     for thread in pulls:
         thread.join()
     assert results == [DATA, DATA]
-    assert cached(tmp_path) == ["demo.csv"]
+    assert len(pip) == 1
+    assert cached(tmp_path) == ["demo.csv", "verified.json"]
 
 
 def test_a_missing_pip_a_read_only_cache_and_an_unknown_name_are_refused(index, tmp_path, monkeypatch):

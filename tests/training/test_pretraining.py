@@ -228,7 +228,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half of")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("minillm.training.checkpoints.save_file", fail)
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(tmp_path, loop, {"settings": {}})
     assert (tmp_path / CHECKPOINT).read_bytes() == before
