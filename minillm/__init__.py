@@ -22,19 +22,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Decoder": "decoder",
-    "DecoderConfig": "config",
-    "InputError": "errors",
-    "KeyValues": "key_values",
-    "TextClassifier": "classifier",
-    "Tokenizer": "tokenizer",
-    "backend": "operations",
-    "generate": "generation",
-    "load": "hub",
-    "save": "hub",
-    "stream": "generation",
-    "train": "prompting.fitting",
-}
+    "Decoder": "decoder", "DecoderConfig": "config", "InputError": "errors", "KeyValues": "key_values",
+    "TextClassifier": "classifier", "Tokenizer": "tokenizer", "backend": "operations", "generate": "generation",
+    "load": "hub", "save": "hub", "stream": "generation", "train": "prompting.fitting",
+}  # fmt: skip
 
 __all__ = [
     "Decoder", "DecoderConfig", "InputError", "KeyValues", "TextClassifier", "Tokenizer", "backend", "generate", "load",
