@@ -47,3 +47,11 @@ def random_prefix(config, length, rows=1, gated=False, seed=0):
     keys, values = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
     gate = torch.randn(config.layers, config.heads, generator=generator, dtype=torch.float64) if gated else None
     return KeyValues(keys, values, gate)
+
+
+def snapshot(module):
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def unchanged(module, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())

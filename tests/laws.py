@@ -22,7 +22,7 @@ from minillm.operations import attention, current_backend
 from minillm.ops.attention import attention_weights, prepend, visible_keys
 from minillm.training.loop import train
 from minillm.training.schedule import TrainingSettings
-from tests.decoders import STYLES, random_decoder
+from tests.decoders import STYLES, random_decoder, snapshot, unchanged
 from tests.tolerances import assert_close
 
 WORDS = [7, 8, 9, 1]
@@ -135,14 +135,6 @@ def _trained(name, style, seed, evaluate, _):
     method = build(name, base, seed)
     start = {path: parameter.detach().clone() for path, parameter in method.trainable().items()}
     return Trained(base, method, start, take_steps(method, 3, evaluate) if method.trainable() else [])
-
-
-def snapshot(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def unchanged(module, before):
-    return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 @law(1)

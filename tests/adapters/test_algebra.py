@@ -11,7 +11,7 @@ from minillm.adapt.low_rank import adapted_matrices
 from minillm.adapters.algebra import add, average, negate, scale, subtract
 from minillm.adapters.merge import updates
 from tests.adapt.low_rank import moved
-from tests.decoders import STYLES, random_decoder
+from tests.decoders import STYLES, random_decoder, snapshot, unchanged
 from tests.tolerances import assert_close, relative_error
 
 IDS = torch.tensor([[3, 1, 4, 1, 5]])
@@ -96,10 +96,9 @@ def test_a_scale_that_is_a_power_of_two_is_folded_without_rounding():
 
 def test_the_operands_and_the_base_are_unchanged():
     one, two = (moved(LoRA(BASE, r=2, train_bias=True), seed) for seed in (0, 1))
-    saved = [{name: tensor.clone() for name, tensor in thing.state_dict().items()} for thing in (BASE, one, two)]
+    saved = [snapshot(thing) for thing in (BASE, one, two)]
     both = moved(add(one, two), seed=3)
-    for thing, before in zip((BASE, one, two), saved, strict=True):
-        assert all(torch.equal(tensor, before[name]) for name, tensor in thing.state_dict().items())
+    assert all(unchanged(thing, before) for thing, before in zip((BASE, one, two), saved, strict=True))
     assert all(parameter.requires_grad for parameter in both.trainable().values()), "the sum can be trained further"
 
 

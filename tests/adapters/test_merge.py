@@ -10,7 +10,7 @@ from minillm.adapt.pissa import PiSSA
 from minillm.adapt.surgery import frozen
 from minillm.adapters.merge import merge, merge_rounding, updates
 from tests.adapt.low_rank import moved
-from tests.decoders import STYLES, random_decoder
+from tests.decoders import STYLES, random_decoder, snapshot, unchanged
 from tests.tolerances import assert_close, relative_error
 
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
@@ -24,14 +24,6 @@ METHODS = {
     "FineTune, head": lambda base: FineTune(base, layers=["head.weight"]),
     "FineTune, all": lambda base: FineTune(base),
 }
-
-
-def snapshot(module):
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
-
-
-def unchanged(module, before):
-    return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
 @pytest.mark.parametrize("style", STYLES)
