@@ -99,10 +99,7 @@ def test_each_example_of_the_lecture_is_run_with_two_templates(command, place, n
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (
-            (*TASK, "--choose", "nicest"),
-            "unknown value for --choose: 'nicest'; did you mean nearest?",
-        ),
+        ((*TASK, "--choose", "nicest"), "unknown value for --choose: 'nicest'; did you mean nearest?"),
         ((*TASK, "--shots", "2", "--chain"), "these examples have no chains"),
         ((*TASK, "--prompt", "{text}: "), "ends with a space"),
         ((*TASK, "--shots", "41"), "do not hold 41 shots"),

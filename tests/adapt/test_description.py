@@ -72,10 +72,7 @@ def test_another_adapters_tensors_are_refused(adapter, tmp_path, base):
         ({"format": 3}, "has the format 3; this minillm reads 1 and 2"),
         ({"format": True}, "has the format True"),
         ({"options": {}}, "option 'r' is missing"),
-        (
-            {"options": {**trained("LoRA").options(), "r": 10**9}},
-            "the option r must be at most 4096 ",
-        ),
+        ({"options": {**trained("LoRA").options(), "r": 10**9}}, "the option r must be at most 4096 "),
         ({"options": {**trained("LoRA").options(), "r": -1}}, "must be at least 1, got -1"),
         ({"options": {**trained("LoRA").options(), "targets": ["nothing"]}}, "'nothing' matches nothing"),
         ({"options": [1]}, "the field 'options' has the wrong type"),

@@ -61,8 +61,7 @@ def test_accuracies_computed_by_hand():
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"samples": 0}, {"max_new_tokens": 0}, {"samples": 2, "temperature": 0.0}, {"temperature": float("nan")}],
+    "wrong", [{"samples": 0}, {"max_new_tokens": 0}, {"samples": 2, "temperature": 0.0}, {"temperature": float("nan")}]
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError):

@@ -77,12 +77,7 @@ def test_a_cached_start_is_used_again_by_later_prompts():
 
 
 @pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ([[5, 6], [5, 7]], PROMPTS),
-        (PROMPTS, [[5, 6, 7], [5, 6, 8]]),
-        ([[*PROMPTS[0], 5]], PROMPTS),
-    ],
+    ("before", "after"), [([[5, 6], [5, 7]], PROMPTS), (PROMPTS, [[5, 6, 7], [5, 6, 8]]), ([[*PROMPTS[0], 5]], PROMPTS)]
 )
 def test_another_start_or_one_that_is_too_short_is_not_used(before, after):
     cache = PromptCache(DECODER)

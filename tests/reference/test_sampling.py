@@ -44,10 +44,7 @@ def test_top_p_applies_to_the_tokens_left_by_top_k():
 
 
 @given(
-    st.sampled_from((0.3, 1.0, 2.0)),
-    st.sampled_from((None, 1, 3, 50)),
-    st.sampled_from((None, 0.2, 0.9, 1.0)),
-    randoms,
+    st.sampled_from((0.3, 1.0, 2.0)), st.sampled_from((None, 1, 3, 50)), st.sampled_from((None, 0.2, 0.9, 1.0)), randoms
 )
 def test_torch_has_the_same_distribution(temperature, top_k, top_p, random):
     logits = 2 * random.normal(size=(3, 11))

@@ -26,13 +26,7 @@ from minillm.lab.pretrain import Pretrain, pretrain
 from minillm.operations import IGNORED
 from minillm.reference import bpe
 from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
-from minillm.training.pretraining import (
-    PretrainingRecipe,
-    held_out_loss,
-    language_model_loss,
-    pack,
-    pack_exchanges,
-)
+from minillm.training.pretraining import PretrainingRecipe, held_out_loss, language_model_loss, pack, pack_exchanges
 from minillm.training.tokenizers import byte_pairs, characters, token_bytes, train_tokenizer, words
 from tests.tolerances import assert_close
 from tests.training.small_loop import ROWS, small_decoder, trained_loop, unequal_loop, untrained_loop
