@@ -18,7 +18,6 @@ Cost of a head with K = 64 in bfloat16 and T = S = 2048, where a GPU can do abou
 All query heads of a group form one stack of queries (`_attention_tiles.py`): keys are loaded once for the heads that
 share them, and the gradient of a shared key is a sum within one program. A prefix that the rows of a batch share is
 never copied for each row: its gradient is summed in stripes of their queries, and the stripes in a second stage.
-Not timed yet: `python -m benchmarks.kernels` does that, and `operations` chooses the kernel where it is faster.
 """
 
 import math

@@ -13,7 +13,7 @@ same order, so that heads split from the output of a Linear are not copied.
 
 The gradient is the inverse rotation, the same kernel with the other sign. The tables are computed from integers and
 get no gradient; `operations` uses torch for a table that needs one. On paper this takes 4 / 18 of torch's time, at the
-bandwidth of a copy; it is not timed yet (`python -m benchmarks.kernels`).
+bandwidth of a copy.
 """
 
 from typing import Any
