@@ -347,8 +347,6 @@ def _attention_to(prefix, query):
 
 CHECKED = [*EVERYWHERE[:-1], pytest.param(EVERYWHERE[-1], marks=pytest.mark.checked)]
 """The default run checks shapes in the Llama style."""
-IN_PLAIN = [*(pytest.param(style, marks=pytest.mark.slow) for style in EVERYWHERE[:-1]), EVERYWHERE[-1]]
-"""With the plain formulas the default run covers the Llama style, the slow run all styles."""
 CELLS = [(number, name) for number, law in LAWS.items() for name in CASES if name not in law.exempt]
 
 
@@ -358,9 +356,10 @@ def test_the_law_holds(number, name, style):
     LAWS[number].holds(name, style)
 
 
-@pytest.mark.parametrize("style", IN_PLAIN)
+@pytest.mark.parametrize("style", EVERYWHERE[-1:])
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds_for_the_formulas(number, name, style):
+    """In one style, because each formula is compared with its fast form in `test_operations.py`."""
     with backend("plain"):
         LAWS[number].holds(name, style)
 

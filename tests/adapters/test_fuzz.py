@@ -1,13 +1,12 @@
 """Damaged and forged adapter files: each loads correctly or raises InputError.
 
-Ten thousand under `-m slow`, three hundred by default, each drawn from its own seed. Damage changes bytes of the two
+Two thousand under `-m slow`, three hundred by default, each drawn from its own seed. Damage changes bytes of the two
 files; malice also updates every sha256, which tests the code behind that check.
 """
 
 import json
 import random
 import struct
-import time
 
 import pytest
 import torch
@@ -238,11 +237,9 @@ def test_tampering_takes_no_memory(adapters, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(20))
-def test_ten_thousand_tampered_adapters(adapters, tmp_path, part):
-    start = time.process_time()
+@pytest.mark.parametrize("part", range(4))
+def test_two_thousand_tampered_adapters(adapters, tmp_path, part):
     assert check(range(10_000 + 500 * part, 10_500 + 500 * part), adapters, tmp_path) > 350
-    print(f"500 in {time.process_time() - start:.0f} s")
 
 
 @pytest.mark.parametrize("place", range(0, 100, 7))

@@ -1,6 +1,6 @@
 """Mutations of the kernels and of their choice, which the tests must detect; as in `tests/mutations.py`."""
 
-from tests.mutations import Mutation, mutation
+from tests.mutations import Mutation, mutation, only
 
 LOSS = ("kernels/linear_cross_entropy.py", "kernels/test_linear_cross_entropy.py")
 LORA = ("kernels/lora.py", "kernels/test_lora.py")
@@ -12,8 +12,7 @@ CUDA = ("kernels/cuda/norm.cu", "kernels/test_cuda.py")
 
 def _fenced(where):
     """Only the test with fences around new memory: without them a write out of bounds may crash Python."""
-    file, test = where
-    return file, f"{test}::test_nothing_is_written_out_of_bounds"
+    return only(where, "test_nothing_is_written_out_of_bounds")
 
 
 def _suite(where, name):
@@ -28,7 +27,8 @@ KERNEL_MUTATIONS = [
     mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher)", "total"),
     mutation("logits beyond the vocabulary", LOSS, "tl.where(place < vocabulary, z, float('-inf'))", "z"),
     mutation("a label without its - 1", LOSS, "tl.where(place == label, p - 1.0, p)", "p"),
-    mutation("an invalid label that is not detected", LOSS, "float('nan')", "0.0"),
+    mutation("an invalid label that is not detected", only(LOSS, "test_a_label_out_of_range_makes_the_loss_nan"),
+        "float('nan')", "0.0"),
     mutation("a gradient without the loss's own", LOSS, "factor[None]", "factor[None] ** 0"),
     mutation("a weight trained on the last chunk alone", LOSS,
         "torch.addmm(total, left.float(), right.float(), out=total)",

@@ -57,12 +57,10 @@ def test_without_triton_the_command_prints_one_line(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", ["one block", "tiny"])
-def test_every_kernel_is_interpreted_on_a_cpu_alone_and_in_every_decoder_and_passes(config, tmp_path):
+def test_every_kernel_is_interpreted_on_a_cpu_alone_and_in_every_decoder_and_passes(tmp_path):
     """In its own process without the environment variable: triton reads it once, when it is imported."""
-    if config == "one block":
-        config = tmp_path / "base"
-        save(Decoder(DecoderConfig.tiny(layers=1, width=12, heads=2, kv_heads=1, vocabulary=13)), None, config)
+    config = tmp_path / "base"
+    save(Decoder(DecoderConfig.tiny(layers=1, width=12, heads=2, kv_heads=1, vocabulary=13)), None, config)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = ["check", "--kernels", "--config", str(config), "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "minillm", *command], env=environment, capture_output=True, text=True)

@@ -172,7 +172,7 @@ def _killed(options, order):
     return int(reached or options.steps)
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 6), pytest.param(20, 200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("kills", "steps"), [(1, 6), pytest.param(6, 60, marks=pytest.mark.slow)])
 def test_a_run_that_is_killed_resumes_bit_for_bit(run, tmp_path, one_thread, kills, steps):
     options, order, reached = replace(run, steps=steps), random.Random(kills), []
     whole = pretrain(replace(options, out=tmp_path / "whole"))
