@@ -38,6 +38,7 @@ from minillm.runtime.device import best_precision, pick_device
 from minillm.runtime.files import commit, complete, file_fingerprint, read_sealed, reading, sealed
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
+from minillm.training.checkpoints import Checkpoints
 from minillm.training.feature_cache import cached_features, compute_features
 from minillm.training.methods import METHODS, Base, MethodOptions, build, on_lowered_base, training_settings
 from minillm.training.schedule import TrainingSettings
@@ -138,12 +139,14 @@ class TextClassifier(MethodOptions):
         self, texts: Iterable[str], labels: Iterable[Hashable], *,
         validation: tuple[Iterable[str], Iterable[Hashable]] | None = None,
         on_trained: Callable[["TextClassifier"], None] = lambda classifier: None,
+        checkpoints: Checkpoints | None = None,
     ) -> "TextClassifier":  # fmt: skip
         """Adapt the base to texts and labels. All texts are encoded, and their lengths checked, before anything trains.
 
         The best epoch, and C for `features`, are selected on the `validation` texts and labels; without them the last
         epoch is used, and C is selected on a fifth of the rows. `on_trained` is called with the classifier after the
-        training, and when Ctrl-C interrupts it. Raises InputError for invalid parameters, texts or labels.
+        training, and when Ctrl-C interrupts it. With `checkpoints`, a training that was ended continues bit for bit, if
+        its texts, labels and parameters are the same. Raises InputError for invalid parameters, texts or labels.
         """
         check_seed(self.seed)
         if self.method not in NAMES:
@@ -154,17 +157,18 @@ class TextClassifier(MethodOptions):
         self.classes_ = label_array(distinct(labels) if self.answers is None else list(self.answers))
         rows, held = self._rows(texts, labels), [] if validation is None else self._rows(*validation, "validation ")
         task = Task("the given data", self.prompt, tuple(self._answers()), rows, held, rows, end=self.end)
-        return self.fit_task(task, on_trained)
+        return self.fit_task(task, on_trained, checkpoints)
 
     def fit_task(
-        self, task: Task, on_trained: Callable[["TextClassifier"], None] = lambda classifier: None
-    ) -> "TextClassifier":
+        self, task: Task, on_trained: Callable[["TextClassifier"], None] = lambda classifier: None,
+        checkpoints: Checkpoints | None = None,
+    ) -> "TextClassifier":  # fmt: skip
         """`fit` to a task, whose labels are indices of the answers. The lengths of its test rows are checked too."""
         prompts, settings = self._prepare(task)
         if self.method == "features":
             self._fit_features(task, prompts)
         elif settings is not None:
-            self._fit_by_gradient(task, prompts, settings, on_interrupt=lambda: on_trained(self))
+            self._fit_by_gradient(task, prompts, settings, checkpoints, on_interrupt=lambda: on_trained(self))
         on_trained(self)
         return self
 
@@ -375,13 +379,14 @@ class TextClassifier(MethodOptions):
         return build(Base(decoder, self.tokenizer_, self._plain_ids()), self.method, self, self.precision_, self.seed)
 
     def _fit_by_gradient(
-        self, task: Task, prompts: Prompts, settings: TrainingSettings, on_interrupt: Callable[[], None]
-    ) -> None:
+        self, task: Task, prompts: Prompts, settings: TrainingSettings, checkpoints: Checkpoints | None,
+        on_interrupt: Callable[[], None],
+    ) -> None:  # fmt: skip
         assert isinstance(self.method_, Method)
         held = ([prompts[row] for row in task.validation], _labels(task.validation)) if task.validation else None
         history = fit_to_labels(
             self.method_, [prompts[row] for row in task.train], _labels(task.train), self._answer_ids(), held,
-            settings, on_interrupt, self.method,
+            settings, on_interrupt, self.method, checkpoints,
         )  # fmt: skip
         chosen = {
             "epochs": settings.epochs, "rate": settings.learning_rate, "best_epoch": history.best_epoch + 1,

@@ -12,9 +12,10 @@ from io import TextIOWrapper
 from typing import Any
 
 from minillm.errors import InputError, unknown
+from minillm.runtime.interrupts import INTERRUPTED, interrupts_handled
 
-INTERRUPTED, PIPE_CLOSED = 130, 141
-"""128 and the number of the signal, as shells report them."""
+PIPE_CLOSED = 141
+"""128 and the number of SIGPIPE, as shells report it."""
 DESCRIPTION = "Adapt language models, compare the methods, and check the mathematics."
 
 COMMANDS: dict[str, Any] = {
@@ -49,7 +50,8 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """The entry point. Exit code 0, 2 for wrong input, 130 for Ctrl-C, 141 if the reader of the output is gone."""
+    """The entry point. Exit code 0, 1 if a check or a rung failed, 2 for wrong input, 130 for Ctrl-C and SIGTERM, 141
+    if the reader of the output is gone."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
     for stream in streams:
         # A console that is not UTF-8 shows the characters that it does not have as escapes.
@@ -57,7 +59,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            _run_and_report(sys.argv[1:])
+            with interrupts_handled():
+                _run_and_report(sys.argv[1:])
         finally:
             # Later, at the exit of Python, a closed pipe would print an error.
             for stream in streams:

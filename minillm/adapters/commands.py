@@ -16,7 +16,7 @@ from minillm.errors import InputError
 from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft, import_peft
-from minillm.runtime.files import open_tensors
+from minillm.runtime.files import check_unused, open_tensors
 from minillm.runtime.options import Directory, File, Model, Positional
 from minillm.tokenizer import Tokenizer
 
@@ -35,6 +35,24 @@ class OutputOptions:
 
     out: Directory
     """The directory to write."""
+    overwrite: bool = False
+    """Write to a directory that has files, and replace them."""
+
+    def __post_init__(self):
+        check_unused(self.out, self.overwrite)
+
+
+@dataclass(kw_only=True)
+class FileOptions:
+    """The result of a command that writes a GGUF file."""
+
+    out: File
+    """The GGUF file."""
+    overwrite: bool = False
+    """Replace an existing file."""
+
+    def __post_init__(self):
+        check_unused(self.out, self.overwrite)
 
 
 @dataclass(kw_only=True)
@@ -197,14 +215,11 @@ class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
 
 @dataclass(kw_only=True)
-class ExportGGUF(AdapterOptions, BaseOptions):
+class ExportGGUF(AdapterOptions, FileOptions, BaseOptions):
     """Write a LoRA as a GGUF file, for llama.cpp's --lora with the exported base.
 
     Example: minillm adapter export-gguf my.adapter --out my-lora.gguf
     """
-
-    out: File
-    """The GGUF file."""
 
     def run(self) -> None:
         export_lora(self.load(self.adapter)[0], self.out)
@@ -225,7 +240,7 @@ class ImportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
 
 @dataclass(kw_only=True)
-class Export:
+class Export(FileOptions):
     """Write a model, merged with an adapter if one is given, as a GGUF file in float32.
 
     Example: minillm export smollm2-135m-instruct --adapter my.adapter --out model.gguf
@@ -233,8 +248,6 @@ class Export:
 
     base: Positional[str]
     """A pulled model, hf:NAME, a directory in Hugging Face's layout, or a .gguf file; not tiny."""
-    out: File
-    """The GGUF file."""
     adapter: Directory | None = None
     """An adapter of the base."""
 

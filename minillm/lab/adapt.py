@@ -1,25 +1,31 @@
-"""`minillm adapt`: adapt a base to a task with one method; the result is an adapter and its measurements."""
+"""`minillm adapt`: adapt a base to a task with one method; the result is an adapter and its measurements.
+
+adapt.json describes the run from the moment when the adapter is saved, and has the measurements once it is complete.
+Until then a checkpoint lies next to it.
+"""
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from minillm.adapt.card import write_card
-from minillm.adapt.description import Usage, describe
+from minillm.adapt.description import DESCRIPTION, Usage, describe
 from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.tasks import Task
 from minillm.errors import InputError
+from minillm.hub.huggingface_config import read_json
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import check_directory, commit
+from minillm.runtime.files import check_directory, check_unused, commit, complete, read_json
 from minillm.runtime.options import Directory
+from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
 MEASURED = "adapt.json"
@@ -29,7 +35,7 @@ MEASURED = "adapt.json"
 class Adapt(MethodOptions, DataOptions):
     """Adapt a model to labelled texts or to free answers with one method, and save the adapter.
 
-    Ctrl-C saves what was trained so far.
+    Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit.
 
     Example: minillm adapt --data reviews.csv --method lora --learning-rate 1e-3 --out my.adapter
     """
@@ -42,10 +48,16 @@ class Adapt(MethodOptions, DataOptions):
     """Free answers: the column of the prompts in your data."""
     answer_column: str | None = None
     """Free answers: the column of the answers in your data."""
+    checkpoint_every: int | None = None
+    """Optimizer steps between checkpoints; every epoch and every five minutes if not given."""
+    overwrite: bool = False
+    """Start again, and replace the results of another run."""
 
     def __post_init__(self):
         super().__post_init__()
         check_options(self.method, self)
+        if self.checkpoint_every is not None and self.checkpoint_every < 1:
+            raise InputError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
 
     @property
     def free(self) -> bool:
@@ -78,19 +90,15 @@ class Adapt(MethodOptions, DataOptions):
 
 
 def adapt(options: Adapt) -> dict[str, Any]:
-    """Adapt, and save the adapter and its measurements. Raises InputError before anything is written or trained."""
+    """Adapt, and save the adapter and its measurements; those of a complete run with these options are returned.
+
+    Raises InputError before anything is written or trained, also for a directory that holds something else.
+    """
     check_directory(options.out)
     use_threads(options.threads)
-    if options.free:
-        if options.method == "features":
-            raise InputError(
-                f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}"
-            )
-        task = options.exchanges()
-        measured = to_answers(options, task)
-    else:
-        task = options.load_task()
-        measured = to_labels(options, task)
+    if options.free and options.method == "features":
+        raise InputError(f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}")
+    task = options.exchanges() if options.free else options.load_task()
     described = {
         "ladder": options.described(task),
         "method": options.method,
@@ -98,46 +106,92 @@ def adapt(options: Adapt) -> dict[str, Any]:
         "prompt_column": options.prompt_column,
         "answer_column": options.answer_column,
     }
-    metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
-    with commit(options.out) as new:
-        new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
-        write_card(options.out, describe(options.out), metrics)
+    output = Output(options, described)
+    measured = output.earlier()
+    if measured is None:
+        report(task)
+        measured = to_answers(output, task) if isinstance(task, Exchanges) else to_labels(output, task)
+        metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
+        with commit(options.out) as new:
+            new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
+            new.removed.add(CHECKPOINT)
+            write_card(options.out, describe(options.out), metrics)
     return {"method": options.method, **measured}
 
 
-def to_labels(options: Adapt, task: Task) -> dict[str, Any]:
+class Output:
+    """The directory of one adaptation: its checkpoint, its adapter and its description."""
+
+    def __init__(self, options: Adapt, described: dict[str, Any]):
+        self.options, self.described = options, described
+        self.checkpoints = Checkpoints(options.out, _flat(described), options.checkpoint_every)
+
+    def earlier(self) -> dict[str, Any] | None:
+        """The measurements of an earlier run with these options, if it is complete.
+
+        Raises InputError for a directory with another run, unless it is to be overwritten.
+        """
+        out = self.options.out
+        complete(out)
+        if self.options.overwrite:
+            self.checkpoints.remove()
+        elif (out / MEASURED).exists():
+            found = read_json(out / MEASURED)
+            check_settings(out, _flat(found), self.checkpoints.settings)
+            measured = {name: value for name, value in found.items() if name not in self.described}
+            if measured:
+                print(f"{out} is complete; --overwrite trains again", file=sys.stderr)
+            return measured or None
+        elif not (out / CHECKPOINT).exists():
+            for name in (DESCRIPTION, CLASSIFIER):
+                check_unused(out / name, overwrite=False)
+        return None
+
+    def save(self, write: Callable[[Path], None]) -> None:
+        """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
+        out = self.options.out
+        with commit(out) as new:
+            new.removed.add(CLASSIFIER)  # of an earlier adapter in this directory
+            new.text(MEASURED, json.dumps(self.described, indent=2) + "\n")
+            write(out)
+        if sys.exc_info()[0] is KeyboardInterrupt:
+            print(
+                f"\ninterrupted: saved what was trained so far: {out}; the same command continues", file=sys.stderr
+            )  # fmt: skip
+
+
+def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run by their names."""
+    whole = {name: described.get(name) for name in ("method", "prompt_column", "answer_column")}
+    return {**described.get("ladder", {}), **whole, **described.get("options", {})}
+
+
+def to_labels(output: Output, task: Task) -> dict[str, Any]:
     """Adapt to labelled text and save the classifier."""
-    report(task)
+    options = output.options
     classifier = options.classifier(task, options.method, options, options.out)
     command = options.command_line
-    found = run(classifier, task, lambda classifier: save(partial(classifier.save, command=command), options.out))
+    found = run(
+        classifier, task, output.checkpoints, lambda classifier: output.save(partial(classifier.save, command=command))
+    )
     not_reported = ("tokens_per_second", "peak_memory_bytes", "precision")
     return {name: value for name, value in found.items() if name not in not_reported}
 
 
-def to_answers(options: Adapt, task: Exchanges) -> dict[str, Any]:
+def to_answers(output: Output, task: Exchanges) -> dict[str, Any]:
     """Adapt to free answers and save the adapter."""
+    options = output.options
     experiment = options.load()
-    report(task)
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
     end = experiment.tokenizer.names.get("eos", "")
     method.usage = Usage(base_name=options.base, prompt=options.question, end=end, command=options.command_line)
     measured = adapt_to_answers(
         experiment, task, method, settings,
-        lambda: save(partial(method.save, tokenizer=experiment.tokenizer), options.out), options.truncate,
+        lambda: output.save(partial(method.save, tokenizer=experiment.tokenizer)), options.truncate, output.checkpoints,
     )  # fmt: skip
     return {
         "trainable_parameters": parameter_count(method.trainable()),
         "stored_bytes": tensor_bytes(method.state()),
         **measured,
     }
-
-
-def save(write: Callable[[Path], None], out: Path) -> None:
-    """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
-    with commit(out) as new:
-        new.removed |= {MEASURED, CLASSIFIER}  # of an earlier adapter in this directory
-        write(out)
-    if sys.exc_info()[0] is KeyboardInterrupt:
-        print(f"\ninterrupted: saved what was trained so far: {out}", file=sys.stderr)

@@ -26,7 +26,7 @@ from minillm.lab.report import aligned
 from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
-from minillm.runtime.files import write_text
+from minillm.runtime.files import check_unused, write_text
 from minillm.runtime.options import Directory, RunOptions
 from minillm.runtime.progress import progress
 
@@ -57,6 +57,8 @@ class Check(RunOptions):
     """Also check the GPU kernels; without a GPU they run in triton's interpreter."""
     out: Directory | None = None
     """The directory of check.json; nothing is written if not given."""
+    overwrite: bool = False
+    """Replace an existing check.json."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,6 +69,8 @@ class Check(RunOptions):
         """Print a table of all rungs. Exit code 1 if one of them failed."""
         if self.kernels and pick_device(self.device).type != "cuda":
             os.environ["TRITON_INTERPRET"] = "1"  # triton reads it when it is imported
+        if self.out is not None:
+            check_unused(self.out / "check.json", self.overwrite)
         found = check(self)
         print(table(found))
         if self.out is not None:
@@ -153,9 +157,9 @@ def check(settings: Check) -> dict[str, Any]:
                     measured.setdefault((case.what, name), []).append(found)
                 bar.update()
     return {
-        **{name: value for name, value in asdict(settings).items() if name != "out"}, "threads": threads,
-        "versions": versions(), "checked": asdict(small), "of": asdict(config), "rows": list(_rows(measured)),
-        "seconds": time.perf_counter() - start,
+        **{name: value for name, value in asdict(settings).items() if name not in ("out", "overwrite")},
+        "threads": threads, "versions": versions(), "checked": asdict(small), "of": asdict(config),
+        "rows": list(_rows(measured)), "seconds": time.perf_counter() - start,
     }  # fmt: skip
 
 

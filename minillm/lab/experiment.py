@@ -27,8 +27,10 @@ from minillm.lab.report import standard_error
 from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
+from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.options import File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
+from minillm.training.checkpoints import Checkpoints
 from minillm.training.methods import Base, MethodOptions, build
 
 TRAIN, TEST = 500, 400
@@ -100,12 +102,13 @@ class DataOptions(RunOptions):
         return default if self.prompt is None else self.prompt
 
     def described(self, task: Task | Exchanges | None = None) -> dict[str, Any]:
-        """These options in JSON's types, with the number of threads in use, and of training and test rows of a task."""
+        """These options in JSON's types, with the number of threads in use, and the sizes and sha256 of a task."""
         found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads
         source = {"task": self.task or "reviews"} if self.data is None else {"data": str(self.data)}
         if task is not None:
-            found |= {"train": len(task.train), "test": len(task.test)}
+            rows = json_fingerprint([task.train, task.validation, task.test])
+            found |= {"train": len(task.train), "test": len(task.test), "rows": rows}
         return found | source | {"threads": threads, "prompt": self.question}
 
     @property
@@ -150,10 +153,11 @@ class DataOptions(RunOptions):
 
 
 def run(
-    classifier: TextClassifier, task: Task, on_trained: Callable[[TextClassifier], None] = lambda classifier: None
-) -> dict[str, Any]:
+    classifier: TextClassifier, task: Task, checkpoints: Checkpoints,
+    on_trained: Callable[[TextClassifier], None] = lambda classifier: None,
+) -> dict[str, Any]:  # fmt: skip
     """Fit on the training rows, select on the validation rows, and score the test rows once."""
-    classifier.fit_task(task, on_trained)
+    classifier.fit_task(task, on_trained, checkpoints)
     start = time.perf_counter()
     scored = classifier.scores([row.text for row in task.test], "test rows")
     eval_seconds = time.perf_counter() - start

@@ -20,6 +20,7 @@ from minillm.prompting.lengths import room
 from minillm.prompting.scoring import answer_log_probabilities
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
+from minillm.training.checkpoints import Checkpoints
 from minillm.training.schedule import TrainingSettings
 
 BATCH = 16
@@ -27,15 +28,16 @@ BATCH = 16
 
 def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
-    on_trained: Callable[[], None], truncate: str = "error",
+    on_trained: Callable[[], None], truncate: str = "error", checkpoints: Checkpoints | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
     exchanges, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
     encoded = encode_exchanges(experiment.tokenizer, exchanges, room(method, 0, experiment.precision), truncate)
     rows, validation, test = encoded[:first], encoded[first:last], encoded[last:]
     history = fit_to_answers(
-        method, rows, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained
-    )
+        method, rows, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
+        checkpoints=checkpoints,
+    )  # fmt: skip
     on_trained()
     start = time.perf_counter()
     nats, exact = held_out(experiment, method, test), exact_match(experiment, method, task.test, test)

@@ -63,8 +63,8 @@ class Juggler(RunOptions):
     """The sampling temperature for self-consistency."""
     out: Directory = Path("juggler")
     """The directory of the model and of juggler.json."""
-    fresh: bool = False
-    """Train again, without the checkpoint in that directory."""
+    overwrite: bool = False
+    """Train again, and replace the results of another run."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -82,7 +82,7 @@ class Juggler(RunOptions):
 
     def described(self) -> dict[str, Any]:
         """The options that determine the results."""
-        how = ("device", "threads", "out", "fresh")
+        how = ("device", "threads", "out", "overwrite")
         return {name: value for name, value in asdict(self).items() if name not in how}
 
 
@@ -204,7 +204,7 @@ def juggle(
     start = time.perf_counter()
     pretraining = Pretrain(
         task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,
-        out=options.out / "model", fresh=options.fresh,
+        out=options.out / "model", overwrite=options.overwrite,
     )  # fmt: skip
     run = pretrain(pretraining, on_measured)
     trained = time.perf_counter()
@@ -214,7 +214,7 @@ def juggle(
         **options.described(),
         "forms": PRETRAINED_FORMS,
         "parameters": sum(parameter.numel() for parameter in run.decoder.parameters()),
-        "training_steps": run.done,
+        "training_steps": run.loop.done,
         "tokens_read": run.loop.history.tokens,
         "training_seconds": trained - start,
         "asking_seconds": time.perf_counter() - trained,

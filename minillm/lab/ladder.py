@@ -1,18 +1,21 @@
 """`minillm ladder`: adapt one base to one task with one method after another, each in a process of its own.
 
-In its own process the peak memory of a rung can be measured. Finished rungs are saved in `ladder.json`, and a ladder
-that is started again with the same options continues after them.
+In its own process the peak memory of a rung can be measured, and a rung that fails does not end the others. Finished
+rungs are saved in `ladder.json`. A ladder that is started again with the same options continues after them and, within
+a rung, from its checkpoint.
 """
 
 import json
 import multiprocessing
+import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 from minillm import hub
@@ -25,8 +28,16 @@ from minillm.lab.report import draw, picture, table
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, read_json, reading, write_text
+from minillm.runtime.interrupts import INTERRUPTED, interrupts_handled
 from minillm.runtime.options import Directory, Names
+from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import MethodOptions
+
+LADDER = "ladder.json"
+FAILED = 1
+"""The exit code if a rung failed."""
+Rungs = dict[str, dict[str, Any]]
+"""The results of rungs by their names."""
 
 
 class Rung(NamedTuple):
@@ -53,7 +64,8 @@ RUNGS = {
 class Ladder(DataOptions):
     """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and ladder.png.
 
-    LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows.
+    LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows. If a rung
+    fails, its row says why, the others run, and the exit code is 1.
 
     Example: minillm ladder --base tiny --task word_problems --rungs all
     """
@@ -63,24 +75,36 @@ class Ladder(DataOptions):
     full; or all."""
     out: Directory = Path("ladder")
     """The directory of the results. Finished rungs are not run again."""
-    fresh: bool = False
-    """Run all rungs again."""
+    overwrite: bool = False
+    """Run all rungs again, and replace the results of another run."""
 
     def run(self) -> None:
-        finished = []
+        ladder: dict[str, Any] = {}
         try:
-            for rung, ladder in run_ladder(self):
-                finished.append(ladder)
+            for name, ladder in run_ladder(self):
+                if name in ladder["skipped"]:
+                    print(f"{name}: skipped, {ladder['skipped'][name]}", file=sys.stderr)
+                    continue
+                rung = next(rung for rung in ladder["rungs"] if rung["name"] == name)
                 seconds, share = rung["train_seconds"] + rung["eval_seconds"], rung["accuracy"]
                 print(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {seconds:.0f} s", file=sys.stderr)
                 for doubt in doubts(rung):
                     print(f"{rung['name']}: {doubt}", file=sys.stderr)
         finally:
-            if finished:
-                drawn = draw(picture, finished[-1], self.out / "ladder.png")
-                print(f"{table(finished[-1])}\n")
-                for name in ("ladder.png", "ladder.json") if drawn else ("ladder.json",):
+            if ladder:
+                drawn = bool(ladder["rungs"]) and draw(picture, ladder, self.out / "ladder.png")
+                print(f"{table(ladder)}\n")
+                for name in ("ladder.png", LADDER) if drawn else (LADDER,):
                     print(f"saved: {self.out / name}")
+        if ladder["skipped"]:
+            sys.exit(FAILED)
+
+    def described_run(self, task: Task) -> dict[str, Any]:
+        """The settings that determine the results, in JSON's types."""
+        return json.loads(json.dumps({**self.described(task), "versions": versions()}))
+
+    def checkpoints(self, name: str, described: dict[str, Any]) -> Checkpoints:
+        return Checkpoints(self.out / "checkpoints" / name, described)
 
     def chosen(self) -> list[str]:
         """The names of the rungs. Raises InputError for an unknown one."""
@@ -90,69 +114,94 @@ class Ladder(DataOptions):
         return list(RUNGS) if self.rungs == ("all",) else list(self.rungs)
 
 
-def run_ladder(options: Ladder) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Yield each rung, and the ladder with all finished rungs, which is the content of `ladder.json`.
+def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the name of each rung, and the ladder with all rungs so far, which is the content of `ladder.json`.
 
-    Raises InputError for invalid options before anything is run.
+    Raises InputError for invalid options, and if no rung can be run, before anything is run.
     """
     chosen = options.chosen()
     pick_device(options.device)
     options = replace(options, threads=use_threads(options.threads))
     task = options.load_task()
     hub.locate(options.base)
-    path = options.out / "ladder.json"
-    described = json.loads(json.dumps({**options.described(task), "versions": versions()}))
-    finished = {} if options.fresh else _finished(path, described)
     check_directory(options.out)
-    if options.fresh:
-        for stored in (options.out / "features").glob("*/*.safetensors"):
-            stored.unlink()
+    described = options.described_run(task)
+    finished = _finished(options.out, described, options.overwrite)
     report(task)
-    check_lengths([name for name in chosen if name not in finished], options, task)
+    skipped = too_long([name for name in chosen if name not in finished], options, task)
+    _write(options.out, described, finished, skipped)
     for name in chosen:
-        if name not in finished:
-            finished[name] = measure_apart(name, options)
-        ladder = {**described, "rungs": [finished[name] for name in RUNGS if name in finished]}
-        write_text(path, json.dumps(ladder, indent=2) + "\n")
-        yield finished[name], ladder
+        try:
+            if name not in finished and name not in skipped:
+                finished[name] = measure_apart(name, options)
+        except InputError as problem:
+            skipped[name] = str(problem)
+        ladder = _write(options.out, described, finished, skipped)
+        if name in finished:
+            checkpoints = options.checkpoints(name, described)
+            checkpoints.remove()
+            with suppress(OSError):
+                os.removedirs(checkpoints.directory)
+        yield name, ladder
 
 
-def check_lengths(names: Sequence[str], options: Ladder, task: Task) -> None:
-    """Raises InputError for a text that is too long for one of these rungs, before the first is run."""
-    if options.truncate == "error" and names:
-        experiment = replace(options, device="cpu").load()
-        for name in names:
-            classifier = options.classifier(task, name, MethodOptions(), options.out)
-            classifier.set_params(base=(experiment.decoder, experiment.tokenizer)).check_task(task)
+def _write(out: Path, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]) -> dict[str, Any]:
+    """Write ladder.json, whose content is returned, with the rungs in their order."""
+    rungs = [finished[name] for name in RUNGS if name in finished]
+    ladder = {**described, "rungs": rungs, "skipped": {name: skipped[name] for name in RUNGS if name in skipped}}
+    write_text(out / LADDER, json.dumps(ladder, indent=2) + "\n")
+    return ladder
 
 
-def _finished(path: Path, described: dict[str, Any]) -> dict[str, Any]:
-    """The finished rungs of an earlier run with the same options."""
-    try:
-        with reading(path):
-            earlier = read_json(path)
-            rungs = {rung["name"]: rung for rung in earlier.pop("rungs")}
-    except InputError:
+def too_long(names: Sequence[str], options: Ladder, task: Task) -> dict[str, str]:
+    """The rungs for which a text is too long, with the sentence that says so. Raises InputError if all of them are."""
+    if options.truncate != "error" or not names:
         return {}
-    return rungs if earlier == described else {}
+    experiment, found = replace(options, device="cpu").load(), {}
+    for name in names:
+        classifier = options.classifier(task, name, MethodOptions(), options.out)
+        try:
+            classifier.set_params(base=(experiment.decoder, experiment.tokenizer)).check_task(task)
+        except InputError as problem:
+            found[name] = str(problem)
+    if len(found) == len(names):
+        raise InputError(found[names[0]])
+    return found
+
+
+def _finished(out: Path, described: Mapping[str, Any], overwrite: bool) -> Rungs:
+    """The finished rungs of an earlier run. Raises InputError if it had other options, unless it is overwritten."""
+    if overwrite:
+        for stored in [*out.glob("features/*/*.safetensors"), *out.glob(f"checkpoints/*/{CHECKPOINT}")]:
+            stored.unlink()
+    if overwrite or not (out / LADDER).exists():
+        return {}
+    earlier = read_json(out / LADDER)
+    check_settings(out, earlier, described)
+    with reading(out / LADDER):
+        return {rung["name"]: rung for rung in earlier["rungs"]}
 
 
 def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
-    """`measure` in a process of its own. Raises InputError with the message of the child, or if the child died."""
+    """`measure` in a process of its own, which ends with this one.
+
+    Raises InputError with the message of the child, or if the child died.
+    """
     context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(target=_child, args=(sender, name, options, current_backend()))
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_child, args=(theirs, name, options, current_backend()))
     child.start()
-    sender.close()
+    theirs.close()
     try:
-        result, message = receiver.recv()
+        result, message = ours.recv()
     except EOFError:
         child.join()
-        if child.exitcode in (130, -signal.SIGINT):
+        if child.exitcode in (INTERRUPTED, -signal.SIGINT):
             raise KeyboardInterrupt from None
-        raise InputError(
-            f"the rung {name} ended without a result (exit code {child.exitcode}); was memory exhausted?"
-        ) from None
+        raise InputError(f"it ended without a result (exit code {child.exitcode}); was memory exhausted?") from None
+    except KeyboardInterrupt:
+        ours.close()  # which interrupts the child, so that it saves a checkpoint
+        raise
     finally:
         child.join()
     if message is not None:
@@ -162,13 +211,23 @@ def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
 
 def _child(connection: Connection, name: str, options: Ladder, forced: str | None) -> None:
     keep_freed_memory()
+    Thread(target=end_with_parent, args=(connection,), daemon=True).start()
     try:
-        with backend(forced) if forced is not None else nullcontext():
+        with interrupts_handled(), backend(forced) if forced is not None else nullcontext():
             connection.send((measure(name, options), None))
     except InputError as error:
         connection.send((None, str(error)))
+    except MemoryError:
+        connection.send((None, "memory is exhausted"))
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
+
+
+def end_with_parent(connection: Connection) -> None:
+    """Interrupt this process when the other end of the pipe is closed, by the parent or by its death."""
+    with suppress(EOFError, OSError):
+        connection.recv()
+    signal.raise_signal(signal.SIGTERM)
 
 
 def measure(name: str, options: Ladder) -> dict[str, Any]:
@@ -176,4 +235,5 @@ def measure(name: str, options: Ladder) -> dict[str, Any]:
     use_threads(options.threads)
     task = options.load_task()
     classifier = options.classifier(task, name, MethodOptions(), options.out)
-    return {"name": name, **RUNGS[name]._asdict(), **run(classifier, task)}
+    checkpoints = options.checkpoints(name, options.described_run(task))
+    return {"name": name, **RUNGS[name]._asdict(), **run(classifier, task, checkpoints)}

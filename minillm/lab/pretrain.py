@@ -5,7 +5,6 @@ A checkpoint belongs to one machine and one set of options; the model is portabl
 on the same rows in the same order from the same initial weights.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -26,7 +25,8 @@ from minillm.hub.pull import pull
 from minillm.lab.report import curve_picture, draw
 from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, commit
+from minillm.runtime.files import check_directory, check_unused, commit
+from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.options import Directory, File, RunOptions
 from minillm.runtime.progress import progress
@@ -93,8 +93,8 @@ class Pretrain(TrainingOptions, DataOptions):
 
     out: Directory = Path("pretrained")
     """The directory of the model, the curve and the checkpoints."""
-    fresh: bool = False
-    """Start again, without the checkpoint in that directory."""
+    overwrite: bool = False
+    """Start again, and replace the results of another run."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -188,16 +188,12 @@ class Run:
 
     def described(self) -> dict[str, Any]:
         """The options that determine the run, in JSON's types, and the sha256 of the tokens."""
-        tokens = hashlib.sha256(json.dumps([self.rows.train, self.rows.held_out]).encode()).hexdigest()
+        tokens = json_fingerprint([self.rows.train, self.rows.held_out])
         described = {
             **self.options.described(), **asdict(self.recipe), "tokens": tokens, "backend": self.options.backend,
             "precision": self.precision, "processes": distributed.process_count(),
         }  # fmt: skip
         return json.loads(json.dumps(described))
-
-    @property
-    def done(self) -> int:
-        return len(self.loop.history.losses)
 
     def measure(self) -> dict[str, Any]:
         """The validation loss, and a continuation of a validation text."""
@@ -207,7 +203,7 @@ class Run:
         ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()
         sample = self.rows.tokenizer.decode(ids[0].tolist())
-        return {"step": self.done, "nats": found.nats, "bits_per_byte": found.bits_per_byte, "sample": sample}
+        return {"step": self.loop.done, "nats": found.nats, "bits_per_byte": found.bits_per_byte, "sample": sample}
 
     def curve(self) -> dict[str, Any]:
         history = self.loop.history
@@ -226,17 +222,17 @@ class Run:
 
     def resume(self) -> None:
         """Continue from the checkpoint of an earlier run with these options, if there is one."""
-        if self.options.fresh:
+        if self.options.overwrite:
             (self.options.out / CHECKPOINT).unlink(missing_ok=True)
         found = restore_checkpoint(self.options.out, self.loop, self.described())
         self.measured = [] if found is None else found["measured"]
 
     def steps(self) -> Iterator[list[list[int]]]:
         """The batches of each remaining step."""
-        while self.done < self.loop.steps:
+        while self.loop.done < self.loop.steps:
             for batches in self.loop.groups():
                 yield batches
-                if self.done == self.loop.steps:
+                if self.loop.done == self.loop.steps:
                     return
 
     def finish(self) -> None:
@@ -264,6 +260,8 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     KeyboardInterrupt after the checkpoint is saved.
     """
     check_directory(options.out)
+    if not (options.out / CHECKPOINT).exists():
+        check_unused(options.out / "config.json", options.overwrite)
     device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)
     device = distributed.local_device(device)
     with distributed.joined(device):
@@ -277,11 +275,11 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
 
 def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
     run.decoder.train()
-    with interrupt_deferred() as interrupted, progress(total=run.loop.steps, initial=run.done, unit="step") as bar:
+    with interrupt_deferred() as interrupted, progress(total=run.loop.steps, initial=run.loop.done, unit="step") as bar:
         for batches in run.steps():
             bar.set_postfix(loss=f"{run.loop.step(batches):.3f}", refresh=False)
             bar.update()
-            if run.done % run.options.eval_every == 0 or run.done == run.loop.steps:
+            if run.loop.done % run.options.eval_every == 0 or run.loop.done == run.loop.steps:
                 run.measured.append(run.measure())
                 run.checkpoint()
                 if distributed.is_first():

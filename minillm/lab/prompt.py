@@ -18,7 +18,7 @@ from minillm.lab.prompt_report import accuracy_table, order_table, probabilities
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
 from minillm.prompting.lengths import fit, fit_examples
 from minillm.runtime.device import keep_freed_memory
-from minillm.runtime.files import write_text
+from minillm.runtime.files import check_unused, write_text
 from minillm.runtime.options import Directory, Text
 
 
@@ -55,6 +55,8 @@ class Prompt(AnswerOptions, DataOptions):
     """The text at the start of the prompt."""
     out: Directory | None = None
     """The directory of prompt.json; nothing is written if not given."""
+    overwrite: bool = False
+    """Replace an existing prompt.json."""
 
     def __post_init__(self):
         DataOptions.__post_init__(self)
@@ -73,6 +75,8 @@ class Prompt(AnswerOptions, DataOptions):
 
     def run(self) -> None:
         keep_freed_memory()
+        if self.out is not None:
+            check_unused(self.out / "prompt.json", self.overwrite)
         if self.example is not None:
             lines, written = self.over_example(self.example)
         elif self.text is not None:

@@ -27,8 +27,12 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
 
 
 def table(ladder: dict[str, Any]) -> str:
-    """The table of rungs: parameters, size, accuracy with its standard error, seconds, tokens/s, memory."""
-    return aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
+    """The table of rungs: parameters, size, accuracy with its standard error, seconds, tokens/s, memory.
+
+    Below it are the rungs that failed, with the reasons.
+    """
+    rows = aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
+    return "\n".join([rows, *(f"{name}: skipped, {reason}" for name, reason in ladder["skipped"].items())])
 
 
 def _cells(rung: dict[str, Any]) -> tuple[str, ...]:

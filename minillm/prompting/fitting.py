@@ -1,5 +1,6 @@
 """Fitting a method: on labels (`fit_to_labels`), on stored features (`fit_head`), on answers in words (`train`)."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +18,7 @@ from minillm.shapes import Float, Int
 from minillm.tokenizer import Tokenizer
 from minillm.training import loop
 from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
+from minillm.training.checkpoints import Checkpoints
 from minillm.training.loop import History
 from minillm.training.schedule import TrainingSettings
 
@@ -45,18 +47,24 @@ def score_labels(
 def fit_to_labels(
     method: Method, prompts: Sequence[list[int]], labels: Int[Tensor, "N"], answers: Sequence[list[int]],
     validation: tuple[Sequence[list[int]], Int[Tensor, "_"]] | None, settings: TrainingSettings,
-    on_interrupt: Callable[[], None], name: str,
+    on_interrupt: Callable[[], None], name: str, checkpoints: Checkpoints | None = None,
 ) -> History:  # fmt: skip
     """Gradient descent on the cross-entropy over the answers of all labels, with the epoch of best validation accuracy.
 
-    The hidden states of frozen layers are computed once per row.
+    The hidden states of frozen layers are computed once per row, before the training: in the batches of a step, their
+    rounding would differ in a run that continues after a checkpoint.
     """
+    start = time.perf_counter()
     cached = ActivationCache(method).features if lowest_trained_stage(method) else None
     scored = _scored(method, answers)
+    if cached is not None:
+        score_labels(method, prompts, answers, settings.precision, f"{name}, frozen layers", cached)
+    seconds = time.perf_counter() - start
 
-    def loss(batch: list[int]) -> tuple[Tensor, int]:
-        scores = answer_scores(method, [prompts[index] for index in batch], scored, cached)
-        return F.cross_entropy(scores, labels[batch].to(scores.device), reduction="sum"), len(batch)
+    def loss(batch: list[tuple[list[int], int]]) -> tuple[Tensor, int]:
+        scores = answer_scores(method, [prompt for prompt, _ in batch], scored, cached)
+        targets = torch.tensor([label for _, label in batch], device=scores.device)
+        return F.cross_entropy(scores, targets, reduction="sum"), len(batch)
 
     def validate() -> float:
         assert validation is not None
@@ -64,10 +72,13 @@ def fit_to_labels(
         scores = score_labels(method, held, answers, settings.precision, f"{name}, validation rows", cached)
         return accuracy(scores, expected)
 
-    return loop.train(
-        method, range(len(prompts)), loss, lambda index: len(prompts[index]), settings,
-        validate=None if validation is None or settings.epochs == 1 else validate, on_interrupt=on_interrupt, name=name,
+    history = loop.train(
+        method, list(zip(prompts, labels.tolist(), strict=True)), loss, lambda row: len(row[0]), settings,
+        validate=None if validation is None or settings.epochs == 1 else validate, checkpoints=checkpoints,
+        on_interrupt=on_interrupt, name=name,
     )  # fmt: skip
+    history.seconds += seconds
+    return history
 
 
 def fit_head(
@@ -119,6 +130,7 @@ def encode_exchanges(
 def fit_to_answers(
     method: Method, rows: Sequence[EncodedRow], settings: TrainingSettings,
     validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> History:  # fmt: skip
     """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts."""
 
@@ -128,13 +140,14 @@ def fit_to_answers(
 
     return loop.train(
         method, rows, loss, lambda row: len(row[0]) + len(row[1]), settings, validate=validate,
-        on_interrupt=on_interrupt,
+        checkpoints=checkpoints, on_interrupt=on_interrupt,
     )  # fmt: skip
 
 
 def train(
     method: Method, tokenizer: Tokenizer, exchanges: Sequence[tuple[str, str]], *, epochs: int = 3,
     learning_rate: float = 1e-3, batch_size: int = 16, seed: int = 0,
+    checkpoints: Checkpoints | None = None,
 ) -> History:  # fmt: skip
     """Train a method to continue each prompt with its answer: (prompt, answer) pairs of text.
 
@@ -149,4 +162,6 @@ def train(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, precision=precision, seed=seed
     )
     rows = [Exchange(prompt, answer, place=f"exchanges[{n}]") for n, (prompt, answer) in enumerate(exchanges)]
-    return fit_to_answers(method, encode_exchanges(tokenizer, rows, room(method, 0, precision)), settings)
+    return fit_to_answers(
+        method, encode_exchanges(tokenizer, rows, room(method, 0, precision)), settings, checkpoints=checkpoints
+    )

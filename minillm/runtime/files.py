@@ -180,6 +180,12 @@ def check_directory(directory: Path) -> None:
         raise InputError(f"{directory} cannot be an output directory: no permission to write in {existing}")
 
 
+def check_unused(path: Path, overwrite: bool) -> None:
+    """Raises InputError for a file, or a directory with files, that may not be overwritten."""
+    if not overwrite and (any(path.glob("[!.]*")) if path.is_dir() else path.is_file()):
+        raise InputError(f"{path} exists; give another --out, or replace it with --overwrite")
+
+
 def write_text(path: Path, text: str) -> None:
     content = text.encode()
     with replacing(path, len(content)) as temporary:

@@ -39,6 +39,11 @@ class Source:
         return self  # it belongs to values, not to a module: copies over the same weights share it
 
 
+def json_fingerprint(value: Any) -> str:
+    """sha256 of a value in JSON's types, in hexadecimal."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def tensor_bytes(tensor: Tensor) -> np.ndarray:
     """The bytes of a tensor in row-major order."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

@@ -1,22 +1,69 @@
-"""Ctrl-C between two training steps, so that the saved state is consistent."""
+"""Ctrl-C and the system's requests to end: the first lets a command save its work, a second ends it at once."""
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
+from threading import current_thread, main_thread
+from typing import Any
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
+"""Windows has no SIGHUP, the others have no SIGBREAK."""
+INTERRUPTED = 130
+"""The exit code: 128 and the number of SIGINT, as shells report it."""
+
+
+@contextmanager
+def interrupts_handled() -> Iterator[None]:
+    """For a command: the first signal raises KeyboardInterrupt, the same one again ends the process at once.
+
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+    """
+    seen: set[int] = set()
+
+    def handle(before: Any, number: int, frame: object) -> None:
+        if number in seen:
+            os._exit(INTERRUPTED)
+        seen.add(number)
+        # torchrun and the end of a terminal send a second signal of another kind while the first is handled.
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+
+    with _handler(handle, lambda before: before not in (signal.SIG_IGN, None)):
+        yield
 
 
 @contextmanager
 def interrupt_deferred() -> Iterator[Callable[[], bool]]:
-    """Yields a function that returns whether Ctrl-C was pressed; a second Ctrl-C takes effect immediately."""
+    """Yields a function that returns whether a signal would have raised KeyboardInterrupt; a second one raises it.
+
+    Only the signals that have a handler are deferred: outside of a command, Ctrl-C.
+    """
     interrupted = False
 
-    def note(number: int, frame: object) -> None:
+    def handle(before: Any, number: int, frame: object) -> None:
         nonlocal interrupted
-        interrupted = True
-        signal.signal(signal.SIGINT, before)
+        try:
+            before(number, frame)
+        except KeyboardInterrupt:
+            if interrupted:
+                raise
+            interrupted = True
 
-    before = signal.signal(signal.SIGINT, note)
-    try:
+    with _handler(handle, callable):
         yield lambda: interrupted
+
+
+@contextmanager
+def _handler(handle: Callable[[Any, int, object], None], replaced: Callable[[Any], bool]) -> Iterator[None]:
+    """`handle(handler before, signal, frame)` handles the signals; does nothing outside the main thread."""
+    numbers = SIGNALS if current_thread() is main_thread() else []
+    before = {number: found for number in numbers if replaced(found := signal.getsignal(number))}
+    try:
+        for number, found in before.items():
+            signal.signal(number, partial(handle, found))
+        yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, found in before.items():
+            signal.signal(number, found)

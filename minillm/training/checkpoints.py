@@ -4,24 +4,75 @@ The tensors of `Loop.state` are safetensors; the rest is JSON in the header of t
 match. A new checkpoint replaces the old one only once it is complete on disk.
 """
 
-import hashlib
 import json
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from minillm.errors import InputError
 from minillm.runtime.files import commit, complete, open_tensors, reading
-from minillm.runtime.fingerprint import tensor_fingerprint
-from minillm.training.loop import Loop
+from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 
 CHECKPOINT = "checkpoint.safetensors"
-FRESH = "; start over with --fresh"
+SECONDS = 300
+"""The longest time between two checkpoints, if no number of steps is given."""
+AGAIN = "; start over with --overwrite"
 
 
-def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None:
+@runtime_checkable
+class Resumable(Protocol):
+    """The part of `Loop` that a checkpoint stores."""
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
+
+    def restore(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Checkpoints:
+    """Where `train` saves its state, and after how many steps: by default after every epoch and every five minutes.
+
+    `settings` describe the run in JSON's types; a directory with the checkpoint of other settings is refused.
+    """
+
+    directory: Path
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    every: int | None = None
+    saved: float = field(default_factory=time.monotonic, init=False)
+
+    def restore(self, loop: Resumable) -> None:
+        restore_checkpoint(self.directory, loop, self.settings)
+
+    def save(self, loop: Resumable) -> None:
+        save_checkpoint(self.directory, loop, {"settings": self.settings})
+        self.saved = time.monotonic()
+
+    def due(self, steps: int, epoch_ends: bool) -> bool:
+        """Whether to save after this number of steps."""
+        if self.every is not None:
+            return steps % self.every == 0
+        return epoch_ends or time.monotonic() > self.saved + SECONDS
+
+    def remove(self) -> None:
+        """Delete the checkpoint of a finished run, or of one to be overwritten."""
+        (self.directory / CHECKPOINT).unlink(missing_ok=True)
+
+
+def check_settings(directory: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Raises InputError where a run in the directory has other settings, naming the first that differs."""
+    for name, value in json.loads(json.dumps(settings)).items():
+        if found.get(name) != value:
+            raise InputError(
+                f"{directory} holds a run with {name} {found.get(name)!r}, and this one has {value!r}; "
+                f"give another --out, or{AGAIN[1:]}"
+            )
+
+
+def save_checkpoint(directory: Path, loop: Resumable, run: Mapping[str, Any]) -> None:
     """Write the state of a loop and the description of its run, in JSON's types."""
     tensors, rest = loop.state()
     described = {"run": json.dumps(run), "loop": json.dumps(rest)}
@@ -29,7 +80,7 @@ def save_checkpoint(directory: Path, loop: Loop, run: Mapping[str, Any]) -> None
         new.tensors(CHECKPOINT, tensors, described | {"sha256": _seal(tensors, described)})
 
 
-def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def restore_checkpoint(directory: Path, loop: Resumable, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Restore the loop from the checkpoint and return the description of its run, or None without a checkpoint.
 
     Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.
@@ -39,30 +90,24 @@ def restore_checkpoint(directory: Path, loop: Loop, settings: Mapping[str, Any])
     if not path.exists():
         return None
     tensors, run, rest = _read(path)
-    found = run.get("settings", {})
-    for name in settings:
-        if found.get(name) != settings[name]:
-            raise InputError(
-                f"{directory} holds a run with {name} {found.get(name)!r}, and this one has {settings[name]!r}; "
-                "give another directory, or start over (--fresh)"
-            )
-    with reading(path, "a checkpoint of this run", FRESH):
+    check_settings(directory, run.get("settings", {}), settings)
+    with reading(path, "a checkpoint of this run", AGAIN):
         loop.restore(tensors, rest)
     return run
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any], dict[str, Any]]:
-    with open_tensors(path, FRESH) as file:
+    with open_tensors(path, AGAIN) as file:
         described = file.metadata() or {}
         tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         # Older checkpoints have no sha256.
         seal = described.pop("sha256", None) if len(described) > 2 else _seal(tensors, described)
         if seal != _seal(tensors, described):
-            raise InputError(f"{path} is damaged: its sha256 differs{FRESH}")
+            raise InputError(f"{path} is damaged: its sha256 differs{AGAIN}")
         return tensors, json.loads(described["run"]), json.loads(described["loop"])
 
 
 def _seal(tensors: Mapping[str, Tensor], described: Mapping[str, str]) -> str:
     """The sha256 of a checkpoint's content."""
     fingerprints = {name: tensor_fingerprint(tensor) for name, tensor in tensors.items()}
-    return hashlib.sha256(json.dumps([fingerprints, described], sort_keys=True).encode()).hexdigest()
+    return json_fingerprint([fingerprints, described])

@@ -4,7 +4,6 @@ A store is a directory. features.json describes everything that the features dep
 layer, pooling and precision. features.safetensors contains the features with their sha256, and is memory-mapped.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.device import autocast
 from minillm.runtime.files import commit, complete, open_tensors, read_json
-from minillm.runtime.fingerprint import tensor_fingerprint
+from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
 
@@ -61,7 +60,7 @@ def cached_features(
     if not texts:
         raise InputError("features need at least one text, got none")
     described = _description(decoder, texts, recipe, tokenizer_fingerprint)
-    key = _digest(described)
+    key = json_fingerprint(described)
     store = root / key[:16]
     complete(store)
     if (store / MANIFEST).exists():
@@ -79,17 +78,13 @@ def _description(
 ) -> dict[str, Any]:
     """Everything that features depend on; with the tokenizer, since the same ids are another text in another one."""
     return {
-        "weights": _digest({name: tensor_fingerprint(tensor) for name, tensor in decoder.named_parameters()}),
+        "weights": json_fingerprint({name: tensor_fingerprint(tensor) for name, tensor in decoder.named_parameters()}),
         "config": repr(decoder.config),
         "tokenizer": tokenizer_fingerprint,
-        "texts": _digest([list(text) for text in texts]),
+        "texts": json_fingerprint([list(text) for text in texts]),
         **asdict(recipe),
         "rows": len(texts),
     }
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _check_manifest(path: Path, described: dict[str, Any]) -> None:

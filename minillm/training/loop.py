@@ -9,7 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
+from minillm.runtime.fingerprint import json_fingerprint
+from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.progress import progress
+from minillm.training.checkpoints import Checkpoints
 from minillm.training.learners import Example, Learner, TorchLearner
 from minillm.training.schedule import TrainingSettings, rate_at
 
@@ -45,8 +48,19 @@ class Loop(Generic[Example]):
         self.order = random.Random(settings.seed)  # draws the order of the batches
         self.epoch_order, self.steps_in_epoch = self.order.getstate(), 0
         self.history = History()
-        batches = math.ceil(len(examples) / settings.batch_size)
-        self.steps = steps or settings.epochs * math.ceil(batches / settings.accumulate)
+        self.best: dict[str, Tensor] = {}  # the parameters after the best validated epoch, unless it is the last
+        self.epoch_steps = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulate)
+        self.steps = steps or settings.epochs * self.epoch_steps
+
+    @property
+    def done(self) -> int:
+        """The number of steps so far."""
+        return len(self.history.losses)
+
+    @property
+    def epoch(self) -> int:
+        """The number of epochs whose batches have all been used."""
+        return (self.done - self.steps_in_epoch) // self.epoch_steps
 
     def groups(self) -> Iterator[list[list[int]]]:
         """The batches of each optimizer step of one epoch or, once restored, of the rest of it."""
@@ -55,11 +69,11 @@ class Loop(Generic[Example]):
         passes = self.settings.accumulate
         for start in range(self.steps_in_epoch * passes, len(batches), passes):
             yield batches[start : start + passes]
-        self.steps_in_epoch = 0
+        self.epoch_order, self.steps_in_epoch = self.order.getstate(), 0
 
     def step(self, batches: list[list[int]]) -> float:
         """One optimizer step over some batches; returns the mean loss, in nats."""
-        start, done = time.perf_counter(), len(self.history.losses)
+        start, done = time.perf_counter(), self.done
         loss = self.learner.backward([[self.examples[index] for index in batch] for batch in batches])
         if not math.isfinite(loss):
             rate = f"{self.settings.learning_rate:g}"
@@ -74,7 +88,8 @@ class Loop(Generic[Example]):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Everything that the following steps depend on: tensors by name, and values in JSON's types."""
         place = {"epoch_order": self.epoch_order, "steps_in_epoch": self.steps_in_epoch}
-        return self.learner.state(), place | {"history": asdict(self.history)}
+        best = {f"best.{name}": tensor for name, tensor in self.best.items()}
+        return self.learner.state() | best, place | {"history": asdict(self.history)}
 
     def restore(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
         """Continue from a `state` with the same examples and settings. Raises KeyError if a part of it is missing."""
@@ -83,6 +98,7 @@ class Loop(Generic[Example]):
         self.order.setstate((version, tuple(words), gauss))
         self.epoch_order, self.steps_in_epoch = self.order.getstate(), rest["steps_in_epoch"]
         self.history = History(**rest["history"])
+        self.best = {name[len("best.") :]: tensor for name, tensor in tensors.items() if name.startswith("best.")}
 
 
 @runtime_checkable
@@ -99,42 +115,68 @@ class Trainable(Protocol):
 def train(
     method: Trainable, examples: Sequence[Example], loss: Callable[[list[Example]], tuple[Tensor, int]],
     length: Callable[[Example], int], settings: TrainingSettings, *, validate: Callable[[], float] | None = None,
-    on_interrupt: Callable[[], None] | None = None, name: str = "training",
+    checkpoints: Checkpoints | None = None, on_interrupt: Callable[[], None] | None = None, name: str = "training",
 ) -> History:  # fmt: skip
     """Train the parameters in `method.trainable()`; at the end they have the values of the best validated epoch.
 
     `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns a score, higher is
-    better; without it the last epoch is used. On Ctrl-C after the first step, `on_interrupt` is called before
-    KeyboardInterrupt is raised, to save the weights trained so far. Raises InputError when the loss is not finite.
+    better; without it the last epoch is used. With `checkpoints`, a run that was ended continues bit for bit. On Ctrl-C
+    after the first step, a checkpoint is saved and `on_interrupt` is called, to save the weights trained so far, before
+    KeyboardInterrupt is raised. Raises InputError when the loss is not finite.
     """
     torch.manual_seed(settings.seed)
     learner = TorchLearner(method.trainable(), loss, settings)
     loop = Loop(learner, examples, length, settings)
-    best: dict[str, Tensor] = {}
+    if checkpoints is not None:
+        described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
+        checkpoints = replace(checkpoints, settings=described)
+        checkpoints.restore(loop)
     try:
-        with progress(total=loop.steps, desc=name, unit="step") as bar:
-            for epoch in range(settings.epochs):
+        with progress(total=loop.steps, initial=loop.done, desc=name, unit="step") as bar:
+            while True:
+                if validate is not None and len(loop.history.validation) < loop.epoch:
+                    method.eval()
+                    _record(loop, learner, validate())
+                    bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
+                if loop.epoch == settings.epochs:
+                    break
                 method.train()
-                for batches in loop.groups():
-                    bar.set_postfix(loss=f"{loop.step(batches):.3f}", refresh=False)
-                    bar.update()
-                if validate is None:
-                    loop.history.best_epoch = epoch
-                    continue
-                method.eval()
-                loop.history.validation.append(validate())
-                bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
-                if loop.history.validation[-1] > max(loop.history.validation[:-1], default=-math.inf):
-                    loop.history.best_epoch = epoch
-                    # After the last epoch the method has these weights itself.
-                    last = epoch + 1 == settings.epochs
-                    best = {} if last else {name: p.detach().clone() for name, p in learner.parameters.items()}
+                _epoch(loop, checkpoints, bar)
     except KeyboardInterrupt:
-        if on_interrupt is not None and loop.history.losses:
+        if loop.done and checkpoints is not None:
+            checkpoints.save(loop)
+        if loop.done and on_interrupt is not None:
             on_interrupt()
         raise
+    if validate is None:
+        loop.history.best_epoch = settings.epochs - 1
     with torch.no_grad():
-        for parameter_name, value in best.items():
+        for parameter_name, value in loop.best.items():
             learner.parameters[parameter_name].copy_(value)
     method.eval()
     return loop.history
+
+
+def _epoch(loop: Loop, checkpoints: Checkpoints | None, bar: Any) -> None:
+    """The steps of an epoch, or of the rest of it. Ctrl-C raises KeyboardInterrupt between two of them."""
+    for batches in loop.groups():
+        with interrupt_deferred() as interrupted:
+            loss = loop.step(batches)
+        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+        bar.update()
+        if interrupted():
+            raise KeyboardInterrupt
+        epoch_ends, last = loop.steps_in_epoch == loop.epoch_steps, loop.done == loop.steps
+        if checkpoints is not None and (last or checkpoints.due(loop.done, epoch_ends)):
+            checkpoints.save(loop)
+
+
+def _record(loop: Loop, learner: TorchLearner, score: float) -> None:
+    """Record the validation score of an epoch, and its weights if it is the best so far."""
+    if score > max(loop.history.validation, default=-math.inf):
+        loop.history.best_epoch = len(loop.history.validation)
+        # After the last epoch the method has these weights itself.
+        last = loop.epoch == loop.settings.epochs
+        loop.best = {} if last else {name: p.detach().clone() for name, p in learner.parameters.items()}
+    # Last, so that a validation that is interrupted is repeated.
+    loop.history.validation.append(score)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillm import InputError
+from minillm.training.checkpoints import CHECKPOINT, Checkpoints
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop, train
 from minillm.training.schedule import TrainingSettings, rate_at
@@ -220,3 +222,92 @@ def test_a_restored_loop_continues_bit_for_bit_from_every_step(stop):
     run(second, 8)
     assert second.history.losses == whole.history.losses
     assert torch.equal(second.learner.parameters["w"], whole.learner.parameters["w"])
+
+
+class Killed(BaseException):
+    """Like SIGKILL: nothing is saved after it."""
+
+
+NUMBERS = [(float(n), float(n % 3)) for n in range(7)]
+
+
+def run_to(directory, stop, how=Killed, *, every=None, settings=None):
+    """A run on dropout, with validation, that is ended in step `stop`; None: to its end."""
+    method, done = Line(), []
+    settings = settings or TrainingSettings(epochs=3, batch_size=3, learning_rate=0.1, seed=5)
+
+    def loss(batch):
+        done.append(True)
+        if len(done) == stop:
+            raise how
+        x = torch.tensor([[x, 1.0, x * x] for x, _ in batch], dtype=torch.float64)
+        y = torch.tensor([y for _, y in batch], dtype=torch.float64)
+        return F.mse_loss(F.dropout(x @ method.w, 0.3), y, reduction="sum"), len(batch)
+
+    def validate():
+        return -abs(method.w[0].item() - 0.6)
+
+    history = train(
+        method, NUMBERS, loss, lambda _: 1, settings, validate=validate,
+        checkpoints=None if directory is None else Checkpoints(directory, {"method": "line"}, every),
+    )  # fmt: skip
+    return method.w.detach().clone(), history.losses, history.validation, history.best_epoch, history.tokens
+
+
+@pytest.mark.parametrize("every", [None, 1, 2])
+@pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
+def test_a_run_that_is_ended_in_any_step_continues_bit_for_bit(tmp_path, how, every):
+    """Also one that is ended again and again; the best epoch is not the last."""
+    weights, *whole = run_to(None, None)
+    assert whole[2] < 2
+    for stop in range(1, 10):
+        out = tmp_path / str(stop)
+        for _ in range(2):
+            with pytest.raises(how):
+                run_to(out, stop, how, every=every)
+            stop = 1
+        last, *rest = run_to(out, None, every=every)
+        assert torch.equal(last, weights)
+        assert rest == whole
+        last, *rest = run_to(out, 1, every=every)
+        assert torch.equal(last, weights), "a complete run takes no step"
+
+
+def test_a_validation_that_is_ended_is_repeated(tmp_path):
+    settings, method, scores = TrainingSettings(epochs=2, batch_size=5, learning_rate=0.1), Line(), iter((1.0, 0.0))
+    checkpoints = Checkpoints(tmp_path)
+
+    def ended():
+        raise KeyboardInterrupt
+
+    for validate in (ended, ended):
+        with pytest.raises(KeyboardInterrupt):
+            train(method, NUMBERS, line_loss(method), lambda _: 1, settings, validate=validate, checkpoints=checkpoints)
+    history = train(
+        method, NUMBERS, line_loss(method), lambda _: 1, settings, validate=lambda: next(scores),
+        checkpoints=checkpoints,
+    )  # fmt: skip
+    assert (history.validation, history.best_epoch, len(history.losses)) == ([1.0, 0.0], 0, 4)
+
+
+def line_loss(method):
+    return lambda batch: method.loss([(torch.full((3,), x, dtype=torch.float64), y) for x, y in batch])
+
+
+def test_the_checkpoint_of_other_settings_is_refused_and_left_unchanged(tmp_path):
+    with pytest.raises(Killed):
+        run_to(tmp_path, 5)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    other = TrainingSettings(epochs=3, batch_size=3, learning_rate=0.2, seed=5)
+    with pytest.raises(InputError, match=r"holds a run with learning_rate 0\.1, and this one has 0\.2; give another"):
+        run_to(tmp_path, None, settings=other)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_checkpoint_is_due_after_an_epoch_and_after_five_minutes(tmp_path, monkeypatch):
+    clock, checkpoints = iter((299.0, 301.0)), Checkpoints(tmp_path)
+    checkpoints.saved = 0.0
+    monkeypatch.setattr("minillm.training.checkpoints.time.monotonic", lambda: next(clock))
+    assert [checkpoints.due(1, epoch_ends=False) for _ in range(2)] == [False, True]
+    assert checkpoints.due(3, epoch_ends=True)
+    assert [step for step in range(1, 8) if replace(checkpoints, every=3).due(step, epoch_ends=True)] == [3, 6]

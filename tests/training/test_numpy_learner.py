@@ -24,7 +24,7 @@ def torch_in_float64(options):
     run.decoder.double().train()
     for batches in run.steps():
         run.loop.step(batches)
-        if run.done % options.eval_every == 0:
+        if run.loop.done % options.eval_every == 0:
             run.measured.append(run.measure())
     return run
 

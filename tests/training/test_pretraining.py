@@ -192,7 +192,7 @@ def _readable(path):
         return all(file.get_tensor(name).numel() > 0 for name in file.keys())  # noqa: SIM118
 
 
-def test_a_directory_with_another_run_is_left_unchanged_unless_fresh_is_given(run):
+def test_a_directory_with_another_run_is_left_unchanged_unless_it_is_overwritten(run):
     run = replace(run, steps=1)
     pretrain(run)
     before = (run.out / CHECKPOINT).read_bytes()
@@ -200,7 +200,7 @@ def test_a_directory_with_another_run_is_left_unchanged_unless_fresh_is_given(ru
     with pytest.raises(InputError, match="holds a run with seed 0, and this one has 1"):
         pretrain(other)
     assert (run.out / CHECKPOINT).read_bytes() == before
-    assert pretrain(replace(other, fresh=True)).options.seed == 1
+    assert pretrain(replace(other, overwrite=True)).options.seed == 1
 
 
 def test_a_damaged_checkpoint_raises(tmp_path):
