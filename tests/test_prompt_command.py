@@ -169,6 +169,6 @@ def test_a_long_row_is_named_by_its_line_or_cut(command, place, capsys):  # noqa
         command(*task, "--chain", "--max-new-tokens", "1")
     assert "long.csv, line 5 ('long long" in capsys.readouterr().err
     for choose in ("balanced", "nearest"):
-        command(*task, "--shots", "1", "--choose", choose, "--truncate", "left", "--out", "cut")
+        command(*task, "--shots", "1", "--choose", choose, "--truncate", "left", "--out", "cut", "--overwrite")
     rows = json.loads((place / "cut" / "prompt.json").read_text("utf-8"))["asked"][0]["rows"]
     assert 300 < max(len(row["text"]) for row in rows) < 512

@@ -18,7 +18,6 @@ from minillm.classifier import CLASSIFIER
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.tasks import Task
 from minillm.errors import InputError
-from minillm.hub.huggingface_config import read_json
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report

@@ -32,7 +32,7 @@ def table(ladder: dict[str, Any]) -> str:
     Below it are the rungs that failed, with the reasons.
     """
     rows = aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
-    return "\n".join([rows, *(f"{name}: skipped, {reason}" for name, reason in ladder["skipped"].items())])
+    return "\n".join([rows, *(f"{name}: skipped, {reason}" for name, reason in ladder.get("skipped", {}).items())])
 
 
 def _cells(rung: dict[str, Any]) -> tuple[str, ...]:

@@ -1,15 +1,16 @@
 """The commands on adapters: adapt, inspect, verify, generate, merge, extract, resize, PEFT."""
 
 import json
-import os
 import signal
 
 import pytest
 import torch
+from torch import nn
 
 import minillm
 from minillm import adapt
 from minillm.cli import main
+from minillm.training.checkpoints import CHECKPOINT
 from minillm.training.loop import Loop
 from tests.test_cli import place  # noqa: F401, a fixture
 
@@ -100,25 +101,83 @@ def test_a_broken_or_missing_tensor_file_is_reported(action, content, place, mon
     "more", [("--r", "2"), ("--method", "last-blocks", "--layers", "1"), ("--epochs", "1")], ids=" ".join
 )
 def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkeypatch, capsys):  # noqa: F811
-    """A real signal in the third step; the measurements of an earlier adapter in the directory are deleted."""
+    """A real signal in the third step; the same command continues, and its adapter is that of a whole run."""
     out, step = place / "cut", Loop.step
-    if "--epochs" in more:
-        command("adapt", *TASK, "--r", "2", "--out", "cut")
+    whole = ("adapt", *TASK, *more, "--batch-size", "8", "--out", "whole", "--overwrite")
+    overwrite = ("--overwrite",) if out.exists() else ()
 
     def interrupted(loop, batches):
-        if len(loop.history.losses) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+        if loop.done == 2:
+            signal.raise_signal(signal.SIGTERM)
         return step(loop, batches)
 
     monkeypatch.setattr(Loop, "step", interrupted)
     with pytest.raises(SystemExit) as end:
-        command("adapt", *TASK, *more, "--batch-size", "8", "--out", "cut")
+        command("adapt", *TASK, *more, "--batch-size", "8", "--out", "cut", *overwrite)
     assert end.value.code == 130
-    assert "interrupted: saved what was trained so far: cut" in capsys.readouterr().err
-    files = {"README.md", "adapter.json", "adapter.safetensors", "classifier.json"}
-    assert {path.name for path in out.iterdir()} == files
+    assert "interrupted: saved what was trained so far: cut; the same command continues" in capsys.readouterr().err
+    files = {"README.md", "adapt.json", "adapter.json", "adapter.safetensors", "classifier.json"}
+    assert {path.name for path in out.iterdir()} == {*files, CHECKPOINT}
     decoder, _ = minillm.load(place / "base")
-    assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "two steps were trained"
+    assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "three steps were trained"
+    monkeypatch.undo()
+    command("adapt", *TASK, *more, "--batch-size", "8", "--out", "cut")
+    command(*whole)
+    assert {path.name for path in out.iterdir()} == files
+    assert (out / "adapter.safetensors").read_bytes() == (place / "whole" / "adapter.safetensors").read_bytes()
+    one, two = (json.loads((path / "adapt.json").read_text()) for path in (out, place / "whole"))
+    assert one["chosen"] == two["chosen"]
+
+
+def test_a_finished_run_is_reused_and_a_directory_with_another_is_refused(command, place, capsys):  # noqa: F811
+    words = ("adapt", *TASK, "--r", "2", "--epochs", "1", "--out", "mine")
+    printed = command(*words)
+    written = {path: path.read_bytes() for path in (place / "mine").iterdir()}
+    assert command(*words) == printed
+    for more, sentence in (
+        (("--r", "3"), "mine holds a run with r 2, and this one has 3; give another --out, or start over with"),
+        (("--method", "dora"), "mine holds a run with method 'lora', and this one has 'dora'"),
+        (("--train", "41"), "mine holds a run with train 40, and this one has 41"),
+    ):
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            command(*words, *more)
+        assert sentence in capsys.readouterr().err
+    (place / "mine" / "adapt.json").unlink()
+    with pytest.raises(SystemExit):
+        command(*words)
+    assert "adapter.json exists; give another --out, or replace it with --overwrite" in capsys.readouterr().err
+    del written[place / "mine" / "adapt.json"]
+    assert all(path.read_bytes() == content for path, content in written.items())
+    command(*words, "--r", "3", "--overwrite")
+    assert '"r": 3' in command("adapter", "inspect", "mine")
+
+
+def test_no_command_replaces_a_result_unless_it_is_told_to(command, place, capsys):  # noqa: F811
+    decoder, tokenizer = minillm.load(place / "base")
+    method = adapt.LoRA(decoder, r=2)
+    for parameter in method.trainable().values():
+        nn.init.normal_(parameter)
+    method.save(place / "small.adapter", tokenizer=tokenizer)
+    for words in (
+        ("adapter", "merge", "small.adapter", "--base", "base"),
+        ("adapter", "resize", "small.adapter", "--base", "base", "--r", "1"),
+        ("adapter", "export-peft", "small.adapter", "--base", "base"),
+        ("adapter", "export-gguf", "small.adapter", "--base", "base"),
+        ("export", "base", "--adapter", "small.adapter"),
+    ):
+        out = place / f"{words[1]}.out"
+        if "gguf" in words[1] or words[0] == "export":
+            out.write_text("mine")
+        else:
+            out.mkdir()
+            (out / "mine.txt").write_text("mine")
+        with pytest.raises(SystemExit) as end:
+            command(*words, "--out", out.name)
+        assert end.value.code == 2
+        assert f"{out.name} exists; give another --out, or replace it with --overwrite" in capsys.readouterr().err
+        assert [path.read_text() for path in ([out] if out.is_file() else out.iterdir())] == ["mine"]
+        command(*words, "--out", out.name, "--overwrite")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,14 @@
-"""The process of a rung uses the backend of its parent; all rungs are checked before the first is run."""
+"""A rung runs in a process of its own, which ends with its parent; a rung that fails does not end the others."""
 
+import json
 import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +16,8 @@ from minillm import Decoder, DecoderConfig, InputError, save
 from minillm.lab import ladder
 from minillm.lab.ladder import Ladder, measure_apart, run_ladder
 from minillm.operations import backend, current_backend
+from minillm.training.checkpoints import CHECKPOINT
+from minillm.training.loop import Loop
 from minillm.training.tokenizers import byte_pairs
 
 
@@ -26,6 +35,7 @@ class Context:
 
 def test_the_child_uses_the_forced_backend_of_its_parent(monkeypatch):
     monkeypatch.setattr(ladder.multiprocessing, "get_context", lambda method: Context)
+    monkeypatch.setattr(ladder, "end_with_parent", lambda connection: None)
     monkeypatch.setattr(ladder, "measure", lambda name, options: {"backend": current_backend()})
     for forced in ("plain", "fast"):
         with backend(forced):
@@ -33,14 +43,145 @@ def test_the_child_uses_the_forced_backend_of_its_parent(monkeypatch):
     assert measure_apart("lora", Ladder()) == {"backend": None}
 
 
-def test_a_text_that_is_too_long_for_a_later_rung_is_refused_before_the_first(monkeypatch, tmp_path):
-    monkeypatch.setattr(ladder, "measure_apart", lambda name, options: {"name": name})
+@pytest.fixture
+def options(tmp_path):
+    """A ladder on 40 rows, and one that is too long for a prefix of 10."""
     save(Decoder(DecoderConfig.tiny(vocabulary=257, layers=1)), byte_pairs([], 257), tmp_path / "base")
     path, rows = tmp_path / "rows.csv", [f"text {n},{'good' if n % 2 else 'bad'}" for n in range(40)]
     path.write_text("text,label\n" + "\n".join([*rows, f"{'a' * 55},bad"]) + "\n")
-    options = {"base": str(tmp_path / "base"), "data": path, "prompt": "{text}:", "out": tmp_path, "device": "cpu"}
-    sentence = r"rows.csv, line 42 \('a+'\): its prompt has 56 tokens, and 50 fit .* 10 for the method's prefix, 4 for"
-    with pytest.raises(InputError, match=sentence):
-        next(run_ladder(Ladder(**options, rungs=("zero-shot", "prefix"))))
-    for more in ({"rungs": ("zero-shot",)}, {"rungs": ("zero-shot", "prefix"), "truncate": "left"}):
-        assert next(run_ladder(Ladder(**options, **more)))[0] == {"name": "zero-shot"}
+    return Ladder(
+        base=str(tmp_path / "base"), data=path, prompt="{text}:", out=tmp_path / "out", device="cpu", threads=1,
+        rungs=("zero-shot", "prefix", "lora"),
+    )  # fmt: skip
+
+
+def result(name):
+    """A rung that was not run."""
+    measured = dict.fromkeys(("accuracy", "standard_error", "train_seconds", "eval_seconds", "tokens_per_second"), 0.5)
+    counted = {"predicted_classes": 2, "majority_baseline": 0.1, "trainable_parameters": 1, "stored_bytes": 1}
+    return {"name": name, **ladder.RUNGS[name]._asdict(), **measured, **counted, "peak_memory_bytes": None}
+
+
+def test_a_rung_that_fails_is_reported_and_the_others_run(options, monkeypatch, capsys):
+    """One has a text that is too long and is not started, one fails in its process."""
+    started = []
+
+    def measured(name, options):
+        started.append(name)
+        if name == "lora" and started.count(name) == 1:
+            raise InputError("it ended without a result (exit code -9); was memory exhausted?")
+        return result(name)
+
+    monkeypatch.setattr(ladder, "measure_apart", measured)
+    with pytest.raises(SystemExit) as end:
+        options.run()
+    assert end.value.code == 1
+    printed, complaint = capsys.readouterr()
+    too_long = "its prompt has 56 tokens, and 50 fit (a context of 64, 10 for the method's prefix, 4 for the answer)"
+    for reason in (f"prefix: skipped, {options.data}, line 42 ('a", too_long, "lora: skipped, it ended without a"):
+        assert reason in printed
+        assert reason in complaint
+    assert "zero-shot prompt" in printed
+    written = json.loads((options.out / "ladder.json").read_text())
+    assert [rung["name"] for rung in written["rungs"]] == ["zero-shot"]
+    assert list(written["skipped"]) == ["prefix", "lora"]
+    assert started == ["zero-shot", "lora"]
+    for name, found in run_ladder(replace(options, rungs=("zero-shot", "lora"))):
+        assert name not in found["skipped"]
+    assert started == ["zero-shot", "lora", "lora"], "only what failed is run again"
+
+
+def test_what_concerns_all_rungs_ends_the_ladder(options, monkeypatch):
+    monkeypatch.setattr(ladder, "measure_apart", lambda name, options: pytest.fail("a rung was started"))
+    with pytest.raises(InputError, match="line 42"):
+        next(run_ladder(replace(options, rungs=("prefix",))))
+    assert not options.out.exists()
+
+
+def test_another_ladder_in_the_directory_is_refused_unless_it_is_overwritten(options, monkeypatch):
+    monkeypatch.setattr(ladder, "measure_apart", lambda name, options: result(name))
+    options = replace(options, rungs=("zero-shot",))
+    list(run_ladder(options))
+    before = (options.out / "ladder.json").read_bytes()
+    with pytest.raises(InputError, match="out holds a run with seed 0, and this one has 1; give another --out"):
+        list(run_ladder(replace(options, seed=1)))
+    assert (options.out / "ladder.json").read_bytes() == before
+    options.data.write_text(options.data.read_text().replace("text 1,", "text one,"))
+    with pytest.raises(InputError, match="out holds a run with rows '"):
+        list(run_ladder(options))
+    assert next(run_ladder(replace(options, seed=1, overwrite=True)))[1]["seed"] == 1
+    (options.out / "ladder.json").write_text("[]")
+    with pytest.raises(InputError, match=r"ladder\.json must be a JSON object"):
+        list(run_ladder(options))
+
+
+def test_a_rung_that_is_interrupted_continues_from_its_checkpoint(options, monkeypatch):
+    """In this process: in the others, a rung has no test data."""
+    monkeypatch.setattr(ladder, "measure_apart", ladder.measure)
+    options, step = replace(options, rungs=("lora",)), Loop.step
+    whole = next(run_ladder(replace(options, out=options.out / "whole")))[1]["rungs"][0]
+
+    def interrupted(loop, batches):
+        if loop.done == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(loop, batches)
+
+    monkeypatch.setattr(Loop, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_ladder(options))
+    assert (options.out / "checkpoints" / "lora" / CHECKPOINT).exists()
+    with pytest.raises(InputError, match="holds a run with seed"):
+        list(run_ladder(replace(options, seed=1)))
+    monkeypatch.setattr(Loop, "step", lambda loop, batches: step(loop, batches) if loop.done > 3 else None)
+    rest = next(run_ladder(options))[1]["rungs"][0]
+    assert not (options.out / "checkpoints").exists()
+    assert (rest["chosen"], rest["accuracy"]) == (whole["chosen"], whole["accuracy"])
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from minillm.lab import ladder
+
+def measure(name, options):
+    Path(sys.argv[1]).write_text(str(__import__("os").getpid()))
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+    except KeyboardInterrupt:
+        Path(sys.argv[1]).write_text("saved")
+        raise
+
+ladder.measure = measure
+if __name__ == "__main__":
+    ladder.measure_apart("lora", ladder.Ladder())
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_rung_ends_with_its_parent_and_saves_first(tmp_path, number):
+    program, note = tmp_path / "parent.py", tmp_path / "note"
+    program.write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sys.path))}
+    parent = subprocess.Popen([sys.executable, program, note], stderr=subprocess.DEVNULL, env=environment)
+    wait(lambda: note.exists() and note.read_text())
+    child = int(note.read_text())
+    parent.send_signal(number)
+    parent.wait(20)
+    wait(lambda: note.read_text() == "saved" and not running(child))
+
+
+def wait(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
