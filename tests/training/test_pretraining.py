@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_raises(tmp_path):
     whole = (tmp_path / CHECKPOINT).read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
         (tmp_path / CHECKPOINT).write_bytes(whole[:length])
-        with pytest.raises(InputError, match=r"cannot be read as safetensors .* --fresh"):
+        with pytest.raises(InputError, match=r"cannot be read as safetensors .* --overwrite"):
             restore_checkpoint(tmp_path, untrained_loop(), {})
 
 
