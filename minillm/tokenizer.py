@@ -1,27 +1,25 @@
 """Text to token ids and back, and conversations to token ids.
 
-The `tokenizers` library does the byte-pair encoding. This file adds two guarantees: text never becomes special tokens
-(only a chat template writes those), and a template, which is untrusted code, runs in jinja2's sandbox.
+The `tokenizers` library does the byte-pair encoding. This file adds a guarantee: text never becomes special tokens.
+Only a chat template writes those; it is untrusted code and runs in a process of its own (`chat_template.py`).
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from typing import Any
 
 import tokenizers
 
+from minillm.chat_template import render
 from minillm.errors import InputError
 
 # The tokens that end a turn or a document in the models that we know.
 ENDS = (
     "<|endoftext|>", "<|end_of_text|>", "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "</s>", "<|end|>", "<end_of_turn>",
 )  # fmt: skip
-# Limits: characters of a template, characters of its output, and the total length of its ranges.
-LONGEST_TEMPLATE, LONGEST_CHAT, MOST_ITEMS = 200_000, 10_000_000, 1_000_000
 ROLES = ("bos", "eos", "unk", "pad")
 # The settings with which a part of a pipeline neither adds a space at the start of a text nor removes one.
 SPACE: dict[str, dict[str, Any]] = {
@@ -29,6 +27,8 @@ SPACE: dict[str, dict[str, Any]] = {
     "pre_tokenizer": {"prepend_scheme": "never", "add_prefix_space": False},
     "decoder": {"prepend_scheme": "never", "start": 0},
 }
+
+Edges = tuple[Set[str], Set[str], range]
 
 
 class Tokenizer:
@@ -156,8 +156,8 @@ class Tokenizer:
         if self.chat_template is None:
             raise InputError("this tokenizer has no chat template; use plain text, in commands without --chat")
         given = {f"{role}_token": token for role, token in self.names.items()}
-        given |= {"messages": _with_sentinels(messages, self.special, self._pattern, sentinel)}
-        return _render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
+        given |= {"messages": _with_sentinels(messages, self._edges, self._pattern, sentinel)}
+        return render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
 
     @property
     def vocabulary(self) -> int:
@@ -220,6 +220,13 @@ class Tokenizer:
         return frozenset(self.special.values()) - {self.unk}
 
     @cached_property
+    def _edges(self) -> Edges:
+        """The proper starts and ends of all special tokens, in lower case, and their lengths."""
+        starts = {token[:cut].lower() for token in self.special for cut in range(1, len(token))}
+        ends = {token[cut:].lower() for token in self.special for cut in range(1, len(token))}
+        return starts, ends, range(1, 1 + max(map(len, starts | ends), default=0))
+
+    @cached_property
     def _pattern(self) -> str:
         """A regular expression for any special token, the longest first."""
         longest_first = sorted(self.special, key=len, reverse=True)
@@ -261,91 +268,21 @@ def _unused_character(messages: Any, template: str | None) -> str:
     raise InputError("the messages use every private-use character of Unicode")
 
 
-def _with_sentinels(value: Any, special: Mapping[str, int], pattern: str, sentinel: str) -> Any:
+def _with_sentinels(value: Any, edges: Edges, pattern: str, sentinel: str) -> Any:
     """The messages with two sentinels inside every special token, and one at an edge that could complete one.
 
     Matching ignores case, because a template may change it. (A token of a single character cannot be split: the two
     sentinels after it distinguish it from a token that the template wrote.)
     """
     if isinstance(value, Mapping):
-        items = ((key, _with_sentinels(item, special, pattern, sentinel)) for key, item in value.items())
-        return {_with_sentinels(key, special, pattern, sentinel): item for key, item in items}
+        items = ((key, _with_sentinels(item, edges, pattern, sentinel)) for key, item in value.items())
+        return {_with_sentinels(key, edges, pattern, sentinel): item for key, item in items}
     if isinstance(value, (list, tuple)):
-        return [_with_sentinels(item, special, pattern, sentinel) for item in value]
+        return [_with_sentinels(item, edges, pattern, sentinel) for item in value]
     if not isinstance(value, str):
         return value
-    lower = value.lower()
-    edges = [(token[cut:].lower(), token[:cut].lower()) for token in special for cut in range(1, len(token))]
-    before = sentinel if any(lower.startswith(rest) for rest, _ in edges) else ""
-    after = sentinel if any(lower.endswith(start) for _, start in edges) else ""
+    lower, (starts, ends, lengths) = value.lower(), edges
+    before = sentinel if any(lower[:length] in ends for length in lengths) else ""
+    after = sentinel if any(lower[-length:] in starts for length in lengths) else ""
     broken = re.sub(f"(?={pattern})(.)", lambda found: found[1] + sentinel + sentinel, value, flags=re.I | re.S)
     return before + broken + after
-
-
-def _render(template: str, given: Mapping[str, Any]) -> str:
-    """The output of the template, which is untrusted code: it runs in the sandbox and within limits."""
-    if len(template) > LONGEST_TEMPLATE:
-        raise InputError(f"a chat template may have {LONGEST_TEMPLATE} characters, got {len(template)}")
-    pieces, length = [], 0
-    try:
-        for piece in _sandbox().from_string(template).generate(given):
-            pieces.append(piece)
-            length += len(piece)
-            if length > LONGEST_CHAT:
-                raise InputError(f"the chat template writes more than {LONGEST_CHAT} characters")
-    except InputError:
-        raise
-    except Exception as problem:  # untrusted code may raise anything
-        raise InputError(f"the chat template fails on this conversation: {' '.join(str(problem).split())}") from None
-    return "".join(pieces)
-
-
-def _sandbox() -> Any:
-    """jinja2's immutable sandbox with the functions that chat templates expect (as in transformers)."""
-    from jinja2 import TemplateError
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    remaining = MOST_ITEMS
-
-    def bounded_range(*bounds: int) -> range:
-        nonlocal remaining
-        items = range(*bounds)
-        remaining -= len(items)
-        if remaining < 0:
-            raise TemplateError(f"its ranges have more than {MOST_ITEMS} items")
-        return items
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    class Sandbox(ImmutableSandboxedEnvironment):
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context, operator, left, right):
-            sizes = [len(side) if isinstance(side, (str, list)) else side for side in (left, right)]
-            numbers = operator == "*" and all(isinstance(size, (int, float)) for size in sizes)
-            if not numbers or (sizes != [left, right] and sizes[0] * sizes[1] > MOST_ITEMS):
-                raise TemplateError(f"{operator} is allowed for numbers, and to repeat a text up to {MOST_ITEMS} items")
-            return left * right
-
-    class Generation(Extension):
-        """{% generation %} ... {% endgeneration %} marks what the assistant writes; the text is unchanged."""
-
-        tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
-
-        def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    extensions = ["jinja2.ext.loopcontrols", Generation]
-    environment = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
-    environment.globals |= {"range": bounded_range, "raise_exception": raise_exception}
-    environment.globals["strftime_now"] = lambda pattern: datetime.now().strftime(pattern)
-    environment.filters["tojson"] = _tojson
-    return environment
-
-
-def _tojson(value: Any, indent: int | None = None, separators: Any = None, sort_keys: bool = False) -> str:
-    """Plain JSON: jinja2's own filter escapes it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)

@@ -26,6 +26,8 @@ ROWS = [
     {"operations"},
     {"key_values"},
     {"decoder"},
+    {"chat_worker"},
+    {"chat_template"},
     {"tokenizer"},
     {"generation"},
     {"data"},

@@ -106,6 +106,7 @@ def test_special_tokens_anywhere_in_messages_stay_text(tokenizer, template, mess
         ("  {% if true %}yes{% endif %}", "yes"),
         ("{{ {'a': 'é<'} | tojson }}", '{"a": "é<"}'),
         ("{{ [1] | tojson(indent=2) }}", "[\n  1\n]"),
+        ("{{ 'é' | tojson(ensure_ascii=true) }}{{ 'é' | tojson(true) }}", '"\\u00e9"' * 2),
         ("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "01"),
         ("{{ strftime_now('%') | length > 0 }}", "True"),
         ("{{ messages[0].content.strip() | upper }}", "HI"),
@@ -120,31 +121,9 @@ def test_templates_have_the_functions_of_transformers(tokenizer, template, rende
 
 @pytest.mark.parametrize(
     "template",
-    [
-        "{{ messages.__class__.__mro__ }}",
-        "{{ ''.__class__.__base__.__subclasses__() }}",
-        "{{ cycler.__init__.__globals__.os.system('true') }}",
-        "{{ messages.append(1) }}",
-        "{{ messages[0].update(a=1) }}",
-        "{% include '/etc/passwd' %}",
-        "{% import 'os' as os %}",
-        "{% if",
-        "{{ 1 / 0 }}",
-        "{{ messages[9].content.x }}",
-        "{{ messages + 1 }}",
-        "{{ raise_exception('roles must alternate') }}",
-        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-        "{% for i in range(1000000000) %}{% endfor %}",
-        "{% for i in range(90000) %}{{ bos_token }}{{ '" + "x" * 1000 + "' }}{% endfor %}",
-        "{{ 'x' * 10000000000 }}",
-        "{{ [0] * 10000000000 }}",
-        "{{ 10 ** 10 ** 10 }}",
-        "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
-        "{#" + "x" * 300_000 + "#}",
-    ],
-    ids=lambda template: template[:50],
+    ["{% if", "{{ 1 / 0 }}", "{{ messages[9].content.x }}", "{{ messages + 1 }}", "{{ raise_exception('a\nb') }}"],
 )
-def test_a_hostile_or_broken_template_is_refused(tokenizer, template):
+def test_a_broken_template_is_refused_in_one_line(tokenizer, template):
     with pytest.raises(InputError) as refusal:
         Tokenizer(tokenizer.pipeline, NAMES, template).chat(user("hi"))
     assert "\n" not in str(refusal.value)
