@@ -215,7 +215,7 @@ def test_without_a_python_to_run_chat_templates_are_refused(within, monkeypatch)
 
 
 @unix
-def test_forked_processes_have_their_own_workers_and_nothing_is_left_open_at_the_end():
+def test_forked_processes_have_their_own_workers():
     done = _run("""
 import os
 from minillm.chat_template import render, stop
