@@ -2,6 +2,7 @@
 
 from itertools import islice
 
+import jaxtyping
 import pytest
 import torch
 
@@ -28,6 +29,8 @@ FIRST_LOSSES = [5.5666, 5.5715, 5.5259, 5.4204, 5.3516, 5.2820, 5.1970, 5.0722, 
 @pytest.mark.slow
 def test_the_command_of_the_model_card_begins_the_training_that_gave_tiny(tmp_path):
     """The config, the tokenizer and the first losses are equal, and the file has the loss of its whole training."""
+    # Checked shapes would take two minutes more.
+    jaxtyping.config.update("jaxtyping_disable", True)
     assert "minillm pretrain --task word_problems --out tiny" in (TINY / "README.md").read_text("utf-8")
     run = Run(Pretrain(task="word_problems", out=tmp_path / "tiny"), torch.device("cpu"))
     decoder, tokenizer = load("tiny")
