@@ -25,25 +25,27 @@ class Mutation(NamedTuple):
     def apply(self, source):
         """The source of the mutated file."""
         if not self.file.endswith(".py"):
-            assert source.count(self.old) == 1, self
             return source.replace(self.old, self.new)
-        tree, (old, new) = ast.parse(source), _nodes(self.old, self.new)
-        places = list(_places(_definition(tree, self.within), old))
-        assert len(places) == 1, f"{self.old!r} occurs {len(places)} times in {self.file}, not once: {self}"
-        node, field, start = places[0]
+        tree, (old, new) = ast.parse(source), self.nodes()
+        node, field, start = self.place(tree)
         if isinstance(children := getattr(node, field), list):
             children[start : start + len(old)] = new
         else:
             setattr(node, field, new[0])
         return ast.unparse(tree)
 
+    def nodes(self):
+        """`old` and `new` as lists: of one expression each, or of statements if one of them is no expression."""
+        bodies = [ast.parse(source).body for source in (self.old, self.new)]
+        if all(isinstance(body[0], ast.Expr) and len(body) == 1 for body in bodies):
+            return [[body[0].value] for body in bodies]
+        return bodies
 
-def _nodes(*sources):
-    """Each source as a list of nodes: of one expression, or of statements if one of them is no expression."""
-    bodies = [ast.parse(source).body for source in sources]
-    if all(isinstance(body[0], ast.Expr) and len(body) == 1 for body in bodies):
-        return [[body[0].value] for body in bodies]
-    return bodies
+    def place(self, tree):
+        """The parent of the nodes that equal `old`, their field in it, and the index of the first."""
+        places = list(_places(_definition(tree, self.within), self.nodes()[0]))
+        assert len(places) == 1, f"{self.old!r} occurs {len(places)} times in {self.file}, not once: {self}"
+        return places[0]
 
 
 def _definition(tree, within):
@@ -53,15 +55,23 @@ def _definition(tree, within):
 
 
 def _places(tree, old):
-    """Each run of nodes that equals `old`: the parent, its field, and the index of the first."""
-    kinds, wanted = [type(node) for node in old], [ast.dump(node) for node in old]
     for parent in ast.walk(tree):
         for field, value in ast.iter_fields(parent):
             nodes = value if isinstance(value, list) else [value]
-            for start in range(len(nodes) - len(old) + 1):
-                run = nodes[start : start + len(old)]
-                if [type(node) for node in run] == kinds and [ast.dump(node) for node in run] == wanted:
+            for start, node in enumerate(nodes):
+                if type(node) is type(old[0]) and equal(nodes[start : start + len(old)], old):
                     yield parent, field, start
+
+
+def equal(one, other):
+    """Two nodes or lists are equal except for their positions in the source."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(equal, one, other))
+    if isinstance(one, ast.AST):
+        return all(equal(getattr(one, name, None), getattr(other, name, None)) for name in one._fields)
+    return one == other
 
 
 TILES = ("kernels/_attention_tiles.py", "kernels/test_attention.py")

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from tests.kernels.mutations import KERNEL_MUTATIONS
 from tests.law_mutations import LAW_MUTATIONS
 from tests.laws import CELLS, EVERYWHERE
 from tests.mutations import MUTATIONS as OTHER_MUTATIONS
-from tests.mutations import Mutation
+from tests.mutations import Mutation, equal
 from tests.prompting.mutations import PROMPTING_MUTATIONS
 
 MUTATIONS = OTHER_MUTATIONS + LAW_MUTATIONS + PROMPTING_MUTATIONS + KERNEL_MUTATIONS
@@ -29,10 +30,19 @@ HOME = Path(minillm.__file__).parent
 TESTS = Path(__file__).parent
 
 
+@cache
+def _tree(file):
+    return ast.parse((HOME / file).read_text())
+
+
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.what)
 def test_a_mutation_changes_one_place(mutation):
-    source = (HOME / mutation.file).read_text()
-    assert mutation.apply(source) not in (source, _plain(mutation.file, source))
+    if mutation.file.endswith(".py"):
+        mutation.place(_tree(mutation.file))
+        assert not equal(*mutation.nodes())
+    else:
+        assert (HOME / mutation.file).read_text().count(mutation.old) == 1
+        assert mutation.old != mutation.new
     assert (TESTS / mutation.test.split("::")[0]).exists()
 
 
