@@ -278,21 +278,29 @@ class TextClassifier(MethodOptions):
         """
         path = Path(directory) / CLASSIFIER
         complete(path.parent)
-        found = read_sealed(path, FORMAT)
         with reading(path, "a classifier"):
-            params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
-            answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
-            if (base := base or params["base"]) is None:
-                raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
-            self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
-            self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
-            self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
+            return cls._restored(path, read_sealed(path, FORMAT), base)
+
+    @classmethod
+    def _restored(
+        cls, path: Path, found: Mapping[str, Any], base: str | Path | tuple[Decoder, Tokenizer | None] | None
+    ) -> "TextClassifier":  # fmt: skip
+        params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
+        answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
+        if (base := base or params["base"]) is None:
+            raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
+        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
+        self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
+        texts = (self.prompt, self.end, *self._answers(), *(text for shot in found["examples"] for text in shot))
+        if len(classes) < 2 or not all(isinstance(text, str) for text in texts):
+            raise InputError("the prompt, end, examples and answers must be texts, those of two classes or more")
+        self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
         decoder, self.tokenizer_ = self._load_base()
 
         def adapted(decoder: Decoder) -> Adaptation:
             if file_fingerprint(path.with_name(DESCRIPTION)) != found["adapter"]:
                 raise InputError(f"the adapter in the directory of {path} is not the one that was saved with it")
-            return load(decoder, directory, allow_noop=True, tokenizer=self.tokenizer_)
+            return load(decoder, path.parent, allow_noop=True, tokenizer=self.tokenizer_)
 
         in_context = self.method in IN_CONTEXT
         self.method_ = decoder if in_context else on_lowered_base(self.method, decoder, self.precision_, adapted)

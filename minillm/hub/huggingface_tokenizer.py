@@ -7,6 +7,7 @@ ends generation.
 
 import json
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ READ = {PIPELINE, SETTINGS, *GPT2_FILES, *OTHERS}
 GPT2_END = "<|endoftext|>"
 GPT2_CLASSES = (None, "GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
 
-MOST_IDS = 2**22
-"""Four times the largest vocabularies. The library needs memory for every number up to the largest id."""
+MOST_IDS, MOST_GROWTH = 2**22, 1000
+"""Four times the largest vocabularies: the library needs memory for every number up to the largest id. And how many
+times longer the replacements of a pipeline may make a text."""
 
 
 def read_tokenizer(directory: Path) -> Tokenizer | None:
@@ -92,6 +94,9 @@ def _pipeline(path: Path) -> tokenizers.Tokenizer:
             vocabulary = {token: index for index, (token, _) in enumerate(vocabulary)}
         added = {token["content"]: token["id"] for token in found["added_tokens"]}
         _check_ids(path, {**vocabulary, **added})
+        for name in ("normalizer", "decoder"):
+            if _growth(found.get(name)) > MOST_GROWTH:
+                raise InputError(f"{path}: the {name} must lengthen a text at most {MOST_GROWTH} times")
         # minillm cuts and pads itself, and a length in the file may fill the memory.
         padding = found.get("padding") and {**found["padding"], "strategy": "BatchLongest", "pad_to_multiple_of": None}
         pipeline = tokenizers.Tokenizer.from_str(json.dumps(found | {"truncation": None, "padding": padding}))
@@ -108,6 +113,18 @@ def _check_ids(path: Path, ids: Mapping[str, Any]) -> None:
     if len(by_id) < len(ids):
         token = next(token for token, index in ids.items() if by_id[index] != token)
         raise InputError(f"{path}: {token!r:.60} and {by_id[ids[token]]!r:.60} have the same id, {ids[token]}")
+
+
+def _growth(part: Any) -> int:
+    """The largest factor by which the replacements in a part of a pipeline, one after another, lengthen a text."""
+    if isinstance(part, list):
+        return prod(map(_growth, part))
+    if not isinstance(part, dict):
+        return 1
+    if part.get("type") != "Replace":
+        return _growth(list(part.values()))
+    old, new = part["pattern"].get("String"), part["content"]
+    return 1 if old and len(new) <= len(old) else 1 + len(new)
 
 
 def _check_added(path: Path, added: Mapping[str, int], pipeline: tokenizers.Tokenizer) -> None:

@@ -25,8 +25,8 @@ from torch import Tensor
 from minillm.errors import InputError
 from minillm.runtime.locks import locked
 
-LARGEST = 32 * 2**20
-"""Bytes of a JSON file that is read."""
+LARGEST, MOST_PARTS = 32 * 2**20, 2**21
+"""Bytes of a JSON file, and its arrays, objects and names: a tokenizer has one for each token and merge, a million."""
 STAGED, JOURNAL = ".minillm.new", "minillm.journal"
 WAIT = 5.0
 """Seconds to wait for another process that saves in the same place."""
@@ -250,7 +250,10 @@ def read_json(path: Path) -> dict[str, Any]:
     JSON is read strictly: without NaN, infinite numbers, duplicate names and unpaired surrogates.
     """
     with reading(path, "JSON"):
-        found = json.loads(read_text(path), object_pairs_hook=unique)
+        text = read_text(path)
+        if (parts := sum(map(text.count, "[{:"))) > MOST_PARTS:
+            raise InputError(f"{path} must have at most {MOST_PARTS} arrays, objects and names, got {parts}")
+        found = json.loads(text, object_pairs_hook=unique)
         json.dumps(found, ensure_ascii=False, allow_nan=False).encode()
         if not isinstance(found, dict):
             raise InputError(f"{path} must be a JSON object, got {type(found).__name__}")

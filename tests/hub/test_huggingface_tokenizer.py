@@ -180,3 +180,37 @@ def test_the_first_files_of_gpt_2_give_its_tokenizer(tmp_path):
         read_tokenizer(tmp_path)
     (tmp_path / "merges.txt").unlink()
     assert read_tokenizer(tmp_path) is None
+
+
+DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+GROWING = {"type": "Sequence", "normalizers": [DOUBLED] * 40, "decoders": [DOUBLED] * 40}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda found: found["model"]["vocab"].update(zz=2**31), "the id of 'zz' must be an integer below 4194304"),
+        (
+            lambda found: found["model"]["vocab"].update(zz=-1),
+            "'zz' must be an integer below 4194304, got -1",
+        ),
+        (lambda found: found["model"]["vocab"].update(zz=True), "the id of 'zz' must be an integer"),
+        (lambda found: found["model"]["vocab"].update(zz=3), "'zz' have the same id, 3"),
+        (lambda found: found["added_tokens"][-1].update(content="zz", id=4000), "'zz' must have the next free id, "),
+        (lambda found: found["added_tokens"][-1].update(content="\ud800"), "surrogates not allowed"),
+        (lambda found: found.update(normalizer=GROWING), "the normalizer must lengthen a text at most 1000 times"),
+        (lambda found: found.update(decoder=GROWING), "the decoder must lengthen a text at most 1000 times"),
+        (lambda found: found.pop("model"), "cannot be read as a tokenizer"),
+        (lambda found: found.update(normalizer={"type": "none"}), "cannot be read as a tokenizer"),
+    ],
+    ids=range(10),
+)
+def test_ids_and_tokens_are_checked_before_the_library_reads_them(tokenizer, tmp_path, change, message):
+    """The library needs 4 bytes for every number up to the largest id, and aborts where it has no memory."""
+    write_tokenizer(tokenizer, tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    change(found)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(InputError, match=message) as raised:
+        read_tokenizer(tmp_path)
+    assert "tokenizer.json" in str(raised.value)
