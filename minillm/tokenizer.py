@@ -115,6 +115,10 @@ class Tokenizer:
             ids = pipeline.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise InputError(f"cannot encode {text!r:.60}: it must be a string without unpaired surrogates") from None
+        except BaseException as problem:
+            if type(problem).__name__ != "PanicException":  # of the library in Rust, and not an Exception
+                raise
+            raise InputError(f"this tokenizer fails on {text!r:.60}: {problem}") from None
         if not self._forbidden.isdisjoint(ids):
             raise InputError("the merges of this tokenizer turn ordinary text into a special token")
         return self._checked(ids)

@@ -85,6 +85,8 @@ POSITIONS = ("key_values.py", "reference/test_decoder.py")
 FILES = "adapters/load.py"
 SAVED = ("adapt/method.py", "adapters/test_load.py")
 SEALED = ("runtime/files.py", "adapt/test_description.py")
+READ = ("runtime/files.py", "runtime/test_files.py")
+HUB_TOKENIZER = ("hub/huggingface_tokenizer.py", "hub/test_huggingface_tokenizer.py")
 DESCRIBED = ("adapt/description.py", "adapters/test_load.py")
 FINGERPRINT = "runtime/fingerprint.py"
 ACTIVATIONS = "training/activation_cache.py"
@@ -295,7 +297,7 @@ _ROWS = [
     ("flipped bits in an adapter accepted",
         only(FILES, "test_the_description_is_renamed_last_and_old_with_new_is_refused"),
         "tensor_fingerprint(stored) != expected", "expected is None"),
-    ("a model's declared ends ignored", ("hub/huggingface_tokenizer.py", "hub/test_huggingface_tokenizer.py"),
+    ("a model's declared ends ignored", HUB_TOKENIZER,
         "Tokenizer(pipeline, names, template, ends)", "Tokenizer(pipeline, names, template)"),
     ("the start of Llama 3 in GGUF left out", ("hub/gguf_tokenizer.py", "hub/test_gguf_tokenizer.py"),
         "pieces or kind == 'llama-bpe'", "pieces"),
@@ -320,6 +322,14 @@ _ROWS = [
         "weight.to(base_dtype)", "weight"),
     ("an edited adapter.json accepted", SEALED, "not intact", "False"),
     ("a duplicate name in adapter.json", SEALED, "len(found) != len(pairs)", "False"),
+    ("a library's panic that ends the command", READ, "type(problem).__name__ != 'PanicException'", "True"),
+    ("an id of 2^31 for the library", HUB_TOKENIZER, "not 0 <= index < MOST_IDS", "index < 0"),
+    ("two tokens with the same id", HUB_TOKENIZER, "len(by_id) < len(ids)", "False"),
+    ("replacements that double a text forty times", HUB_TOKENIZER, "1 + len(new)", "1"),
+    ("tensors in GGUF that overlap", ("hub/gguf_file.py", "hub/test_gguf_file.py"),
+        "one.start + one.size > other.start", "False"),
+    ("flipped bits in a checkpoint accepted", ("training/checkpoints.py", "test_fuzz.py"),
+        "seal != _seal(tensors, described)", "False"),
     ("an open quote that takes other rows in", "data/tables.py",
         "csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)",
         "csv.reader(lines, delimiter=delimiter, skipinitialspace=True)"),

@@ -20,8 +20,8 @@ from minillm.runtime.files import check_regular, reading
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
-MOST_HEADER = 32 * 2**20
-"""Bytes of the metadata and the list of tensors, which need up to 20 times that as objects of Python."""
+MOST_HEADER, MOST_ENTRIES = 32 * 2**20, 2**16
+"""Bytes of the metadata and the list of tensors, which need up to 20 times that as objects of Python; their entries."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,10 @@ def _counts(cursor: _Cursor) -> tuple[int, int]:
     if version not in (2, 3):
         swapped = " (big-endian)" if version & 0xFFFF == 0 else ""
         raise InputError(f"{cursor.path} must be GGUF version 2 or 3, got version {version}{swapped}")
-    return cursor.number("Q"), cursor.number("Q")
+    counts = cursor.number("Q"), cursor.number("Q")
+    if max(counts) > MOST_ENTRIES:
+        raise InputError(f"{cursor.path} must have at most {MOST_ENTRIES} tensors and metadata, got {counts}")
+    return counts
 
 
 def _tensors(cursor: _Cursor, count: int, alignment: Any) -> dict[str, StoredTensor]:

@@ -13,6 +13,8 @@ from tokenizers import decoders, models, normalizers
 
 from minillm.errors import InputError
 
+LONGEST, MOST = 256, 2**21
+"""Characters of a piece and of all: each place in a piece is a pair, and Gemma's 262,144 pieces have 1.6 million."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PREPEND = {"type": "Prepend", "prepend": "▁"}
 REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
@@ -38,6 +40,8 @@ def sentencepiece(
     vocabulary: dict[str, int], scores: Mapping[str, float], unknown: str | None, space: bool
 ) -> tokenizers.Tokenizer:
     """A pipeline that joins characters to the pieces in `scores`; `space` starts a text with an additional space."""
+    if max(map(len, scores), default=0) > LONGEST or sum(map(len, scores)) > MOST:
+        raise InputError(f"pieces must have at most {LONGEST} characters, and {MOST} together")
     ranked = [(scores[piece], *map(len, pair), pair) for piece in scores for pair in pairs(piece, scores)]
     merges = [pair for *_, pair in sorted(ranked, key=lambda entry: entry[:3], reverse=True)]
     model = models.BPE(vocabulary, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)

@@ -1,5 +1,6 @@
 """Damaged GGUF files raise an InputError, without much time or memory."""
 
+import os
 import struct
 import tracemalloc
 from contextlib import suppress
@@ -111,5 +112,21 @@ def test_overlapping_tensors_are_refused(tmp_path):
 def test_another_kind_of_file_is_refused(tmp_path, start, message):
     path = tmp_path / "other.gguf"
     path.write_bytes(start)
+    with pytest.raises(InputError, match=message):
+        minillm.load(path)
+
+
+@pytest.mark.parametrize(
+    ("counts", "rest", "message"),
+    [
+        ((2**62, 0), b"", "must have at most 65536 tensors and metadata"),
+        ((0, 2**62), b"", "must have at most 65536 tensors and metadata"),
+        ((0, 1), struct.pack("<Q", 2**25), "its header must have at most 33554432 bytes"),
+    ],
+)
+def test_a_header_of_millions_of_entries_or_bytes_is_refused(tmp_path, counts, rest, message):
+    path = tmp_path / "large.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, *counts) + rest)
+    os.truncate(path, 2**26)
     with pytest.raises(InputError, match=message):
         minillm.load(path)

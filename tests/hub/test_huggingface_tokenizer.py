@@ -214,3 +214,12 @@ def test_ids_and_tokens_are_checked_before_the_library_reads_them(tokenizer, tmp
     with pytest.raises(InputError, match=message) as raised:
         read_tokenizer(tmp_path)
     assert "tokenizer.json" in str(raised.value)
+
+
+def test_a_pattern_that_never_ends_is_one_sentence(tokenizer, tmp_path):
+    write_tokenizer(tokenizer, tmp_path)
+    found = json.loads((tmp_path / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": "(x+x+)+y"}, "behavior": "Isolated", "invert": False}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found | {"pre_tokenizer": split}))
+    with pytest.raises(InputError, match=r"this tokenizer fails on 'xxx.*retry-limit"):
+        read_tokenizer(tmp_path).encode("x" * 40)

@@ -102,3 +102,12 @@ def test_pieces_that_llama_cpp_would_join_otherwise_are_refused(tmp_path, change
     with pytest.raises(InputError, match=re.escape(message)):
         export(random_decoder(llama_config(vocabulary=tokenizer.vocabulary)), tokenizer, tmp_path / "mine.gguf")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pieces", [["a" * 3_000_000], ["ab" * 100 + f"{n:08}" for n in range(12_000)]])
+def test_pieces_with_millions_of_pairs_are_refused(pieces):
+    """Each place in a piece is a pair: the pairs of one of 3 million characters took minutes."""
+    tokens = ["<unk>", "<s>", "</s>", *pieces]
+    found = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens), "token_type": [1] * len(tokens)}
+    with pytest.raises(InputError, match="pieces must have at most 256 characters, and 2097152 together"):
+        read_tokenizer({f"tokenizer.ggml.{name}": value for name, value in found.items()})
