@@ -286,14 +286,16 @@ class TextClassifier(MethodOptions):
         cls, path: Path, found: Mapping[str, Any], base: str | Path | tuple[Decoder, Tokenizer | None] | None
     ) -> "TextClassifier":  # fmt: skip
         params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
-        answers = params["answers"] and dict(zip(classes, params["answers"], strict=True))
+        answers = params["answers"]
+        answers = None if answers is None else dict(zip(classes, answers, strict=True))
         if (base := base or params["base"]) is None:
             raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
         self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
         self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
-        texts = (self.prompt, self.end, *self._answers(), *(text for shot in found["examples"] for text in shot))
+        texts = [self.prompt, self.end, self.method, self.device, self.precision_, self.truncate, *self._answers()]
+        texts += [text for shot in found["examples"] for text in shot]
         if len(classes) < 2 or not all(isinstance(text, str) for text in texts):
-            raise InputError("the prompt, end, examples and answers must be texts, those of two classes or more")
+            raise InputError("the options, examples and answers must be texts, those of two classes or more")
         self.template_ = Template(self.prompt, end=self.end, shots=tuple(Shot(*shot) for shot in found["examples"]))
         decoder, self.tokenizer_ = self._load_base()
 

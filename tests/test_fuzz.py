@@ -13,6 +13,7 @@ import signal
 import struct
 import time
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def of_json(draw, found):
         other = draw.choice(names)
         found[name], found[other] = found[other], found[name]
     else:
-        found[name] = draw.choice((*EXTREMES, f"{inner}x", [inner], {"x": inner}, found[draw.choice(names)]))
+        found[name] = deepcopy(draw.choice((*EXTREMES, f"{inner}x", [inner], {"x": inner}, found[draw.choice(names)])))
 
 
 def mutated(draw, path):

@@ -13,7 +13,7 @@ from tokenizers import decoders, models, normalizers
 
 from minillm.errors import InputError
 
-LONGEST, MOST = 256, 2**21
+LONGEST, MOST = 512, 2**21
 """Characters of a piece and of all: each place in a piece is a pair, and Gemma's 262,144 pieces have 1.6 million."""
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 PREPEND = {"type": "Prepend", "prepend": "▁"}

@@ -90,8 +90,8 @@ def restore_checkpoint(directory: Path, loop: Resumable, settings: Mapping[str, 
     if not path.exists():
         return None
     tensors, run, rest = _read(path)
-    check_settings(directory, run.get("settings", {}), settings)
-    with reading(path, "a checkpoint of this run", AGAIN):
+    with reading(directory, "a checkpoint of this run", AGAIN):
+        check_settings(directory, run.get("settings", {}), settings)
         loop.restore(tensors, rest)
     return run
 

@@ -109,5 +109,5 @@ def test_pieces_with_millions_of_pairs_are_refused(pieces):
     """Each place in a piece is a pair: the pairs of one of 3 million characters took minutes."""
     tokens = ["<unk>", "<s>", "</s>", *pieces]
     found = {"model": "llama", "tokens": tokens, "scores": [0.0] * len(tokens), "token_type": [1] * len(tokens)}
-    with pytest.raises(InputError, match="pieces must have at most 256 characters, and 2097152 together"):
+    with pytest.raises(InputError, match="pieces must have at most 512 characters, and 2097152 together"):
         read_tokenizer({f"tokenizer.ggml.{name}": value for name, value in found.items()})
