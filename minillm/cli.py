@@ -11,8 +11,9 @@ from importlib.metadata import version
 from io import TextIOWrapper
 from typing import Any
 
-from minillm.errors import InputError, unknown
+from minillm.errors import InputError, one_sentence, unknown
 from minillm.runtime.interrupts import INTERRUPTED, interrupts_handled
+from minillm.runtime.streams import unbroken
 
 PIPE_CLOSED = 141
 """128 and the number of SIGPIPE, as shells report it."""
@@ -50,8 +51,8 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """The entry point. Exit code 0, 1 if a check or a rung failed, 2 for wrong input, 130 for Ctrl-C and SIGTERM, 141
-    if the reader of the output is gone."""
+    """The entry point. Exit code 0, 1 if a check or a rung failed, 2 for wrong input, files and memory, 130 for Ctrl-C
+    and SIGTERM, 141 if the reader of the output is gone."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
     for stream in streams:
         # A console that is not UTF-8 shows the characters that it does not have as escapes.
@@ -59,16 +60,18 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            with interrupts_handled():
+            with interrupts_handled(), unbroken(sys.stderr):
                 _run_and_report(sys.argv[1:])
         finally:
-            # Later, at the exit of Python, a closed pipe would print an error.
+            # Later, at the exit of Python, a closed pipe or a full disk would print an error.
             for stream in streams:
                 stream.flush()
-    except BrokenPipeError:
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            print(f"minillm: the output cannot be written: {error.strerror}", file=sys.stderr)
         for stream in streams:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        sys.exit(PIPE_CLOSED)
+        sys.exit(PIPE_CLOSED if isinstance(error, BrokenPipeError) else 2)
 
 
 def _run_and_report(words: list[str]) -> None:
@@ -80,11 +83,10 @@ def _run_and_report(words: list[str]) -> None:
     except KeyboardInterrupt:
         print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        # For example a full disk or a directory without write permission.
-        _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+    except (OSError, MemoryError, RuntimeError) as error:
+        if (sentence := one_sentence(error)) is None:
+            raise
+        _fail(sentence)
 
 
 def _fail(message: str) -> None:

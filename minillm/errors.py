@@ -3,6 +3,7 @@
 import difflib
 import math
 import os
+import re
 from collections.abc import Iterable, Sequence
 
 OTHER_NAMES = {
@@ -28,6 +29,16 @@ def check_at_least(least: int, **numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < least:
             raise InputError(f"{name} must be at least {least}, got {number}")
+
+
+def one_sentence(problem: BaseException) -> str | None:
+    """What to tell a user about files or memory that the system refuses; None for any other error."""
+    if isinstance(problem, OSError) and problem.filename:
+        return f"{problem.filename}: {problem.strerror}"
+    if isinstance(problem, MemoryError) or re.search("out of memory|can't allocate memory", str(problem)):
+        size = re.search(r"allocate ([\d.]+ \w+)", str(problem))
+        return f"not enough memory{f' for {size[1]}' if size else ''}; use a smaller model, batch or text"
+    return None
 
 
 def check_seed(seed: int) -> None:

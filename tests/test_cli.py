@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from typing import get_type_hints
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -187,7 +188,47 @@ def test_a_closed_pipe_ends_the_command_without_a_traceback(words):
         timeout=60,
     )  # fmt: skip
     os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
+    # A message is not the result of a command: on a closed standard error it is lost, and the exit code stays.
+    assert (done.returncode, done.stderr) == (141 if words == ["--help"] else 2, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has it")
+def test_an_output_that_cannot_be_written_is_one_sentence():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "minillm", "--help"], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (2, b"minillm: the output cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize(
+    ("problem", "sentence"),
+    [
+        (OSError(28, "No space left on device", "out/a"), "out/a: No space left on device"),
+        (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
+        (MemoryError(), "not enough memory; use a smaller model, batch or text"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "not enough memory for 7.28 TiB; "),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0"), "not enough memory for 20.00 GiB; "),
+        (RuntimeError("MPS backend out of memory (Tried to allocate 1.5 GB on"), "not enough memory for 1.5 GB; "),
+    ],
+    ids=repr,
+)
+def test_what_the_system_refuses_is_one_sentence(problem, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("minillm.cli._run", Mock(side_effect=problem))
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith(f"minillm: {sentence}")
+
+
+def test_torch_s_own_error_for_too_much_memory_is_one_sentence_and_other_errors_are_not_hidden(monkeypatch, capsys):
+    monkeypatch.setattr("minillm.cli._run", lambda words: torch.empty(1 << 50))
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err.startswith(f"minillm: not enough memory for {1 << 52} bytes; ")
+    monkeypatch.setattr("minillm.cli._run", Mock(side_effect=RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main()
 
 
 def test_own_data_is_divided_and_reported_before_it_is_used(place, monkeypatch, capsys):

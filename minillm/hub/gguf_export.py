@@ -42,9 +42,19 @@ def export(decoder: Decoder, tokenizer: Tokenizer | None, path: str | Path) -> N
     write(writer, path)
 
 
+class _Written(np.ndarray):
+    """numpy's own `tofile` loses the last bytes on a full disk without an error."""
+
+    def tofile(self, fid: Any) -> None:
+        fid.write(self.tobytes())
+
+
 def write(writer: Any, path: str | Path) -> None:
     """Write the file of a gguf.GGUFWriter atomically."""
-    size = sum(tensor.nbytes for tensors in writer.tensors for tensor in tensors.values())
+    infos = [info for infos in writer.tensors for info in infos.values()]
+    for info in infos:
+        info.tensor = info.tensor.view(_Written)
+    size = sum(info.nbytes for info in infos)
     with replacing(Path(path), size) as temporary:
         writer.write_header_to_file(temporary)
         writer.write_kv_data_to_file()

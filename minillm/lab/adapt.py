@@ -21,6 +21,7 @@ from minillm.errors import InputError
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report
+from minillm.lab.saving import saved
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit, complete, read_json
 from minillm.runtime.options import Directory
@@ -148,11 +149,14 @@ class Output:
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
-        out = self.options.out
-        with commit(out) as new:
-            new.removed.add(CLASSIFIER)  # of an earlier adapter in this directory
-            new.text(MEASURED, json.dumps(self.described, indent=2) + "\n")
-            write(out)
+
+        def whole(out: Path) -> None:
+            with commit(out) as new:
+                new.removed.add(CLASSIFIER)  # of an earlier adapter in this directory
+                new.text(MEASURED, json.dumps(self.described, indent=2) + "\n")
+                write(out)
+
+        out = self.options.out = saved(whole, self.options.out)
         if sys.exc_info()[0] is KeyboardInterrupt:
             print(
                 f"\ninterrupted: saved what was trained so far: {out}; the same command continues", file=sys.stderr

@@ -21,15 +21,17 @@ from typing import Any, NamedTuple
 from minillm import hub
 from minillm.classifier import TextClassifier
 from minillm.data.tasks import Task
-from minillm.errors import InputError, unknown
+from minillm.errors import InputError, one_sentence, unknown
 from minillm.lab.experiment import DataOptions, doubts, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.report import draw, picture, table
+from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, read_json, reading, write_text
 from minillm.runtime.interrupts import INTERRUPTED, interrupts_handled
 from minillm.runtime.options import Directory, Names
+from minillm.runtime.streams import unbroken
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import MethodOptions
 
@@ -129,14 +131,14 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
     finished = _finished(options.out, described, options.overwrite)
     report(task)
     skipped = too_long([name for name in chosen if name not in finished], options, task)
-    _write(options.out, described, finished, skipped)
+    _write(options, described, finished, skipped)
     for name in chosen:
         try:
             if name not in finished and name not in skipped:
                 finished[name] = measure_apart(name, options)
         except InputError as problem:
             skipped[name] = str(problem)
-        ladder = _write(options.out, described, finished, skipped)
+        ladder = _write(options, described, finished, skipped)
         if name in finished:
             checkpoints = options.checkpoints(name, described)
             checkpoints.remove()
@@ -145,11 +147,11 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
         yield name, ladder
 
 
-def _write(out: Path, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]) -> dict[str, Any]:
+def _write(options: Ladder, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]) -> dict:
     """Write ladder.json, whose content is returned, with the rungs in their order."""
     rungs = [finished[name] for name in RUNGS if name in finished]
     ladder = {**described, "rungs": rungs, "skipped": {name: skipped[name] for name in RUNGS if name in skipped}}
-    write_text(out / LADDER, json.dumps(ladder, indent=2) + "\n")
+    options.out = saved(lambda out: write_text(out / LADDER, json.dumps(ladder, indent=2) + "\n"), options.out)
     return ladder
 
 
@@ -213,12 +215,14 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
     keep_freed_memory()
     Thread(target=end_with_parent, args=(connection,), daemon=True).start()
     try:
-        with interrupts_handled(), backend(forced) if forced is not None else nullcontext():
+        with interrupts_handled(), unbroken(sys.stderr), backend(forced) if forced is not None else nullcontext():
             connection.send((measure(name, options), None))
     except InputError as error:
         connection.send((None, str(error)))
-    except MemoryError:
-        connection.send((None, "memory is exhausted"))
+    except (OSError, MemoryError, RuntimeError) as problem:
+        if (sentence := one_sentence(problem)) is None:
+            raise
+        connection.send((None, sentence))
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
 

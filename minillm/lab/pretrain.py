@@ -23,6 +23,7 @@ from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import pull
 from minillm.lab.report import curve_picture, draw
+from minillm.lab.saving import saved
 from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit
@@ -218,7 +219,8 @@ class Run:
 
     def checkpoint(self) -> None:
         if distributed.is_first():
-            save_checkpoint(self.options.out, self.loop, {"settings": self.described(), "measured": self.measured})
+            run = {"settings": self.described(), "measured": self.measured}
+            self.options.out = saved(lambda out: save_checkpoint(out, self.loop, run), self.options.out)
 
     def resume(self) -> None:
         """Continue from the checkpoint of an earlier run with these options, if there is one."""
@@ -238,8 +240,11 @@ class Run:
     def finish(self) -> None:
         """Save the model in float32, and the curve."""
         self.decoder.float().eval()
-        with commit(self.options.out) as new:
-            save(self.decoder, self.rows.tokenizer, self.options.out)
+        self.options.out = saved(self.write, self.options.out)
+
+    def write(self, out: Path) -> None:
+        with commit(out) as new:
+            save(self.decoder, self.rows.tokenizer, out)
             new.text(CURVE, json.dumps(self.curve(), indent=1) + "\n")
 
 

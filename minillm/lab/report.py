@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minillm.errors import one_sentence
 from minillm.runtime.files import replacing
 
 COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
@@ -70,9 +71,14 @@ def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str
     from matplotlib import pyplot
 
     figure = picture(pyplot, measured)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150, format="png")
-    pyplot.close(figure)
+    try:
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=150, format="png")
+    except OSError as problem:
+        print(f"no picture: {one_sentence(problem)}", file=sys.stderr)
+        return False
+    finally:
+        pyplot.close(figure)
     return True
 
 

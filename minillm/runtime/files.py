@@ -134,11 +134,12 @@ def _write_journal(new: NewFiles) -> None:
 def _replace(staged: Path) -> None:
     """Do what the journal says, from the start also if a part of it was done."""
     journal = read_sealed(staged / JOURNAL, 1)
-    for name in (names := [*journal.get("files", [None]), *journal.get("removed", [None])]):
-        if not isinstance(name, str) or name in ("", ".", "..") or set(name) & set("/\\:\0"):
-            raise InputError(f"{staged / JOURNAL} must hold names of files in this directory, got {name!r}"[:500])
+    with reading(staged / JOURNAL, "a journal"):
+        names, removed = [*journal["files"], *journal["removed"]], set(journal["removed"])
+        if any(name in ("", ".", "..") or set(name) & set("/\\:\0") for name in names):
+            raise InputError(f"{staged / JOURNAL} must hold names of files in this directory, got {names}"[:500])
     for name in names:
-        if name in journal["removed"]:
+        if name in removed:
             (staged.parent / name).unlink(missing_ok=True)
         elif (staged / name).exists():
             os.replace(staged / name, staged.parent / name)
@@ -161,10 +162,10 @@ def _flush(path: Path) -> None:
 def _unwritable(problem: Exception, path: Path, size: int | None) -> OSError:
     """The error for a file that cannot be written, in one sentence."""
     code = problem.errno if isinstance(problem, OSError) else None
-    if code is None and (found := re.search(r"code: (\d+)", str(problem))):
+    if code is None and (found := re.search(r"(?:code: |os error )(\d+)", str(problem))):
         code = int(found[1])  # safetensors describes the system's error
     reason = str(problem) if code is None else os.strerror(code)
-    if code in (errno.ENOSPC, errno.EDQUOT):
+    if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
         needed = "" if size is None else f"{size / 1e6:,.1f} MB needed, "
         reason += f" ({needed}{shutil.disk_usage(folder).free / 1e6:,.1f} MB free)"

@@ -5,6 +5,7 @@ match. A new checkpoint replaces the old one only once it is complete on disk.
 """
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from minillm.errors import InputError
+from minillm.errors import InputError, one_sentence
 from minillm.runtime.files import commit, complete, open_tensors, reading
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 
@@ -48,7 +49,10 @@ class Checkpoints:
         restore_checkpoint(self.directory, loop, self.settings)
 
     def save(self, loop: Resumable) -> None:
-        save_checkpoint(self.directory, loop, {"settings": self.settings})
+        try:
+            save_checkpoint(self.directory, loop, {"settings": self.settings})
+        except OSError as problem:  # the training continues, and its result is saved at the end
+            print(f"no checkpoint: {one_sentence(problem)}", file=sys.stderr)
         self.saved = time.monotonic()
 
     def due(self, steps: int, epoch_ends: bool) -> bool:

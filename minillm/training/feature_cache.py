@@ -5,6 +5,7 @@ layer, pooling and precision. features.safetensors contains the features with th
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor
 from minillm.adapt.frozen_head import FeatureRecipe, pooled
 from minillm.data.batches import length_buckets, pad_right
 from minillm.decoder import Decoder
-from minillm.errors import InputError
+from minillm.errors import InputError, one_sentence
 from minillm.runtime.device import autocast
 from minillm.runtime.files import commit, complete, open_tensors, read_json
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
@@ -67,9 +68,13 @@ def cached_features(
         _check_manifest(store / MANIFEST, described)
     if not (store / FEATURES).exists():
         features = compute_features(decoder, texts, recipe, name)
-        with commit(store) as new:
-            new.text(MANIFEST, json.dumps(described, indent=2))
-            new.tensors(FEATURES, {"features": features}, {"key": key, "sha256": tensor_fingerprint(features)})
+        try:
+            with commit(store) as new:
+                new.text(MANIFEST, json.dumps(described, indent=2))
+                new.tensors(FEATURES, {"features": features}, {"key": key, "sha256": tensor_fingerprint(features)})
+        except OSError as problem:
+            print(f"the features are not stored: {one_sentence(problem)}", file=sys.stderr)
+            return features
     return _mapped(store / FEATURES, key, (len(texts), decoder.config.width))
 
 

@@ -2,7 +2,10 @@
 
 import json
 import os
+import re
 import stat
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -100,6 +103,32 @@ def test_a_crash_at_any_step_leaves_the_first_result_or_the_second(versions):
         assert {path.name for path in place.iterdir()} == set(before)
     assert before in seen
     assert after in seen
+
+
+@contextmanager
+def files_of_at_most(size):
+    """Writing more bytes to a file fails, as on a full disk, in Python and in every library."""
+    resource = pytest.importorskip("resource")
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, earlier[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
+
+
+@pytest.mark.parametrize("versions", WRITERS, indirect=True)
+def test_a_full_disk_at_any_byte_is_an_error_with_the_sizes_and_leaves_the_first_result(versions):
+    place, (first, second), (before, _) = versions
+    first(place)
+    sizes = {path.stat().st_size for path in place.iterdir()}
+    for size in sorted({0, 1, *(size // 2 for size in sizes), max(sizes) - 1}):
+        with pytest.raises(OSError, match="cannot be written: File too large") as full, files_of_at_most(size):
+            second(place)
+        assert Path(full.value.filename).parent == place
+        assert re.search(r"\(([\d,.]+ MB needed, )?[\d,.]+ MB free\)$", full.value.strerror)
+        assert visible(place) == before
+        assert {path.name for path in place.iterdir()} == set(before)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077])
