@@ -167,8 +167,8 @@ def _unwritable(problem: Exception, path: Path, size: int | None) -> OSError:
     reason = str(problem) if code is None else os.strerror(code)
     if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-        needed = "" if size is None else f"{size / 1e6:,.1f} MB needed, "
-        reason += f" ({needed}{shutil.disk_usage(folder).free / 1e6:,.1f} MB free)"
+        needed = "" if size is None else f"{size / 1e3:,.1f} kB needed, "
+        reason += f" ({needed}{shutil.disk_usage(folder).free / 1e3:,.1f} kB free)"
     return OSError(code or errno.EIO, f"cannot be written: {reason}", str(path))
 
 

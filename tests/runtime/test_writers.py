@@ -126,7 +126,7 @@ def test_a_full_disk_at_any_byte_is_an_error_with_the_sizes_and_leaves_the_first
         with pytest.raises(OSError, match="cannot be written: File too large") as full, files_of_at_most(size):
             second(place)
         assert Path(full.value.filename).parent == place
-        assert re.search(r"\(([\d,.]+ MB needed, )?[\d,.]+ MB free\)$", full.value.strerror)
+        assert re.search(r"\(([\d,.]+ kB needed, )?[\d,.]+ kB free\)$", full.value.strerror)
         assert visible(place) == before
         assert {path.name for path in place.iterdir()} == set(before)
 
