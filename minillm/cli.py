@@ -83,8 +83,13 @@ def _run_and_report(words: list[str]) -> None:
     except KeyboardInterrupt:
         print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if (sentence := one_sentence(error)) is None:
+    except (OSError, MemoryError, RuntimeError, TypeError) as error:
+        sentence = one_sentence(error)
+        if sentence is None and isinstance(error, (RuntimeError, TypeError)):
+            from minillm.runtime.device import failed_operation
+
+            sentence = failed_operation(error)
+        if sentence is None:
             raise
         _fail(sentence)
 

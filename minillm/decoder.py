@@ -202,7 +202,8 @@ class Decoder(Summarised):
             layer_rotation = None if index in self.config.unrotated_layers else rotation
             layer_prefix = prefix.layer(index) if prefix is not None else None
             inputs = BlockInputs(layer_rotation, mask, layer_prefix, cache[index] if cache is not None else None)
-            if self.recompute and self.training:
+            # On MPS, torch does not restore the random numbers of a recomputed dropout.
+            if self.recompute and self.training and hidden.device.type != "mps":
                 hidden = checkpoint(ops.bound(self.blocks[index]), hidden, inputs, use_reentrant=False)
             else:
                 hidden = self.blocks[index](hidden, inputs)

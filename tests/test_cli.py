@@ -161,6 +161,38 @@ def test_wrong_input_gives_no_traceback_in_a_process(place):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotImplementedError("The operator 'aten::lu' is not currently implemented for the MPS device. If you\nwant"),
+        RuntimeError("CUDA error: no kernel image is available for execution on the device\nCompile with"),
+        TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64."),
+    ],
+)
+def test_an_operation_that_an_accelerator_does_not_have_is_named_with_the_way_out(place, monkeypatch, capsys, error):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("minillm.ops.norm.rms_norm", fail)
+    monkeypatch.setattr("sys.argv", ["minillm", "generate", "abc", "--base", "base"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    reason = str(error).partition("\n")[0]
+    expected = (
+        f"minillm: the accelerator failed in rms_norm (operations.py): {reason}; --device cpu computes without it"
+    )
+    assert capsys.readouterr().err.splitlines() == [expected]
+
+
+def test_other_errors_of_torch_are_not_hidden(place, monkeypatch):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr("minillm.ops.norm.rms_norm", lambda *arguments: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr("sys.argv", ["minillm", "generate", "abc", "--base", "base"])
+    with pytest.raises(RuntimeError, match="size"):
+        main()
+
+
 def test_generate_continues_the_prompt_and_is_reproducible_by_its_seed(place, command):
     words = ("generate", "abc", "--base", "base", "--max-new-tokens", "20", "--temperature", "1.5", "--seed", "3")
     first = command(*words)

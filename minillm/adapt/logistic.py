@@ -73,8 +73,8 @@ class Logistic(nn.Module):
 
         optimizer.step(objective)
         with torch.no_grad():
-            self.weight.copy_(weight / spread)
-            self.bias.copy_(bias - (weight / spread) @ mean)
+            self.weight.copy_((weight / spread).to(self.weight.dtype))
+            self.bias.copy_((bias - (weight / spread) @ mean).to(self.bias.dtype))
 
     def _row_weights(self, labels: Int[Tensor, "N"]) -> Float[Tensor, "N"]:
         if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.classes:
@@ -101,4 +101,4 @@ def _pieces(features: Float[Tensor, "_ D"], *others: Tensor) -> Iterator[tuple[T
         raise InputError(f"{features.shape[0]} rows of features do not fit {len(others[0])} labels")
     for start in range(0, features.shape[0], PIECE):
         piece = slice(start, start + PIECE)
-        yield features[piece].double().cpu(), *(other[piece].cpu() for other in others)
+        yield features[piece].cpu().double(), *(other[piece].cpu() for other in others)

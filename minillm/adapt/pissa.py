@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from minillm.adapt.low_rank import AdaptedMatrix, LowRank, Matrix, Update
 from minillm.adapt.surgery import trained_dtype
 from minillm.operations import dropout, lora
+from minillm.runtime.device import decomposable
 from minillm.shapes import Float
 
 
@@ -35,7 +36,8 @@ class PiSSALinear(AdaptedMatrix):
 
     @torch.no_grad()
     def _principal(self) -> dict[str, Tensor]:
-        left, singular, right = torch.linalg.svd(self.weight.to(trained_dtype(self.weight)), full_matrices=False)
+        wide = decomposable(self.weight.to(trained_dtype(self.weight)))
+        left, singular, right = torch.linalg.svd(wide, full_matrices=False)
         root = (singular[: self.rank] / self.scale).sqrt()
         a, b = root[:, None] * right[: self.rank], left[:, : self.rank] * root
         return {"a": torch.cat((a, a)), "b": torch.cat((b, -b), 1)}

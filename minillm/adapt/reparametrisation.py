@@ -19,6 +19,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from minillm.errors import InputError
+from minillm.runtime.device import decomposable
 from minillm.shapes import Float
 
 
@@ -52,6 +53,6 @@ class Reparametrisation(nn.Module):
     @torch.no_grad()
     def _fit(self, target: Float[Tensor, "P O"]) -> None:
         """The smallest W₂ that outputs `target`: with tanh(E W₁ᵀ + b₁) = Rᵀ Qᵀ, W₂ᵀ = Q R⁻ᵀ target, and b₂ = 0."""
-        q, r = torch.linalg.qr(self.inner(self.embeddings).tanh().T)
-        self.outer.weight.copy_((q @ torch.linalg.solve_triangular(r.T, target, upper=False)).T)
+        q, r = torch.linalg.qr(decomposable(self.inner(self.embeddings).tanh().T))
+        self.outer.weight.copy_((q @ torch.linalg.solve_triangular(r.T, decomposable(target), upper=False)).T)
         self.outer.bias.zero_()

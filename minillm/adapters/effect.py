@@ -42,10 +42,10 @@ def effect(method: Adaptation, decoder: Decoder) -> Effect:
     with autocast(matrix.device, "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"):
         prompt = method.prefix() if isinstance(method, Method) else None
         ids = probe(decoder, decoder.config.context_length - (0 if prompt is None else len(prompt)))
-        adapted = method(ids).double()
+        adapted = method(ids).cpu().double()
         if adapted.dim() == 2:
             return Effect((adapted.amax(-1) - adapted.amin(-1)).max().item(), True)
-        return Effect((adapted - frozen(decoder).eval()(ids)).abs().max().item(), False)
+        return Effect((adapted - frozen(decoder).eval()(ids).cpu()).abs().max().item(), False)
 
 
 @torch.no_grad()

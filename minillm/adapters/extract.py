@@ -19,6 +19,7 @@ from minillm.adapters.algebra import Factors, from_factors
 from minillm.adapters.merge import merge
 from minillm.decoder import Decoder
 from minillm.errors import InputError, check_at_least
+from minillm.runtime.device import decomposable
 from minillm.shapes import Float
 
 
@@ -52,7 +53,7 @@ def extract(
     named = (targets,) if isinstance(targets, str) else targets
     factors, errors = {}, {}
     for path in matching(matrices(base), named, "target"):
-        change = _wide(after[f"{path}.weight"]) - _wide(before[f"{path}.weight"])
+        change = decomposable(_wide(after[f"{path}.weight"]) - _wide(before[f"{path}.weight"]))
         if not change.isfinite().all():
             raise InputError(f"{path} has NaN or infinite values in the base or in the tuned decoder")
         if change.any():
@@ -73,7 +74,7 @@ def resize(lora: LoRA, *, r: int | None = None, energy: int | float | None = Non
     """
     factors, errors, biases = {}, {}, {}
     for path, matrix in adapted_matrices(lora.decoder).items():
-        state = matrix.state()
+        state = {name: decomposable(tensor) for name, tensor in matrix.state().items()}
         outer, upper = torch.linalg.qr(matrix.scale * state["b"])
         inner, lower = torch.linalg.qr(state["a"].T)
         left, singular, right = torch.linalg.svd(upper @ lower.T, full_matrices=False)

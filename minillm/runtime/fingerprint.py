@@ -72,6 +72,7 @@ def base_fingerprint(tensors: Mapping[str, Tensor], source: Source) -> dict[str,
 
 
 def _record(name: str, tensor: Tensor, known: dict[str, str]) -> None:
+    tensor = tensor.cpu()  # not every device has float64
     narrow = tensor.float()
     exact = tensor.dtype != torch.float64 or torch.equal(narrow.double(), tensor)
     value = tensor_fingerprint(narrow if exact else tensor)

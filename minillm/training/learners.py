@@ -70,11 +70,12 @@ class TorchLearner(Generic[Example]):
 
     def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
         """The gradients, the loss and its count, summed over all processes."""
-        if process_count() > 1:
-            for parameter in self.parameters.values():
-                if parameter.grad is None:  # this process had no part of the batch
-                    parameter.grad = torch.zeros_like(parameter)
+        for parameter in self.parameters.values() if process_count() > 1 else ():
+            if parameter.grad is None:  # this process had no part of the batch
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
+        if process_count() == 1:
+            return gradients, total, count
         numbers = torch.tensor([total, count], dtype=torch.float64, device=self.device)
         sum_over_processes([*gradients, numbers])
         return gradients, numbers[0].item(), int(numbers[1].item())
@@ -92,8 +93,8 @@ class TorchLearner(Generic[Example]):
             for key, value in self.optimizer.state[parameter].items():
                 tensors[f"optimizer.{key}.{name}"] = value
         tensors["random.cpu"] = torch.get_rng_state()
-        if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
+        if (kind := self.device.type) != "cpu":
+            tensors[f"random.{kind}"] = torch.get_device_module(kind).get_rng_state(self.device)
         return tensors
 
     @torch.no_grad()
@@ -105,8 +106,8 @@ class TorchLearner(Generic[Example]):
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda":
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
+        if (kind := self.device.type) != "cpu":
+            torch.get_device_module(kind).set_rng_state(tensors[f"random.{kind}"], self.device)
 
 
 def _adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:

@@ -8,7 +8,7 @@ from tests.decoders import STYLES, random_decoder
 IDS = torch.tensor([[3, 1, 4, 1, 5], [2, 7, 1, 8, 2]])
 
 CASES = {
-    "in context": lambda base: InContext(base, torch.tensor([[7, 8, 9, 1]])),
+    "in context": lambda base: InContext(base, torch.tensor([[7, 8, 9, 1]], device=base.embed.weight.device)),
     "soft prompt": lambda base: SoftPrompt(base, 3),
     "prefix": lambda base: PrefixTuning(base, 3),
     "prefix by an MLP": lambda base: PrefixTuning(base, 3, hidden=11),
