@@ -427,6 +427,8 @@ _ROWS = [
     ("a learning rate without a schedule", LOOP, "rate_at(done, self.steps, self.settings)",
         "self.settings.learning_rate"),
     ("an optimizer step with a non-finite loss", LOOP, "not math.isfinite(loss)", "False"),
+    ("a run that forgets its best epoch", LOOP, "self.learner.state() | best", "self.learner.state()"),
+    ("a run that starts its epoch again", LOOP, "self.steps_in_epoch * passes", "0"),
     ("a learner that ignores the schedule", LEARNER, "group['lr'] = rate", "pass"),
     ("numpy that does not clip", NUMPY, "clip_by_global_norm(self.gradients, self.settings.clip)", "self.gradients, 0"),
     ("numpy that predicts the token itself", NUMPY, "labels_BT[:, 1:]", "labels_BT[:, :-1]"),

@@ -17,7 +17,7 @@ from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft, import_peft
 from minillm.runtime.files import check_unused, open_tensors
-from minillm.runtime.options import Directory, File, Model, Positional
+from minillm.runtime.options import Directory, Model, Positional
 from minillm.tokenizer import Tokenizer
 
 
@@ -33,23 +33,10 @@ class AdapterOptions:
 class OutputOptions:
     """The result of a command."""
 
-    out: Directory
-    """The directory to write."""
+    out: Path
+    """The directory, or the GGUF file, to write."""
     overwrite: bool = False
-    """Write to a directory that has files, and replace them."""
-
-    def __post_init__(self):
-        check_unused(self.out, self.overwrite)
-
-
-@dataclass(kw_only=True)
-class FileOptions:
-    """The result of a command that writes a GGUF file."""
-
-    out: File
-    """The GGUF file."""
-    overwrite: bool = False
-    """Replace an existing file."""
+    """Replace an existing file, or write to a directory that has files."""
 
     def __post_init__(self):
         check_unused(self.out, self.overwrite)
@@ -215,7 +202,7 @@ class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
 
 @dataclass(kw_only=True)
-class ExportGGUF(AdapterOptions, FileOptions, BaseOptions):
+class ExportGGUF(AdapterOptions, OutputOptions, BaseOptions):
     """Write a LoRA as a GGUF file, for llama.cpp's --lora with the exported base.
 
     Example: minillm adapter export-gguf my.adapter --out my-lora.gguf
@@ -240,7 +227,7 @@ class ImportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
 
 @dataclass(kw_only=True)
-class Export(FileOptions):
+class Export(OutputOptions):
     """Write a model, merged with an adapter if one is given, as a GGUF file in float32.
 
     Example: minillm export smollm2-135m-instruct --adapter my.adapter --out model.gguf

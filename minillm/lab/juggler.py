@@ -27,10 +27,11 @@ from minillm.lab.report import standard_error
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import write_text
+from minillm.runtime.files import read_json, write_text
 from minillm.runtime.options import Directory, RunOptions
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
+from minillm.training.checkpoints import check_settings
 
 Numbers = tuple[int, tuple[str, ...]]
 
@@ -201,7 +202,9 @@ def juggle(
     options: Juggler, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None
 ) -> dict[str, Any]:  # fmt: skip
     """Train (or resume), evaluate, and write `juggler.json`. Raises the errors of `pretrain`."""
-    start = time.perf_counter()
+    start, earlier = time.perf_counter(), options.out / "juggler.json"
+    if earlier.exists() and not options.overwrite:
+        check_settings(options.out, read_json(earlier), options.described())
     pretraining = Pretrain(
         task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,
         out=options.out / "model", overwrite=options.overwrite,

@@ -29,7 +29,8 @@ from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, read_json, reading, write_text
-from minillm.runtime.interrupts import INTERRUPTED, interrupts_handled
+from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
+from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, Names
 from minillm.runtime.streams import unbroken
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
@@ -131,20 +132,20 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
     finished = _finished(options.out, described, options.overwrite)
     report(task)
     skipped = too_long([name for name in chosen if name not in finished], options, task)
-    _write(options, described, finished, skipped)
-    for name in chosen:
-        try:
-            if name not in finished and name not in skipped:
-                finished[name] = measure_apart(name, options)
-        except InputError as problem:
-            skipped[name] = str(problem)
-        ladder = _write(options, described, finished, skipped)
-        if name in finished:
-            checkpoints = options.checkpoints(name, described)
-            checkpoints.remove()
-            with suppress(OSError):
-                os.removedirs(checkpoints.directory)
-        yield name, ladder
+    with locked(options.out):
+        _write(options, described, finished, skipped)
+        for name in chosen:
+            try:
+                if name not in finished and name not in skipped:
+                    finished[name] = measure_apart(name, options)
+            except InputError as problem:
+                skipped[name] = str(problem)
+            ladder = _write(options, described, finished, skipped)
+            if name in finished:
+                options.checkpoints(name, described).remove()
+                with suppress(OSError):
+                    os.removedirs(options.checkpoints(name, described).directory)
+            yield name, ladder
 
 
 def _write(options: Ladder, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]) -> dict:
@@ -192,7 +193,8 @@ def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     child = context.Process(target=_child, args=(theirs, name, options, current_backend()))
-    child.start()
+    with ctrl_c_ignored():  # the child inherits it: its end of the pipe tells it when to end
+        child.start()
     theirs.close()
     try:
         result, message = ours.recv()

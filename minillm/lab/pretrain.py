@@ -7,6 +7,7 @@ on the same rows in the same order from the same initial weights.
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
@@ -29,6 +30,7 @@ from minillm.runtime.device import best_precision, keep_freed_memory, pick_devic
 from minillm.runtime.files import check_directory, check_unused, commit
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.interrupts import interrupt_deferred
+from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, File, RunOptions
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
@@ -271,10 +273,11 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     device = distributed.local_device(device)
     with distributed.joined(device):
         run = Run(options, device)
-        run.resume()
-        _train(run, on_measured)
-        if distributed.is_first():
-            run.finish()
+        with locked(options.out) if distributed.is_first() else nullcontext():
+            run.resume()
+            _train(run, on_measured)
+            if distributed.is_first():
+                run.finish()
     return run
 
 

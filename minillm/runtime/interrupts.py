@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import current_thread, main_thread
@@ -30,7 +30,7 @@ def interrupts_handled() -> Iterator[None]:
         if len(seen) == 1:
             raise KeyboardInterrupt
 
-    with _handler(handle, lambda before: before not in (signal.SIG_IGN, None)):
+    with _handler(lambda before: partial(handle, before), lambda before: before not in (signal.SIG_IGN, None)):
         yield
 
 
@@ -51,18 +51,27 @@ def interrupt_deferred() -> Iterator[Callable[[], bool]]:
                 raise
             interrupted = True
 
-    with _handler(handle, callable):
+    with _handler(lambda before: partial(handle, before), callable):
         yield lambda: interrupted
 
 
 @contextmanager
-def _handler(handle: Callable[[Any, int, object], None], replaced: Callable[[Any], bool]) -> Iterator[None]:
-    """`handle(handler before, signal, frame)` handles the signals; does nothing outside the main thread."""
-    numbers = SIGNALS if current_thread() is main_thread() else []
+def ctrl_c_ignored() -> Iterator[None]:
+    """Ignores Ctrl-C, as does a process that is started within, though not on Windows."""
+    with _handler(lambda before: signal.SIG_IGN, lambda before: before is not None, [signal.SIGINT]):
+        yield
+
+
+@contextmanager
+def _handler(
+    handler: Callable[[Any], Any], replaced: Callable[[Any], bool], numbers: Sequence[int] = SIGNALS
+) -> Iterator[None]:
+    """`handler(that before)` handles the signals; does nothing outside the main thread."""
+    numbers = numbers if current_thread() is main_thread() else []
     before = {number: found for number in numbers if replaced(found := signal.getsignal(number))}
     try:
         for number, found in before.items():
-            signal.signal(number, partial(handle, found))
+            signal.signal(number, handler(found))
         yield
     finally:
         for number, found in before.items():

@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import Tensor
 
@@ -22,15 +22,6 @@ CHECKPOINT = "checkpoint.safetensors"
 SECONDS = 300
 """The longest time between two checkpoints, if no number of steps is given."""
 AGAIN = "; start over with --overwrite"
-
-
-@runtime_checkable
-class Resumable(Protocol):
-    """The part of `Loop` that a checkpoint stores."""
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]: ...
-
-    def restore(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None: ...
 
 
 @dataclass
@@ -45,10 +36,10 @@ class Checkpoints:
     every: int | None = None
     saved: float = field(default_factory=time.monotonic, init=False)
 
-    def restore(self, loop: Resumable) -> None:
+    def restore(self, loop: Any) -> None:
         restore_checkpoint(self.directory, loop, self.settings)
 
-    def save(self, loop: Resumable) -> None:
+    def save(self, loop: Any) -> None:
         try:
             save_checkpoint(self.directory, loop, {"settings": self.settings})
         except OSError as problem:  # the training continues, and its result is saved at the end
@@ -76,7 +67,7 @@ def check_settings(directory: Path, found: Mapping[str, Any], settings: Mapping[
             )
 
 
-def save_checkpoint(directory: Path, loop: Resumable, run: Mapping[str, Any]) -> None:
+def save_checkpoint(directory: Path, loop: Any, run: Mapping[str, Any]) -> None:
     """Write the state of a loop and the description of its run, in JSON's types."""
     tensors, rest = loop.state()
     described = {"run": json.dumps(run), "loop": json.dumps(rest)}
@@ -84,7 +75,7 @@ def save_checkpoint(directory: Path, loop: Resumable, run: Mapping[str, Any]) ->
         new.tensors(CHECKPOINT, tensors, described | {"sha256": _seal(tensors, described)})
 
 
-def restore_checkpoint(directory: Path, loop: Resumable, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+def restore_checkpoint(directory: Path, loop: Any, settings: Mapping[str, Any]) -> dict[str, Any] | None:
     """Restore the loop from the checkpoint and return the description of its run, or None without a checkpoint.
 
     Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.

@@ -9,6 +9,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Protocol, runtime_checkable
 
@@ -19,6 +20,7 @@ from minillm.data.batches import length_buckets
 from minillm.errors import InputError
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.interrupts import interrupt_deferred
+from minillm.runtime.locks import locked
 from minillm.runtime.progress import progress
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.learners import Example, Learner, TorchLearner
@@ -130,24 +132,17 @@ def train(
     if checkpoints is not None:
         described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
         checkpoints = replace(checkpoints, settings=described)
-        checkpoints.restore(loop)
-    try:
-        with progress(total=loop.steps, initial=loop.done, desc=name, unit="step") as bar:
-            while True:
-                if validate is not None and len(loop.history.validation) < loop.epoch:
-                    method.eval()
-                    _record(loop, learner, validate())
-                    bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
-                if loop.epoch == settings.epochs:
-                    break
-                method.train()
-                _epoch(loop, checkpoints, bar)
-    except KeyboardInterrupt:
-        if loop.done and checkpoints is not None:
-            checkpoints.save(loop)
-        if loop.done and on_interrupt is not None:
-            on_interrupt()
-        raise
+    with nullcontext() if checkpoints is None else locked(checkpoints.directory):
+        if checkpoints is not None:
+            checkpoints.restore(loop)
+        try:
+            _epochs(loop, method, validate, checkpoints, name)
+        except KeyboardInterrupt:
+            if loop.done and checkpoints is not None:
+                checkpoints.save(loop)
+            if loop.done and on_interrupt is not None:
+                on_interrupt()
+            raise
     if validate is None:
         loop.history.best_epoch = settings.epochs - 1
     with torch.no_grad():
@@ -155,6 +150,22 @@ def train(
             learner.parameters[parameter_name].copy_(value)
     method.eval()
     return loop.history
+
+
+def _epochs(
+    loop: Loop, method: Trainable, validate: Callable[[], float] | None, checkpoints: Checkpoints | None, name: str
+) -> None:
+    """Train and validate the epochs that are left. A validation that was ended is repeated."""
+    with progress(total=loop.steps, initial=loop.done, desc=name, unit="step") as bar:
+        while True:
+            if validate is not None and len(loop.history.validation) < loop.epoch:
+                method.eval()
+                _record(loop, method, validate())
+                bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
+            if loop.epoch == loop.settings.epochs:
+                return
+            method.train()
+            _epoch(loop, checkpoints, bar)
 
 
 def _epoch(loop: Loop, checkpoints: Checkpoints | None, bar: Any) -> None:
@@ -171,12 +182,12 @@ def _epoch(loop: Loop, checkpoints: Checkpoints | None, bar: Any) -> None:
             checkpoints.save(loop)
 
 
-def _record(loop: Loop, learner: TorchLearner, score: float) -> None:
+def _record(loop: Loop, method: Trainable, score: float) -> None:
     """Record the validation score of an epoch, and its weights if it is the best so far."""
     if score > max(loop.history.validation, default=-math.inf):
         loop.history.best_epoch = len(loop.history.validation)
         # After the last epoch the method has these weights itself.
         last = loop.epoch == loop.settings.epochs
-        loop.best = {} if last else {name: p.detach().clone() for name, p in learner.parameters.items()}
+        loop.best = {} if last else {name: p.detach().clone() for name, p in method.trainable().items()}
     # Last, so that a validation that is interrupted is repeated.
     loop.history.validation.append(score)

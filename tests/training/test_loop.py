@@ -2,6 +2,7 @@
 
 import json
 import math
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minillm import InputError
+from minillm.runtime.locks import locked
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop, train
@@ -302,6 +304,14 @@ def test_the_checkpoint_of_other_settings_is_refused_and_left_unchanged(tmp_path
     with pytest.raises(InputError, match=r"holds a run with learning_rate 0\.1, and this one has 0\.2; give another"):
         run_to(tmp_path, None, settings=other)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_a_second_run_in_the_same_directory_is_refused(tmp_path):
+    with (
+        ThreadPoolExecutor(1) as other, locked(tmp_path),
+        pytest.raises(InputError, match="is being written by another minillm"),
+    ):  # fmt: skip
+        other.submit(run_to, tmp_path, None).result()
 
 
 def test_a_checkpoint_is_due_after_an_epoch_and_after_five_minutes(tmp_path, monkeypatch):
