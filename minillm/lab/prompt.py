@@ -190,13 +190,8 @@ class Prompt(AnswerOptions, DataOptions):
 
     def shared_shots(self, task: Task) -> list[list[LabelledText]]:
         """The examples for all texts, in each order. Raises InputError for too few rows."""
-        if self.choose == "balanced":
-            shots = balanced_shots(task, self.shots, self.seed)
-        elif self.choose == "seed":
-            shots = seeded_shots(task, self.shots, self.seed)
-        else:
-            shots = ordered_shots(task, self.shots)
-        return orders(shots, self.orders, self.seed)
+        choose = {"balanced": balanced_shots, "seed": seeded_shots}.get(self.choose, ordered_shots)
+        return orders(choose(task, self.shots, self.seed), self.orders, self.seed)
 
     def templates(self, experiment: Experiment, task: Task, texts: Sequence[str]) -> list[list[Template]]:
         """The template of each text, for each order of the examples."""

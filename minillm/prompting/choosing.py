@@ -41,8 +41,8 @@ def seeded_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
     return random.Random(seed).sample(task.train, _enough(task, count))
 
 
-def ordered_shots(task: Task, count: int) -> list[LabelledText]:
-    """The first training rows, in file order."""
+def ordered_shots(task: Task, count: int, seed: int) -> list[LabelledText]:
+    """The first training rows, in file order, for every seed."""
     return task.train[: _enough(task, count)]
 
 

@@ -27,10 +27,10 @@ def test_random_examples_are_different_rows_and_the_same_for_the_same_seed(choos
 
 def test_different_seeds_choose_different_examples_and_ordered_ones_are_the_first():
     assert len({tuple(seeded_shots(TASK, 4, seed)) for seed in range(6)}) > 3
-    assert ordered_shots(TASK, 3) == TRAIN[:3]
+    assert ordered_shots(TASK, 3, 0) == TRAIN[:3]
 
 
-@pytest.mark.parametrize("choose", [balanced_shots, seeded_shots, lambda task, count, _: ordered_shots(task, count)])
+@pytest.mark.parametrize("choose", [balanced_shots, seeded_shots, ordered_shots])
 def test_more_examples_than_rows_raise(choose):
     with pytest.raises(InputError, match="do not hold 22 shots"):
         choose(TASK, 22, 0)
