@@ -35,7 +35,8 @@ from minillm.prompting.lengths import Room, check_truncate, fit, fit_examples, r
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, pick_device
-from minillm.runtime.files import commit, complete, file_fingerprint, read_sealed, reading, sealed
+from minillm.runtime.files import commit, complete
+from minillm.runtime.reading import file_fingerprint, read_sealed, reading, sealed
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import Checkpoints

@@ -10,7 +10,7 @@ import torch
 import minillm
 from minillm import DecoderConfig, InputError, TextClassifier
 from minillm.classifier import NAMES
-from minillm.runtime.files import sealed
+from minillm.runtime.reading import sealed
 from minillm.training.loop import Loop
 from minillm.training.tokenizers import byte_pairs
 from tests.decoders import random_decoder

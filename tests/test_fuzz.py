@@ -25,7 +25,7 @@ from minillm.data.tables import Table
 from minillm.hub.gguf_export import export
 from minillm.hub.huggingface_tokenizer import read_tokenizer
 from minillm.hub.peft import export_peft, import_peft
-from minillm.runtime.files import sealed
+from minillm.runtime.reading import sealed
 from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
 from minillm.training.tokenizers import train_tokenizer
 from tests.training.small_loop import trained_loop, untrained_loop

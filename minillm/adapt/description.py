@@ -16,7 +16,8 @@ from torch import Tensor
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
-from minillm.runtime.files import complete, read_sealed
+from minillm.runtime.files import complete
+from minillm.runtime.reading import read_sealed
 
 DESCRIPTION, TENSORS = "adapter.json", "adapter.safetensors"
 FORMAT, FORMATS = 2, (1, 2)

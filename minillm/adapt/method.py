@@ -18,8 +18,9 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError, similar
 from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
-from minillm.runtime.files import commit, sealed
+from minillm.runtime.files import commit
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
+from minillm.runtime.reading import sealed
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int
 from minillm.tokenizer import Tokenizer

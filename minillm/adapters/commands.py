@@ -16,8 +16,9 @@ from minillm.errors import InputError
 from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft, import_peft
-from minillm.runtime.files import check_unused, open_tensors
+from minillm.runtime.files import check_unused
 from minillm.runtime.options import Directory, Model, Positional
+from minillm.runtime.reading import open_tensors
 from minillm.tokenizer import Tokenizer
 
 

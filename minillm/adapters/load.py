@@ -22,8 +22,8 @@ from minillm.adapters.effect import effect, report
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.delta import decode
-from minillm.runtime.files import open_tensors, reading
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
+from minillm.runtime.reading import open_tensors, reading
 from minillm.tokenizer import Tokenizer
 
 # An adapter may have this many bytes more than its base in float64; an integer option may always be up to MOST.

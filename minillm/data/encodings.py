@@ -4,7 +4,7 @@ import codecs
 from pathlib import Path
 
 from minillm.errors import InputError
-from minillm.runtime.files import read_bytes
+from minillm.runtime.reading import read_bytes
 
 MOST = 2**30
 """Bytes of a file with data."""

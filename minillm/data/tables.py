@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from minillm.data.encodings import decode
 from minillm.errors import InputError
-from minillm.runtime.files import unique
+from minillm.runtime.reading import unique
 
 DELIMITERS = (",", ";", "\t", "|")
 SHOWN = 60

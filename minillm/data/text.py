@@ -9,7 +9,7 @@ from minillm.data.encodings import MOST
 from minillm.data.tables import columns
 from minillm.data.tasks import VALIDATION_END
 from minillm.errors import InputError
-from minillm.runtime.files import read_text
+from minillm.runtime.reading import read_text
 
 HELD_OUT = 0.1
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.runtime.files import file_fingerprint, reading
 from minillm.runtime.fingerprint import Source
+from minillm.runtime.reading import file_fingerprint, reading
 from minillm.tokenizer import Tokenizer
 
 __all__ = ["load", "save"]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import check_regular, reading
+from minillm.runtime.reading import check_regular, reading
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9

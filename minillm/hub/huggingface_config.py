@@ -22,7 +22,7 @@ from minillm.hub.llama_settings import (
     UNROTATED,
     WINDOW,
 )
-from minillm.runtime.files import read_json, reading
+from minillm.runtime.reading import read_json, reading
 
 GPT2 = Family(
     model_type="gpt2",

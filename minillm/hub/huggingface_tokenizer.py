@@ -16,7 +16,8 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from minillm.errors import InputError
 from minillm.hub.family import Settings
-from minillm.runtime.files import commit, read_json, read_text, reading
+from minillm.runtime.files import commit
+from minillm.runtime.reading import read_json, read_text, reading
 from minillm.tokenizer import ROLES, Tokenizer, chosen_template
 
 PIPELINE, SETTINGS = "tokenizer.json", "tokenizer_config.json"

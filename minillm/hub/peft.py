@@ -25,7 +25,8 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import peft_lora
-from minillm.runtime.files import commit, complete, open_tensors, read_json, reading
+from minillm.runtime.files import commit, complete
+from minillm.runtime.reading import open_tensors, read_json, reading
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from minillm.errors import InputError
-from minillm.runtime.files import file_fingerprint, read_sealed, replacing, sealed, write_text
+from minillm.runtime.files import replacing, write_text
 from minillm.runtime.options import Positional
+from minillm.runtime.reading import file_fingerprint, read_sealed, sealed
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import open_tensors, read_json, reading
+from minillm.runtime.reading import open_tensors, read_json, reading
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

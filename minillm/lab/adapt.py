@@ -23,8 +23,9 @@ from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report
 from minillm.lab.saving import saved
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import check_directory, check_unused, commit, complete, read_json
+from minillm.runtime.files import check_directory, check_unused, commit, complete
 from minillm.runtime.options import Directory
+from minillm.runtime.reading import read_json
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 

@@ -27,9 +27,10 @@ from minillm.lab.report import standard_error
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import read_json, write_text
+from minillm.runtime.files import write_text
 from minillm.runtime.options import Directory, RunOptions
 from minillm.runtime.progress import progress
+from minillm.runtime.reading import read_json
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import check_settings
 

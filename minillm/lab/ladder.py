@@ -28,10 +28,11 @@ from minillm.lab.report import draw, picture, table
 from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, read_json, reading, write_text
+from minillm.runtime.files import check_directory, write_text
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, Names
+from minillm.runtime.reading import read_json, reading
 from minillm.runtime.streams import unbroken
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import MethodOptions

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
-from minillm.runtime.files import read_json, reading, write_text
+from minillm.runtime.files import write_text
+from minillm.runtime.reading import read_json, reading
 
 CASTS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -15,8 +15,9 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import InputError, one_sentence
-from minillm.runtime.files import commit, complete, open_tensors, reading
+from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
+from minillm.runtime.reading import open_tensors, reading
 
 CHECKPOINT = "checkpoint.safetensors"
 SECONDS = 300

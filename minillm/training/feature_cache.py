@@ -19,9 +19,10 @@ from minillm.data.batches import length_buckets, pad_right
 from minillm.decoder import Decoder
 from minillm.errors import InputError, one_sentence
 from minillm.runtime.device import autocast
-from minillm.runtime.files import commit, complete, open_tensors, read_json
+from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 from minillm.runtime.progress import progress
+from minillm.runtime.reading import open_tensors, read_json
 from minillm.shapes import Float
 
 BATCH = 32
