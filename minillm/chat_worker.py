@@ -19,7 +19,7 @@ LONGEST_REASON = 500
 def serve(seconds: float, megabytes: int) -> None:
     """Render one conversation per line: JSON on standard input and output, until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the parent
-    with suppress(ImportError):  # Windows
+    with suppress(ImportError, ValueError, OSError):  # Windows has no such limit, and macOS may refuse it
         import resource
 
         resource.setrlimit(resource.RLIMIT_AS, (megabytes * 10**6, megabytes * 10**6))

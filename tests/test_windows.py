@@ -1,7 +1,8 @@
-"""What Windows does not have, taken away on this machine: modules, functions, signals and characters of the console."""
+"""What Windows and macOS do not have, taken away on this machine: modules, functions, signals, characters, limits."""
 
 import ast
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -13,6 +14,7 @@ import torch
 
 import minillm
 from minillm import Decoder, DecoderConfig
+from minillm.chat_worker import serve
 from minillm.cli import main
 from minillm.runtime.device import peak_memory
 from minillm.training.tokenizers import byte_pairs
@@ -35,8 +37,8 @@ def test_no_module_imports_what_windows_does_not_have(path):
 
 
 @pytest.fixture
-def windows(monkeypatch):
-    """Python as on Windows, as far as it can be had."""
+def windows(monkeypatch, tmp_path):
+    """Python as on Windows, as far as it can be had; pytest makes its folder before."""
     for name in MODULES - {"posix", "fcntl"}:  # this machine's locks need fcntl
         monkeypatch.setitem(sys.modules, name, None)
     for module, names in FUNCTIONS.items():
@@ -65,6 +67,21 @@ def test_commands_train_save_and_generate_without_what_windows_does_not_have(win
     assert "saved: " in run(monkeypatch, "adapt", *common, *options, "--data", data, "--out", adapter)
     assert "OK: FineTune" in run(monkeypatch, "adapter", "verify", adapter, "--base", base)
     assert "3 \xb7 4 \\u2192 \xd7" in run(monkeypatch, "generate", "3 · 4 → ×", *common, "--max-new-tokens", "2")
+
+
+def test_a_chat_template_is_rendered_where_memory_cannot_be_limited(monkeypatch):
+    """As on macOS, which refuses a limit below the addresses that a process has already."""
+
+    def refuse(*limit):
+        raise ValueError("current limit exceeds maximum limit")
+
+    request = json.dumps(["{{ messages[0] }}!", {"messages": ["hi"]}, 100]).encode()
+    for name, stream in (("stdin", io.TextIOWrapper(io.BytesIO(request))), ("stdout", io.StringIO())):
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr("resource.setrlimit", refuse)
+    monkeypatch.setattr("signal.signal", lambda number, handler: None)
+    serve(seconds=0, megabytes=256)
+    assert json.loads(sys.stdout.getvalue()) == {"text": "hi!"}
 
 
 def test_peak_memory_is_unknown_on_windows(windows, monkeypatch):
