@@ -43,9 +43,8 @@ def locked(directory: Path, wait: float = 0, file: Path | None = None) -> Iterat
     finally:
         del held[key]
         # Removed while it is locked, so that a process that waits for it starts over; Windows removes no open file.
-        with suppress(OSError):
+        with opened, suppress(OSError):
             path.unlink()
-        opened.close()
         if sys.platform == "win32":
             with suppress(OSError):
                 path.unlink()
