@@ -6,13 +6,12 @@ copy of one of the base's weights is stored as their exact difference (`runtime/
 of all others, which detects a flipped bit or an edited option. Format 1 has no `Usage`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from minillm.config import DecoderConfig
 from minillm.errors import InputError
@@ -79,13 +78,6 @@ def computes(config: DecoderConfig) -> dict[str, Any]:
     """The choices of a base's config that change its output."""
     ours = asdict(config) | {"unrotated_layers": list(config.unrotated_layers)}
     return {name: ours[name] for name in COMPUTES + LATER if name in COMPUTES or ours[name]}
-
-
-def check_finite(state: Mapping[str, Tensor], whose: str) -> None:
-    """Raises InputError for NaN and infinite values, naming the tensor."""
-    for name, tensor in state.items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{whose} has values in {name} that are not finite: the training diverged"[:500])
 
 
 def describe(directory: str | Path) -> Description:

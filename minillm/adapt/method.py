@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import minillm
 from minillm.adapt.card import write_card
-from minillm.adapt.description import DESCRIPTION, TENSORS, Description, Usage, check_finite, computes
+from minillm.adapt.description import DESCRIPTION, TENSORS, Description, Usage, computes
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError, similar
@@ -20,6 +20,7 @@ from minillm.key_values import KeyValues
 from minillm.runtime.delta import encode
 from minillm.runtime.files import commit
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
+from minillm.runtime.finite import check_finite
 from minillm.runtime.reading import sealed
 from minillm.runtime.summary import Summarised
 from minillm.shapes import Bool, Float, Int

@@ -15,9 +15,10 @@ from minillm.adapters.merge import merge, merge_rounding
 from minillm.errors import InputError
 from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
+from minillm.hub.options import BaseOptions
 from minillm.hub.peft import export_peft, import_peft
 from minillm.runtime.files import check_unused
-from minillm.runtime.options import Directory, Model, Positional
+from minillm.runtime.options import Directory, Positional
 from minillm.runtime.reading import open_tensors
 from minillm.tokenizer import Tokenizer
 
@@ -41,19 +42,6 @@ class OutputOptions:
 
     def __post_init__(self):
         check_unused(self.out, self.overwrite)
-
-
-@dataclass(kw_only=True)
-class BaseOptions:
-    """Options of the commands that load a base."""
-
-    base: Model = "smollm2-135m-instruct"
-    """The base of the adapter: a pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
-
-    def load(self, adapter: Path) -> tuple[Adaptation, Tokenizer | None]:
-        """The adapter on its base, and the tokenizer of the base."""
-        decoder, tokenizer = hub.load(self.base)
-        return load(decoder, adapter, tokenizer=tokenizer), tokenizer
 
 
 @dataclass(kw_only=True)
@@ -101,7 +89,7 @@ class Diff(BaseOptions):
     """The directory of the second adapter."""
 
     def run(self) -> None:
-        decoder, _ = hub.load(self.base)
+        decoder, _ = self.load_base()
         one, two = (load(decoder, place, allow_noop=True) for place in (self.adapter, self.other))
         print(f"{type(one).__name__} {json.dumps(one.options())}\n{type(two).__name__} {json.dumps(two.options())}")
         left, right = one.state(), two.state()
@@ -123,7 +111,7 @@ class Verify(AdapterOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        method, _ = self.load(self.adapter)
+        method, _ = _adapted(self, self.adapter)
         print(f"OK: {type(method).__name__}, {len(method.state())} tensors, loads on {self.base}")
 
 
@@ -135,7 +123,7 @@ class Merge(AdapterOptions, OutputOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        method, tokenizer = self.load(self.adapter)
+        method, tokenizer = _adapted(self, self.adapter)
         hub.save(merge(method), tokenizer, self.out)
         probe = torch.arange(min(16, method.config.vocabulary))[None]
         for dtype, change in merge_rounding(method, probe).items():
@@ -155,7 +143,7 @@ class Extract(RankOptions, OutputOptions, BaseOptions):
     """The fine-tuned model (a directory or .gguf file), or the directory of a FineTune adapter."""
 
     def run(self) -> None:
-        decoder, tokenizer = hub.load(self.base)
+        decoder, tokenizer = self.load_base()
         is_adapter = (Path(self.tuned) / DESCRIPTION).exists()
         tuned = load(decoder, self.tuned, tokenizer=tokenizer) if is_adapter else hub.load(self.tuned)[0]
         found = extract(decoder, tuned, r=self.r, energy=self.energy)
@@ -172,12 +160,18 @@ class Resize(AdapterOptions, RankOptions, OutputOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        method, tokenizer = self.load(self.adapter)
+        method, tokenizer = _adapted(self, self.adapter)
         if not isinstance(method, LoRA):
             raise InputError(f"{self.adapter} is a {type(method).__name__}; only the rank of a LoRA can be changed")
         found = resize(method, r=self.r, energy=self.energy)
         found.lora.usage = method.usage
         _save(found, tokenizer, self.out)
+
+
+def _adapted(options: BaseOptions, adapter: Path) -> tuple[Adaptation, Tokenizer | None]:
+    """The adapter on its base, and the tokenizer of the base."""
+    decoder, tokenizer = options.load_base()
+    return load(decoder, adapter, tokenizer=tokenizer), tokenizer
 
 
 def _save(found: Extracted, tokenizer: Tokenizer | None, out: Path) -> None:
@@ -198,7 +192,7 @@ class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        export_peft(self.load(self.adapter)[0], self.out, base_name=self.base)
+        export_peft(_adapted(self, self.adapter)[0], self.out, base_name=self.base)
         print(f"saved: {self.out}")
 
 
@@ -210,7 +204,7 @@ class ExportGGUF(AdapterOptions, OutputOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        export_lora(self.load(self.adapter)[0], self.out)
+        export_lora(_adapted(self, self.adapter)[0], self.out)
         print(f"saved: {self.out}")
 
 
@@ -222,7 +216,7 @@ class ImportPeft(AdapterOptions, OutputOptions, BaseOptions):
     """
 
     def run(self) -> None:
-        decoder, tokenizer = hub.load(self.base)
+        decoder, tokenizer = self.load_base()
         import_peft(decoder, self.adapter).save(self.out, tokenizer=tokenizer)
         print(f"saved: {self.out}")
 

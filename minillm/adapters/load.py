@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from minillm.adapt import METHODS
-from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, Usage, check_finite, computes, describe
+from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, Usage, computes, describe
 from minillm.adapt.method import Adaptation
 from minillm.adapters.effect import effect, report
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.delta import decode
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
+from minillm.runtime.finite import check_finite
 from minillm.runtime.reading import open_tensors, reading
 from minillm.tokenizer import Tokenizer
 

@@ -23,18 +23,21 @@ TINY = Path(__file__).parent / "tiny"
 TINY_SHA256 = "1140a28531094f4135b0e8d24703fe465758c4938984be35be281457bb832c25"
 
 
-def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+def load(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, allow_nonfinite: bool = False
+) -> tuple[Decoder, Tokenizer | None]:
     """A decoder, in evaluation mode on the CPU, and its tokenizer (None if the files have none).
 
     `source` is `tiny`, a name of `minillm pull` (downloaded if it is not in the cache), a directory with config.json
     and safetensors, a .gguf file, or `hf:NAME` (needs huggingface_hub). A known name takes precedence over a path of
-    that name; write ./NAME for the path. Raises InputError for any other source, and for files that are damaged,
-    incomplete or need a computation that minillm does not have.
+    that name; write ./NAME for the path. Raises InputError for any other source, for files that are damaged,
+    incomplete or need a computation that minillm does not have, and for NaN or infinite weights in `dtype`, unless
+    `allow_nonfinite`.
     """
     if not dtype.is_floating_point:
         raise InputError(f"dtype must be torch.float32, bfloat16, float16 or float64, got {dtype}")
     path = locate(source)
-    decoder, tokenizer = _read(path, dtype)
+    decoder, tokenizer = _read(path, dtype, allow_nonfinite)
     # Next to an installed package no cache is written.
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None:
@@ -42,16 +45,16 @@ def load(source: str | Path, *, dtype: torch.dtype = torch.float32) -> tuple[Dec
     return decoder, tokenizer
 
 
-def _read(path: Path, dtype: torch.dtype | None) -> tuple[Decoder, Tokenizer | None]:
+def _read(path: Path, dtype: torch.dtype | None, allow_nonfinite: bool) -> tuple[Decoder, Tokenizer | None]:
     from minillm.hub import gguf, huggingface
 
     with reading(path, "a model"):
-        return huggingface.load(path, dtype) if path.is_dir() else gguf.load(path, dtype)
+        return (huggingface if path.is_dir() else gguf).load(path, dtype, allow_nonfinite)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:
     """The weights in their stored dtype."""
-    return {name: parameter.detach() for name, parameter in _read(path, None)[0].named_parameters()}
+    return {name: parameter.detach() for name, parameter in _read(path, None, True)[0].named_parameters()}
 
 
 def save(decoder: Decoder, tokenizer: Tokenizer | None, directory: str | Path) -> None:

@@ -93,7 +93,9 @@ LAYOUTS = {"llama": LLAMA, "qwen2": QWEN, "qwen3": QWEN, "smollm3": SMOLLM3, "gp
 FREQS = "rope_freqs.weight"
 
 
-def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+def load(
+    path: str | Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False
+) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode and dequantised, and its tokenizer, if the file has one.
 
     `dtype` None means float32. Raises InputError for a damaged file, another architecture, a tensor that is missing,
@@ -103,7 +105,8 @@ def load(path: str | Path, dtype: torch.dtype | None = torch.float32) -> tuple[D
     architecture = file.metadata.get("general.architecture")
     if architecture not in tuple(FAMILIES):
         raise InputError(f"{path} has the architecture {architecture!r}; minillm loads {', '.join(FAMILIES)} from GGUF")
-    decoder = assemble(_config(file, FAMILIES[architecture]), LAYOUTS[architecture], file, dtype)
+    config = _config(file, FAMILIES[architecture])
+    decoder = assemble(config, LAYOUTS[architecture], file, dtype, allow_nonfinite)
     has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
     return decoder, read_tokenizer(file.metadata) if has_tokenizer else None
 

@@ -58,7 +58,9 @@ OWN = Layout(
 LAYOUTS = {kind: {"gpt2": GPT2, "minillm": OWN}.get(kind, LLAMA) for kind in huggingface_config.FAMILIES}
 
 
-def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[Decoder, Tokenizer | None]:
+def load(
+    directory: Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False
+) -> tuple[Decoder, Tokenizer | None]:
     """The decoder, in evaluation mode, and its tokenizer, if there is one.
 
     `dtype` None keeps the stored dtypes. Raises InputError for an unknown model_type, for
@@ -68,7 +70,7 @@ def load(directory: Path, dtype: torch.dtype | None = torch.float32) -> tuple[De
     kind, config = huggingface_config.read(directory / "config.json")
     layout = LAYOUTS[kind]
     source = SafetensorsDirectory(directory, layout.prefix, f"{layout.head}.weight")
-    decoder = assemble(config, layout, source, dtype)
+    decoder = assemble(config, layout, source, dtype, allow_nonfinite)
     return decoder, read_tokenizer(directory)
 
 

@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.runtime.finite import check_finite
 
 Shape = tuple[int, ...]
+NONFINITE = "download it again; `minillm generate --allow-nonfinite` or minillm.load(allow_nonfinite=True) load it"
 
 
 @runtime_checkable
@@ -111,8 +113,13 @@ class _Unfilled(TorchFunctionMode):
         return args[0] if func is Tensor.normal_ else func(*args, **(kwargs or {}))
 
 
-def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None) -> Decoder:
-    """A decoder, in evaluation mode, with the weights of the source, in their stored dtype if `dtype` is None."""
+def assemble(
+    config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None, allow_nonfinite: bool = False
+) -> Decoder:
+    """A decoder, in evaluation mode, with the weights of the source, in their stored dtype if `dtype` is None.
+
+    Raises InputError for NaN and infinite weights, unless `allow_nonfinite`.
+    """
     if config.layers > len(source.shapes):
         raise InputError(f"{source.path} declares {config.layers} layers but has {len(source.shapes)} tensors")
     with torch.device("meta"), _Unfilled():
@@ -125,7 +132,10 @@ def assemble(config: DecoderConfig, layout: Layout, source: Source, dtype: torch
         stored = source.read(entry.name)
         if not stored.is_floating_point():
             raise InputError(f"{source.path}: {entry.name} must have a floating-point dtype, got {stored.dtype}")
-        state |= entry.split(stored.to(dtype=dtype), ours)
+        cast = stored.to(dtype=dtype)
+        if not allow_nonfinite:
+            check_finite({entry.name: cast}, f"{source.path} in {cast.dtype}", NONFINITE)
+        state |= entry.split(cast, ours)
     if config.tie_embeddings:
         embeddings = next(name for name, entry in entries.items() if entry.parts == ("embed.weight",))
         _check_tied(f"{layout.head}.weight", embeddings, source)

@@ -26,6 +26,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub import peft_lora
 from minillm.runtime.files import commit, complete
+from minillm.runtime.finite import check_finite
 from minillm.runtime.reading import open_tensors, read_json, reading
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -100,8 +101,7 @@ def _tensors(directory: Path, decoder: Decoder) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
             raise InputError(f"the tensor {name} must have a floating-point dtype, got {tensor.dtype}"[:500])
-        if not tensor.isfinite().all():
-            raise InputError(f"the tensor {name} must be finite, got NaN or infinity"[:500])
+    check_finite(tensors, str(path))
     return tensors
 
 

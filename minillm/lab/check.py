@@ -94,7 +94,7 @@ def find_config(name: str) -> DecoderConfig:
     if name in presets():
         return presets()[name]()
     try:
-        return hub.load(name)[0].config
+        return hub.load(name, allow_nonfinite=True)[0].config
     except InputError as problem:
         raise InputError(f"{problem}; or choose a preset: {', '.join(presets())}") from None
 

@@ -6,21 +6,21 @@ from unicodedata import normalize
 
 import torch
 
-from minillm import hub
 from minillm.adapt import Method, load
 from minillm.adapt.description import Usage
 from minillm.data.templates import Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import stream
+from minillm.hub.options import BaseOptions
 from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.options import Directory, Model, Positional, RunOptions, Text
+from minillm.runtime.options import Directory, Positional, RunOptions, Text
 from minillm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class Generate(RunOptions):
+class Generate(RunOptions, BaseOptions):
     """Continue a text, or answer a message with --chat. Tokens are printed as they are generated.
 
     An adapter's own prompt template is applied to the text, as in its training; one for labels gives a label.
@@ -30,8 +30,6 @@ class Generate(RunOptions):
 
     prompt: Positional[Text]
     r"""The text to continue; \n is a newline."""
-    base: Model = "smollm2-135m-instruct"
-    """A pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
     adapter: Directory | None = None
     """An adapter of this base."""
     chat: bool = False
@@ -89,7 +87,7 @@ class Generate(RunOptions):
         return Usage() if self.raw or (self.chat and not usage.chat) else usage
 
     def _load(self) -> tuple[Decoder | Method, Tokenizer]:
-        decoder, tokenizer = hub.load(self.base)
+        decoder, tokenizer = self.load_base()
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, which text generation needs")
         if self.adapter is None:

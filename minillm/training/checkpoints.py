@@ -17,6 +17,7 @@ from torch import Tensor
 from minillm.errors import InputError, one_sentence
 from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
+from minillm.runtime.finite import check_finite
 from minillm.runtime.reading import open_tensors, reading
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -86,6 +87,7 @@ def restore_checkpoint(directory: Path, loop: Any, settings: Mapping[str, Any]) 
     if not path.exists():
         return None
     tensors, run, rest = _read(path)
+    check_finite(tensors, str(path))
     with reading(directory, "a checkpoint of this run", AGAIN):
         check_settings(directory, run.get("settings", {}), settings)
         loop.restore(tensors, rest)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
 from minillm.runtime.fingerprint import json_fingerprint
+from minillm.runtime.finite import check_finite
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.locks import locked
 from minillm.runtime.progress import progress
@@ -88,10 +89,17 @@ class Loop(Generic[Example]):
         return loss
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the following steps depend on: tensors by name, and values in JSON's types."""
+        """Everything that the following steps depend on: tensors by name, and values in JSON's types.
+
+        Raises InputError for NaN and infinite values, so that no checkpoint is replaced by them.
+        """
         place = {"epoch_order": self.epoch_order, "steps_in_epoch": self.steps_in_epoch}
-        best = {f"best.{name}": tensor for name, tensor in self.best.items()}
-        return self.learner.state() | best, place | {"history": asdict(self.history)}
+        tensors = self.learner.state() | {f"best.{name}": tensor for name, tensor in self.best.items()}
+        self.check_finite(tensors)
+        return tensors, place | {"history": asdict(self.history)}
+
+    def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
+        check_finite(tensors, f"with a learning rate of {self.settings.learning_rate:g}, the method")
 
     def restore(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
         """Continue from a `state` with the same examples and settings. Raises KeyError if a part of it is missing."""
@@ -124,7 +132,7 @@ def train(
     `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns a score, higher is
     better; without it the last epoch is used. With `checkpoints`, a run that was ended continues bit for bit. On Ctrl-C
     after the first step, a checkpoint is saved and `on_interrupt` is called, to save the weights trained so far, before
-    KeyboardInterrupt is raised. Raises InputError when the loss is not finite.
+    KeyboardInterrupt is raised. Raises InputError when the loss or a trained weight is not finite.
     """
     torch.manual_seed(settings.seed)
     learner = TorchLearner(method.trainable(), loss, settings)
@@ -148,6 +156,7 @@ def train(
     with torch.no_grad():
         for parameter_name, value in loop.best.items():
             learner.parameters[parameter_name].copy_(value)
+    loop.check_finite(learner.parameters)
     method.eval()
     return loop.history
 

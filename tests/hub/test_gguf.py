@@ -46,8 +46,8 @@ def test_k_quants_are_dequantised_as_by_the_gguf_package(tmp_path, kind):
         for name, array in arrays.items()
         if array.ndim > 1
     }
-    loaded, _ = minillm.load(write(tmp_path / "a.gguf", "llama", llama_metadata(config), arrays | raw, kind))
-    state = loaded.state_dict()
+    path = write(tmp_path / "a.gguf", "llama", llama_metadata(config), arrays | raw, kind)
+    state = minillm.load(path, allow_nonfinite=True)[0].state_dict()
     with np.errstate(all="ignore"):
         for theirs, ours in (("attn_v", "attention.value"), ("ffn_down", "feed_forward.down")):
             expected = dequantize(raw[f"blk.0.{theirs}.weight"], kind)
@@ -158,3 +158,15 @@ def test_an_unknown_architecture_is_refused(tmp_path):
     path = write(tmp_path / "a.gguf", "mamba", {}, {"x.weight": np.zeros((2, 2), np.float32)})
     with pytest.raises(InputError, match="'mamba'; minillm loads llama, qwen2, qwen3, smollm3, gpt2 from GGUF"):
         minillm.load(path)
+
+
+def test_a_weight_that_is_nan_is_refused_by_its_name(tmp_path):
+    config = llama_config()
+    arrays = llama_arrays(random_decoder(config))
+    arrays["blk.1.attn_k.weight"][3, 4] = np.nan
+    path = write(tmp_path / "a.gguf", "llama", llama_metadata(config), arrays)
+    with pytest.raises(
+        InputError, match=r"a\.gguf in torch\.float32 has values in blk\.1\.attn_k\.weight that are not"
+    ):
+        minillm.load(path)
+    assert minillm.load(path, allow_nonfinite=True)[0].state_dict()["blocks.1.attention.key.weight"].isnan().sum() == 1

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import minillm
 from minillm import DecoderConfig, InputError
+from minillm.hub.options import BaseOptions
 
 from .gguf_writing import random_decoder
 from .huggingface_writing import difference, edited, gpt2, llama, restored
@@ -172,3 +173,24 @@ def test_saving_refuses_weights_that_the_file_would_lose(tmp_path):
     with pytest.raises(InputError, match="tie_embeddings"):
         minillm.save(untied, None, tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_weight_that_is_not_finite_is_refused_by_its_name(tmp_path, value):
+    minillm.save(random_decoder(DecoderConfig.tiny()), None, tmp_path)
+    name = sorted(load_file(tmp_path / "model.safetensors"))[-1]
+    damaged = restored(tmp_path, lambda tensors: tensors[name].flatten()[-1:].fill_(value))
+    with pytest.raises(InputError, match=f"has values in {name} that are not finite: download it again"):
+        minillm.load(damaged)
+    loaded, _ = BaseOptions(base=str(damaged), allow_nonfinite=True).load_base()
+    assert sum((~parameter.isfinite()).sum().item() for parameter in loaded.parameters()) == 1
+
+
+def test_a_weight_that_a_narrower_dtype_cannot_hold_is_refused(tmp_path):
+    decoder = random_decoder(DecoderConfig.tiny())
+    with torch.no_grad():
+        decoder.norm.weight[0] = 1e5
+    minillm.save(decoder, None, tmp_path)
+    assert minillm.load(tmp_path, dtype=torch.bfloat16)[0].norm.weight[0] > 9e4
+    with pytest.raises(InputError, match=r"in torch\.float16 has values"):
+        minillm.load(tmp_path, dtype=torch.float16)

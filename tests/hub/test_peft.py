@@ -188,7 +188,7 @@ QUERY = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda t: t.update({"weight": torch.ones(2)}), "not belong to a matrix"),
         (lambda t: t.update({f"{QUERY}.base_layer.weight": torch.ones(24, 24)}), "the base differs"),
         (lambda t: t.update({f"{QUERY}.base_layer.weight": torch.ones(3)}), "the base differs"),
-        (lambda t: t.update({f"{QUERY}.lora_A.weight": torch.full((2, 24), torch.nan)}), "must be finite"),
+        (lambda t: t.update({f"{QUERY}.lora_A.weight": torch.full((2, 24), torch.nan)}), "not finite"),
         (lambda t: t.update({f"{QUERY}.lora_A.weight": torch.ones(2, 24).int()}), "dtype, got torch.int32"),
         (lambda t: t.clear(), "changes nothing"),
     ],

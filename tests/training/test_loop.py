@@ -164,6 +164,27 @@ def test_the_loop_follows_the_schedule_and_uses_every_example_once_per_epoch():
     assert loop.history.tokens == 2 * sum(map(ord, "abcdefghijk"))
 
 
+class Overflowing(Line):
+    """Its loss is finite before the last step, and its parameter is not after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([-2e38]))
+
+    def loss(self, batch):
+        return self.w.sum(), 1
+
+
+def test_weights_that_are_not_finite_after_the_last_step_are_an_error_with_the_learning_rate():
+    method, settings = Overflowing(), TrainingSettings(epochs=1, batch_size=11, learning_rate=2e38)
+    with pytest.raises(InputError, match=r"with a learning rate of 2e\+38, the method has values in w that are not"):
+        fit(settings, method)
+    assert method.w.isinf().all()
+    diverged = Loop(TorchLearner(method.trainable(), method.loss, settings), EXAMPLES, lambda _: 3, settings)
+    with pytest.raises(InputError, match=r"with a learning rate of 2e\+38"):
+        diverged.state()  # of a checkpoint
+
+
 @pytest.mark.parametrize("loss", [math.inf, math.nan])
 def test_a_loss_that_is_not_finite_raises_before_the_optimizer_step(loss):
     recorder = Recorder([1.0, loss])
