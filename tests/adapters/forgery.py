@@ -20,7 +20,8 @@ def described(directory, **changes):
 
 def stored(directory, change):
     """adapter.safetensors changed by a function of its dictionary, and the new sha256 of each tensor."""
-    tensors = load_file(directory / TENSORS)
+    # Old versions of safetensors map the file that is written over here.
+    tensors = {name: tensor.clone() for name, tensor in load_file(directory / TENSORS).items()}
     change(tensors)
     save_file(tensors, directory / TENSORS)
     saved = json.loads((directory / DESCRIPTION).read_text())
