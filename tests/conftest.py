@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import importlib.util
 import pkgutil
+import signal
 
 import jaxtyping
 import pytest
@@ -49,6 +50,8 @@ def _slow(config):
 
 
 def pytest_configure(config):
+    # A job in the background ignores Ctrl-C, and so would the tests of interrupts and their processes.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("thorough" if _slow(config) else "default")
 

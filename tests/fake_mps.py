@@ -73,6 +73,8 @@ def refuse(dtype):
 def compute(operation, args, kwargs):
     """The result of an operation on the CPU, on MPS if its tensors are there or it is asked for one there."""
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    # Torch makes a list of indices into a tensor of its own on `meta`, which has no data.
+    assert not any(tensor.is_meta and not isinstance(tensor, OnMPS) for tensor in tensors), operation
     here, name = [tensor for tensor in tensors if isinstance(tensor, OnMPS)], operation.name().removeprefix("aten::")
     asked = kwargs.get("device")
     on_mps = bool(here) if asked is None else torch.device(asked).type != "cpu"

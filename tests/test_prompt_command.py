@@ -133,7 +133,7 @@ def test_wrong_input_is_one_line_and_exit_code_2_and_nothing_is_written(command,
 
 
 def test_results_are_saved_before_they_are_printed(command, place, monkeypatch):  # noqa: F811
-    def closed(*_, file=None):
+    def closed(*_, file=None, **options):
         if file is None:
             raise BrokenPipeError
 

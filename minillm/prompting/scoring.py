@@ -40,9 +40,9 @@ def answer_scores(
         owners += [owner] * len(answer)
         steps += range(start, start + len(answer))
         tokens += answer
-    each = by_prompt[:, steps, tokens]
-    scores = each.new_zeros(len(prompts), len(answers))
-    return scores.index_add(1, torch.tensor(owners, device=each.device), each)
+    owner, step, token = torch.tensor([owners, steps, tokens], device=by_prompt.device)
+    each = by_prompt[:, step, token]
+    return each.new_zeros(len(prompts), len(answers)).index_add(1, owner, each)
 
 
 def _starts_with(tokens: Sequence[int], start: Sequence[int]) -> bool:

@@ -72,7 +72,7 @@ def test_importing_load_imports_few_packages_besides_torch():
         "print(*{name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names))"
     )
     found = set(subprocess.check_output([sys.executable, "-c", program], text=True).split())
-    assert found <= {"minillm", "tokenizers", "jaxtyping", "einops", "numpy"}
+    assert found <= {"minillm", "tokenizers", "safetensors", "jaxtyping", "einops", "numpy"}
 
 
 def test_loading_imports_neither_transformers_nor_peft(tmp_path):
