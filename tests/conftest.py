@@ -50,8 +50,10 @@ def _slow(config):
 
 
 def pytest_configure(config):
-    # A job in the background ignores Ctrl-C, and so would the tests of interrupts and their processes.
+    # A job in the background ignores Ctrl-C, and one under nohup SIGHUP: so would the tests of interrupts.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if config.getoption("--hypothesis-profile") is None:
         settings.load_profile("thorough" if _slow(config) else "default")
 

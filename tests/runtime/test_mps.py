@@ -21,6 +21,12 @@ from tests.fake_mps import MPS, FakeMPS
 TEXTS, LABELS = [f"{number} {word}" for number in range(3) for word in ("good", "bad")], ["yes", "no"] * 3
 
 
+def some(names, *default):
+    """All names, of which the default run takes these."""
+    assert {*default} <= {*names}
+    return [name if name in default else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 class OnAnyDevice(torch.Generator):
     def __new__(cls, device="cpu"):
         return super().__new__(cls)
@@ -66,7 +72,7 @@ def trained(method, loss):
         learner.restore({name: tensor.cpu() for name, tensor in learner.state().items()})
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", some(CASES, "LoRA", "DoRA", "soft prompt", "all weights"))
 def test_every_method_is_trained_measured_saved_and_loaded_on_mps(name, tmp_path):
     base, ids = base_on_mps(), IDS.to(MPS)
     method = CASES[name](base)
@@ -92,7 +98,7 @@ def test_generation_and_pretraining_run_on_mps_in_every_style(style):
     trained(method, lambda rows: language_model_loss(method.decoder, [row]))
 
 
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("method", some(NAMES, "few-shot", "features", "prefix", "last-blocks", "pissa"))
 def test_a_classifier_is_fitted_and_used_on_mps(method):
     decoder = random_decoder(DecoderConfig.tiny(vocabulary=257, layers=1, context_length=256)).float().to(MPS)
     classifier = TextClassifier(
