@@ -27,8 +27,9 @@ def render(template: str, given: Mapping[str, Any]) -> str:
     """The output of the template with these variables. Raises InputError if it fails or exceeds a limit."""
     if len(template) > LONGEST_TEMPLATE:
         raise InputError(f"a chat template may have {LONGEST_TEMPLATE} characters, got {len(template)}")
-    longest = LONGEST_ADDED + MOST_COPIES * len(json.dumps(given))
-    request = json.dumps([template, given, longest]).encode() + b"\n"
+    variables = json.dumps(given)
+    longest = LONGEST_ADDED + MOST_COPIES * len(variables)
+    request = f"[{json.dumps(template)}, {variables}, {longest}]\n".encode()
     reply = _workers.setdefault(os.getpid(), _Worker()).answer(request, 12 * longest + LONGEST_TEMPLATE)
     if not reply.endswith(b"\n"):
         raise InputError(
