@@ -111,17 +111,22 @@ class Tokenizer:
         yield self.decode(so_far)[len(given) :]
 
     def _encoded(self, pipeline: tokenizers.Tokenizer, text: str) -> list[int]:
+        """The ids of a text, which are not special."""
+        ids = self._ids(pipeline, text)
+        if not self._forbidden.isdisjoint(ids):
+            raise InputError("the merges of this tokenizer turn ordinary text into a special token")
+        return self._checked(ids)
+
+    def _ids(self, pipeline: tokenizers.Tokenizer, text: str) -> list[int]:
+        """What the library encodes a text as. Raises InputError where it fails."""
         try:
-            ids = pipeline.encode(text, add_special_tokens=False).ids
+            return pipeline.encode(text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError):
             raise InputError(f"cannot encode {text!r:.60}: it must be a string without unpaired surrogates") from None
         except BaseException as problem:
             if type(problem).__name__ != "PanicException":  # of the library in Rust, and not an Exception
                 raise
             raise InputError(f"this tokenizer fails on {text!r:.60}: {problem}") from None
-        if not self._forbidden.isdisjoint(ids):
-            raise InputError("the merges of this tokenizer turn ordinary text into a special token")
-        return self._checked(ids)
 
     def _checked(self, ids: list[int]) -> list[int]:
         """The ids. Raises InputError for one that the decoder has no embedding for."""
@@ -141,7 +146,7 @@ class Tokenizer:
         sentinel = _unused_character(messages, self.chat_template)
         rendered = self._rendered(messages, add_generation_prompt, sentinel)
         if sentinel not in rendered:
-            return self._checked(self._recognising.encode(rendered, add_special_tokens=False).ids)
+            return self._checked(self._ids(self._recognising, rendered))
         ids: list[int] = []
         for piece in re.split(f"((?:{self._pattern})(?!{sentinel}{sentinel}))", rendered):
             # The pipeline adds SentencePiece's space to every piece between special tokens, or to the first alone.

@@ -223,3 +223,7 @@ def test_a_pattern_that_never_ends_is_one_sentence(tokenizer, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(found | {"pre_tokenizer": split}))
     with pytest.raises(InputError, match=r"this tokenizer fails on 'xxx.*retry-limit"):
         read_tokenizer(tmp_path).encode("x" * 40)
+    chatting = read_tokenizer(tmp_path)
+    chatting.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(InputError, match=r"this tokenizer fails on 'xxx.*retry-limit"):
+        chatting.chat([{"role": "user", "content": "x" * 40}])
