@@ -12,6 +12,7 @@ import pytest
 
 from minillm import InputError, chat_template
 from minillm.chat_template import render
+from tests.processes import running, wait
 
 unix = pytest.mark.skipif(sys.platform == "win32", reason="signals and fork are of Unix")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux alone")
@@ -249,19 +250,4 @@ def test_the_worker_ends_with_its_rendering_and_its_parent(number):
     os.killpg(parent.pid, number)
     out, err = parent.communicate(timeout=60)
     assert (out, err) == ("interrupted and renders\n" if number == signal.SIGINT else "", "")
-    deadline = time.monotonic() + 60
-    while _runs(worker):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def _runs(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    try:  # without a parent that waits for it, it may stay as a zombie
-        with open(f"/proc/{process}/stat") as status:
-            return status.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return sys.platform != "linux"
+    wait(lambda: not running(worker))
