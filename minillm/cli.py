@@ -78,25 +78,14 @@ def _run_and_report(words: list[str]) -> None:
     """Run a command; its errors become one line and an exit code."""
     try:
         _run(words)
-    except InputError as error:
-        _fail(str(error))
     except KeyboardInterrupt:
         print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
         sys.exit(INTERRUPTED)
-    except (OSError, MemoryError, RuntimeError, TypeError) as error:
-        sentence = one_sentence(error)
-        if sentence is None and isinstance(error, (RuntimeError, TypeError)):
-            from minillm.runtime.device import failed_operation
-
-            sentence = failed_operation(error)
-        if sentence is None:
+    except Exception as error:
+        if (sentence := one_sentence(error)) is None:
             raise
-        _fail(sentence)
-
-
-def _fail(message: str) -> None:
-    print(f"minillm: {message}", file=sys.stderr)
-    sys.exit(2)
+        print(f"minillm: {sentence}", file=sys.stderr)
+        sys.exit(2)
 
 
 def _run(words: list[str]) -> None:

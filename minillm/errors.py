@@ -4,7 +4,9 @@ import difflib
 import math
 import os
 import re
+import traceback
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 OTHER_NAMES = {
     "rank": "r", "lora_r": "r", "lora_alpha": "alpha", "target_modules": "targets", "modules": "targets",
@@ -32,13 +34,25 @@ def check_at_least(least: int, **numbers: int | None) -> None:
 
 
 def one_sentence(problem: BaseException) -> str | None:
-    """What to tell a user about files or memory that the system refuses; None for any other error."""
+    """What to tell a user about wrong input, and about files, memory or operations that are refused, else None."""
+    if isinstance(problem, InputError):
+        return str(problem)
     if isinstance(problem, OSError) and problem.filename:
         return f"{problem.filename}: {problem.strerror}"
     if isinstance(problem, MemoryError) or re.search("out of memory|can't allocate memory", str(problem)):
         size = re.search(r"allocate ([\d.]+ \w+)", str(problem))
         return f"not enough memory{f' for {size[1]}' if size else ''}; use a smaller model, batch or text"
-    return None
+    return _failed_operation(problem) if isinstance(problem, (RuntimeError, TypeError)) else None
+
+
+def _failed_operation(error: RuntimeError | TypeError) -> str | None:
+    """What an accelerator cannot do, and where it was asked to; None for an error that is not an accelerator's."""
+    reason = str(error).strip().partition("\n")[0]
+    if not re.search(r"\b(CUDA|MPS|Metal|cuBLAS|cuDNN|HIP)\b", reason):
+        return None
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "minillm" in Path(frame.filename).parts]
+    place = f" in {own[-1].name} ({Path(own[-1].filename).name})" if own else ""
+    return f"the accelerator failed{place}: {reason}; --device cpu computes without it"
 
 
 def check_seed(seed: int) -> None:

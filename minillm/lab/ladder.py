@@ -220,9 +220,7 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
     try:
         with interrupts_handled(), unbroken(sys.stderr), backend(forced) if forced is not None else nullcontext():
             connection.send((measure(name, options), None))
-    except InputError as error:
-        connection.send((None, str(error)))
-    except (OSError, MemoryError, RuntimeError) as problem:
+    except Exception as problem:
         if (sentence := one_sentence(problem)) is None:
             raise
         connection.send((None, sentence))

@@ -2,9 +2,7 @@
 
 import ctypes
 import platform
-import re
 import sys
-import traceback
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -53,16 +51,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def decomposable(matrix: Tensor) -> Tensor:
     """The matrix where torch computes its singular values: on the CPU instead of on MPS."""
     return matrix.cpu() if matrix.device.type == "mps" else matrix
-
-
-def failed_operation(error: RuntimeError | TypeError) -> str | None:
-    """What an accelerator cannot do, and where it was asked to; None for an error that is not an accelerator's."""
-    reason = str(error).strip().partition("\n")[0]
-    if not re.search(r"\b(CUDA|MPS|Metal|cuBLAS|cuDNN|HIP)\b", reason):
-        return None
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if "minillm" in Path(frame.filename).parts]
-    place = f" in {own[-1].name} ({Path(own[-1].filename).name})" if own else ""
-    return f"the accelerator failed{place}: {reason}; --device cpu computes without it"
 
 
 def keep_freed_memory() -> None:

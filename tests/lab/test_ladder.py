@@ -7,8 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,6 +19,7 @@ from minillm.operations import backend, current_backend
 from minillm.training.checkpoints import CHECKPOINT
 from minillm.training.loop import Loop
 from minillm.training.tokenizers import byte_pairs
+from tests.processes import running, wait
 
 
 class Process(threading.Thread):
@@ -41,6 +42,17 @@ def test_the_child_uses_the_forced_backend_of_its_parent(monkeypatch):
         with backend(forced):
             assert measure_apart("lora", Ladder()) == {"backend": forced}
     assert measure_apart("lora", Ladder()) == {"backend": None}
+
+
+def test_an_accelerator_that_fails_in_a_rung_is_named(monkeypatch):
+    error = NotImplementedError("The operator 'aten::lu' is not currently implemented for the MPS device.")
+    monkeypatch.setattr(ladder.multiprocessing, "get_context", lambda method: Context)
+    monkeypatch.setattr(ladder, "end_with_parent", lambda connection: None)
+    monkeypatch.setattr(ladder, "measure", Mock(side_effect=error))
+    with pytest.raises(
+        InputError, match=r"the accelerator failed in _child \(ladder\.py\): The .*; --device cpu computes"
+    ):
+        measure_apart("lora", Ladder())
 
 
 @pytest.fixture
@@ -170,18 +182,3 @@ def test_a_rung_ends_with_its_parent_and_saves_first(tmp_path, number):
     parent.send_signal(number)
     parent.wait(20)
     wait(lambda: note.read_text() == "saved" and not running(child))
-
-
-def wait(condition):
-    end = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def running(process):
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
