@@ -34,7 +34,7 @@ from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, Names
 from minillm.runtime.reading import read_json, reading
 from minillm.runtime.streams import unbroken
-from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
+from minillm.training.checkpoints import Checkpoints, check_settings
 from minillm.training.methods import MethodOptions
 
 LADDER = "ladder.json"
@@ -143,9 +143,10 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
                 skipped[name] = str(problem)
             ladder = _write(options, described, finished, skipped)
             if name in finished:
-                options.checkpoints(name, described).remove()
+                checkpoints = options.checkpoints(name, described)
+                checkpoints.remove()
                 with suppress(OSError):
-                    os.removedirs(options.checkpoints(name, described).directory)
+                    os.removedirs(checkpoints.directory)
             yield name, ladder
 
 
@@ -176,8 +177,10 @@ def too_long(names: Sequence[str], options: Ladder, task: Task) -> dict[str, str
 def _finished(out: Path, described: Mapping[str, Any], overwrite: bool) -> Rungs:
     """The finished rungs of an earlier run. Raises InputError if it had other options, unless it is overwritten."""
     if overwrite:
-        for stored in [*out.glob("features/*/*.safetensors"), *out.glob(f"checkpoints/*/{CHECKPOINT}")]:
-            stored.unlink()
+        for features in out.glob("features/*/*.safetensors"):
+            features.unlink()
+        for directory in out.glob("checkpoints/*"):
+            Checkpoints(directory).remove()
     if overwrite or not (out / LADDER).exists():
         return {}
     earlier = read_json(out / LADDER)

@@ -34,7 +34,7 @@ from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, File, RunOptions
 from minillm.runtime.progress import progress
 from minillm.tokenizer import Tokenizer
-from minillm.training.checkpoints import CHECKPOINT, restore_checkpoint, save_checkpoint
+from minillm.training.checkpoints import CHECKPOINT, Checkpoints, restore_checkpoint, save_checkpoint
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
@@ -227,7 +227,7 @@ class Run:
     def resume(self) -> None:
         """Continue from the checkpoint of an earlier run with these options, if there is one."""
         if self.options.overwrite:
-            (self.options.out / CHECKPOINT).unlink(missing_ok=True)
+            Checkpoints(self.options.out).remove()
         found = restore_checkpoint(self.options.out, self.loop, self.described())
         self.measured = [] if found is None else found["measured"]
 

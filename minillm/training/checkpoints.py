@@ -55,7 +55,8 @@ class Checkpoints:
         return epoch_ends or time.monotonic() > self.saved + SECONDS
 
     def remove(self) -> None:
-        """Delete the checkpoint of a finished run, or of one to be overwritten."""
+        """Delete the checkpoint of a finished run, or of one to be overwritten, also after an interrupted commit."""
+        complete(self.directory)
         (self.directory / CHECKPOINT).unlink(missing_ok=True)
 
 

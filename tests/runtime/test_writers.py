@@ -17,7 +17,7 @@ from minillm.hub.gguf_export import export
 from minillm.hub.gguf_lora import export_lora
 from minillm.hub.peft import export_peft
 from minillm.runtime import files
-from minillm.training.checkpoints import save_checkpoint
+from minillm.training.checkpoints import Checkpoints, restore_checkpoint, save_checkpoint
 from minillm.training.feature_cache import cached_features
 from minillm.training.tokenizers import words
 from tests.adapters.adapters import trained
@@ -103,6 +103,13 @@ def test_a_crash_at_any_step_leaves_the_first_result_or_the_second(versions):
         assert {path.name for path in place.iterdir()} == set(before)
     assert before in seen
     assert after in seen
+
+
+def test_a_checkpoint_is_removed_also_if_its_commit_was_interrupted(tmp_path):
+    place, save, loop = tmp_path / "place", checkpoint(1), trained_loop(seed=1)
+    for _ in every_crash(lambda: save(place), tmp_path):
+        Checkpoints(place).remove()
+        assert restore_checkpoint(place, loop, {}) is None
 
 
 @contextmanager
