@@ -356,6 +356,7 @@ def test_the_law_holds(number, name, style):
     LAWS[number].holds(name, style)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", EVERYWHERE[-1:])
 @pytest.mark.parametrize(("number", "name"), CELLS)
 def test_the_law_holds_for_the_formulas(number, name, style):

@@ -62,7 +62,8 @@ LADDER = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("rungs", [["zero-shot", "lora"], pytest.param(list(RUNGS), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rungs", [["zero-shot", "lora"], list(RUNGS)])
 def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command, rungs):
     command(*LADDER, "--rungs", "zero-shot", "--out", "out")
     begun = json.loads((place / "out" / "ladder.json").read_text())

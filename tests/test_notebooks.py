@@ -30,6 +30,7 @@ def weights():
         raise
 
 
+@pytest.mark.slow
 @every_notebook
 def test_a_notebook_runs_and_its_assertions_hold(path, weights, monkeypatch, tmp_path):
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))  # do not write to the history of the user

@@ -20,8 +20,6 @@ NO_OPERATIONS = {"BACKENDS", "IGNORED", "Prefix", "backend", "bound", "current_b
 dtypes = st.sampled_from((torch.float32, torch.bfloat16))
 # A fifth of the usual number of examples: triton's interpreter is slow, and rounding is the same for all sizes.
 few = settings(max_examples=max(settings.default.max_examples // 5, 1))
-many = settings(max_examples=2 * settings.default.max_examples)
-"""For operations with many options, which 30 examples may not combine."""
 
 
 def test_every_operation_is_under_test():
@@ -43,7 +41,6 @@ def test_numpys_gradients_are_those_of_differences(name, data, random):
 
 
 @every_torch_one
-@many
 @given(data=st.data(), random=randoms)
 def test_torch_equals_numpy_in_float64(name, by, data, random):
     assert_good(against_numpy(data.draw(cases(name)), random, by), f"numpy vs torch ({by}), float64")

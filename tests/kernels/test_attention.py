@@ -108,7 +108,8 @@ def test_without_queries_the_gradients_are_zero(batch, queries):
     assert all(torch.equal(found, torch.zeros_like(found)) for found in _gradients(out, [key, value, *prompt]))
 
 
-@pytest.mark.parametrize("prefixed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("prefixed", [False, True])
 def test_attention_is_a_registered_torch_operation(prefixed):
     batch = 1 + prefixed
     sides = _random((batch, 1, 3, 8), *[(batch, 1, 5, 8)] * 2)

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton", reason="triton is not installed: pip install 'minillm[kernels]' (Linux)")
 
 
+@pytest.mark.slow
 def test_compiled_programs_keep_the_kernels_the_results_and_the_choice_of_implementation():
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     command = [sys.executable, "-m", "tests.kernels.compiled"]

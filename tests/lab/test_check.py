@@ -28,7 +28,7 @@ MODELS = {"decoder", "decoder with LoRA", *(f"decoder with a {method}" for metho
 WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tables"} | MADE_OF_ADAPTERS
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16", "float64"])
 def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
     described = check(Check(config="tiny", dtype=dtype, device="cpu"))
     assert {(row["what"], row["rung"]) for row in described["rows"]} == {
@@ -40,9 +40,8 @@ def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
     assert failed(described) == []
 
 
-@pytest.mark.parametrize(
-    "config", ["gpt2", *(pytest.param(c, marks=pytest.mark.slow) for c in ("vaswani", "smollm2-135m"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["gpt2", "vaswani", "smollm2-135m"])
 def test_other_architectures_pass(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)

@@ -171,7 +171,8 @@ if __name__ == "__main__":
 
 
 @pytest.mark.skipif(os.name == "nt", reason="SIGKILL")
-@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_a_rung_ends_with_its_parent_and_saves_first(tmp_path, number):
     program, note = tmp_path / "parent.py", tmp_path / "note"
     program.write_text(PARENT)

@@ -172,11 +172,11 @@ def _killed(options, order):
     return int(reached or options.steps)
 
 
-@pytest.mark.parametrize(("kills", "steps"), [(1, 6), pytest.param(6, 60, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_resumes_bit_for_bit(run, tmp_path, one_thread, kills, steps):
-    options, order, reached = replace(run, steps=steps), random.Random(kills), []
+@pytest.mark.slow
+def test_a_run_that_is_killed_resumes_bit_for_bit(run, tmp_path, one_thread):
+    options, order, reached = replace(run, steps=60), random.Random(6), []
     whole = pretrain(replace(options, out=tmp_path / "whole"))
-    for _ in range(kills):
+    for _ in range(6):
         reached.append(_killed(options, order))
         assert not (options.out / CHECKPOINT).exists() or _readable(options.out / CHECKPOINT)
     assert (options.out / CHECKPOINT).exists()
@@ -238,6 +238,7 @@ def test_a_checkpoint_is_saved_before_its_measurement_is_printed(run):
     assert (run.out / CHECKPOINT).exists()
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_same_steps_as_one():
     one = unequal_loop()
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(random.randint(20000, 60000))}
