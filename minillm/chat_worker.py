@@ -50,7 +50,7 @@ def _rendered(compiled: Callable[[str], Any], template: str, given: Mapping[str,
 
 def _sandbox() -> Any:
     """jinja2's immutable sandbox with the functions that chat templates expect (as in transformers)."""
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -58,13 +58,15 @@ def _sandbox() -> Any:
         raise TemplateError(message)
 
     class Generation(Extension):
-        """{% generation %} ... {% endgeneration %} marks what the assistant writes; the text is unchanged."""
+        """{% generation %} ... {% endgeneration %} encloses what the assistant writes; `generation_edge`, if given,
+        is written at both ends."""
 
         tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
 
         def parse(self, parser):
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            line = next(parser.stream).lineno
+            edge = nodes.Output([nodes.Name("generation_edge", "load")], lineno=line)
+            return [edge, *parser.parse_statements(("name:endgeneration",), drop_needle=True), edge]
 
     extensions = ["jinja2.ext.loopcontrols", Generation]
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
+from itertools import accumulate, islice
 from typing import Any
 
 import tokenizers
@@ -28,7 +29,17 @@ SPACE: dict[str, dict[str, Any]] = {
     "decoder": {"prepend_scheme": "never", "start": 0},
 }
 
+BOS = "{{ bos_token }}"
+PLAIN = (
+    BOS + "{% for message in messages %}{{ message.role | capitalize }}:{{ '\\n' }}{{ message.content | trim }}"
+    "{{ eos_token if message.role == 'assistant' else '' }}{{ '\\n\\n' }}{% endfor %}"
+    "{{ 'Assistant:\\n' if add_generation_prompt else '' }}"
+)
+"""The format of conversations for a base without a chat template; bos where the base was trained with it."""
+
 Edges = tuple[Set[str], Set[str], range]
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
 
 
 class Tokenizer:
@@ -137,14 +148,31 @@ class Tokenizer:
             )
         return ids
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> list[int]:
+    def chat(self, messages: Messages, *, tools: Tools = None, add_generation_prompt: bool = True) -> list[int]:
         """The ids of a conversation: the template's special tokens are special, the messages' are ordinary text.
 
         (A token that a template builds around a field, like `'<|' + role + '|>'`, is special.)
-        Raises InputError if there is no template, or if it fails or exceeds a limit.
+        Without a chat template, the format is `PLAIN`. Raises InputError if the template fails or exceeds a limit.
         """
-        sentinel = _unused_character(messages, self.chat_template)
-        rendered = self._rendered(messages, add_generation_prompt, sentinel)
+        sentinel, _ = _unused_characters([messages, tools], self.chat_template)
+        return self._chat_ids(self._rendered(messages, tools, add_generation_prompt, sentinel), sentinel)
+
+    def chat_spans(self, messages: Messages, *, tools: Tools = None) -> tuple[list[int], list[range]]:
+        """The ids of a whole conversation, and the places of those that the template writes in {% generation %}.
+
+        Raises InputError as `chat`, and for a token that is partly in {% generation %}.
+        """
+        sentinel, edge = _unused_characters([messages, tools], self.chat_template)
+        pieces = self._rendered(messages, tools, False, sentinel, edge).split(edge)
+        ids, places = self._chat_ids("".join(pieces), sentinel), []
+        for start in accumulate(pieces[:-1]):
+            before = self._chat_ids(start, sentinel)
+            if ids[: len(before)] != before:
+                raise InputError("the chat template has an edge of {% generation %} within a token: move it")
+            places.append(len(before))
+        return ids, list(map(range, places[::2], places[1::2]))
+
+    def _chat_ids(self, rendered: str, sentinel: str) -> list[int]:
         if sentinel not in rendered:
             return self._checked(self._ids(self._recognising, rendered))
         ids: list[int] = []
@@ -155,18 +183,24 @@ class Tokenizer:
             ids += [self.special[piece]] if piece in self.special else self._encoded(pipeline, text)
         return self._checked(ids)
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def render_chat(self, messages: Messages, *, tools: Tools = None, add_generation_prompt: bool = True) -> str:
         """The conversation as the chat template writes it, for display; `chat` returns the ids."""
-        sentinel = _unused_character(messages, self.chat_template)
-        return self._rendered(messages, add_generation_prompt, sentinel).replace(sentinel, "")
+        sentinel, _ = _unused_characters([messages, tools], self.chat_template)
+        return self._rendered(messages, tools, add_generation_prompt, sentinel).replace(sentinel, "")
 
-    def _rendered(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool, sentinel: str) -> str:
-        """The output of the template, with sentinels that split special tokens within messages and at their edges."""
-        if self.chat_template is None:
-            raise InputError("this tokenizer has no chat template; use plain text, in commands without --chat")
-        given = {f"{role}_token": token for role, token in self.names.items()}
-        given |= {"messages": _with_sentinels(messages, self._edges, self._pattern, sentinel)}
-        return render(self.chat_template, given | {"add_generation_prompt": add_generation_prompt})
+    def _rendered(
+        self, messages: Messages, tools: Tools, add_generation_prompt: bool, sentinel: str, edge: str = ""
+    ) -> str:
+        """The output of the template, with sentinels that split special tokens within messages and at their edges.
+
+        `edge` is written at the start and at the end of {% generation %}.
+        """
+        given: dict[str, Any] = {f"{role}_token": token for role, token in self.names.items()}
+        for name, value in (("messages", messages), ("tools", tools)):
+            given[name] = _with_sentinels(value, self._edges, self._pattern, sentinel)
+        given |= {"add_generation_prompt": add_generation_prompt, "generation_edge": edge}
+        plain = PLAIN if self.starts_with_bos else PLAIN.removeprefix(BOS)
+        return render(plain if self.chat_template is None else self.chat_template, given)
 
     @property
     def vocabulary(self) -> int:
@@ -263,18 +297,18 @@ def chosen_template(where: object, templates: Any) -> str | None:
     return templates
 
 
-def _unused_character(messages: Any, template: str | None) -> str:
-    """A sentinel: a private-use character that occurs in neither the messages nor the template."""
+def _unused_characters(messages: Any, template: str | None) -> tuple[str, str]:
+    """Two sentinels: private-use characters that occur in neither the messages nor the template."""
     try:
         used = set(json.dumps(messages, ensure_ascii=False)) | set(template or "")
     except (TypeError, ValueError):
         raise InputError(
             "a conversation must be a list of messages: objects with string fields such as role and content"
         ) from None
-    for code in range(0xF0000, 0xFFFFE):
-        if chr(code) not in used:
-            return chr(code)
-    raise InputError("the messages use every private-use character of Unicode")
+    unused = [*islice((character for code in range(0xF0000, 0xFFFFE) if (character := chr(code)) not in used), 2)]
+    if len(unused) < 2:
+        raise InputError("the messages use every private-use character of Unicode")
+    return unused[0], unused[1]
 
 
 def _with_sentinels(value: Any, edges: Edges, pattern: str, sentinel: str) -> Any:

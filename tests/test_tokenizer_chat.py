@@ -141,10 +141,9 @@ def test_a_template_cannot_access_python_internals(tokenizer, inside):
     ("template", "content", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "hi", "roles must alternate"),
-        (None, "hi", "no chat template"),
         (TEMPLATE, object(), "a list of messages"),
     ],
-    ids=["an error of the template", "no template", "no strings"],
+    ids=["an error of the template", "no strings"],
 )
 def test_invalid_conversations_are_refused(tokenizer, template, content, message):
     with pytest.raises(InputError, match=message):
