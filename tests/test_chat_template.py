@@ -149,7 +149,9 @@ for template in json.loads(sys.argv[1]):
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = used.ru_utime + used.ru_stime - start[1].ru_utime - start[1].ru_stime + time.thread_time() - start[0]
     slowest = max(slowest, seconds)
-print(json.dumps([slowest, used.ru_maxrss / 1e3, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3]))
+# ru_maxrss of a process begins with that of its parent, pytest.
+(peak,) = (line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps([slowest, used.ru_maxrss / 1e3, int(peak) / 1e3]))
 """,
         json.dumps([template for template in ATTACKS.values() if len(template) < 60_000]),
     )

@@ -183,7 +183,7 @@ def test_the_first_files_of_gpt_2_give_its_tokenizer(tmp_path):
 
 
 DOUBLED = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-GROWING = {"type": "Sequence", "normalizers": [DOUBLED] * 40, "decoders": [DOUBLED] * 40}
+GROWING = {"type": "Sequence", "normalizers": [DOUBLED] * 11, "decoders": [DOUBLED] * 11}
 
 
 @pytest.mark.parametrize(
