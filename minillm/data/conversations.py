@@ -18,41 +18,76 @@ class Conversation(NamedTuple):
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
     keywords: tuple[str, ...] = ()
-    place: str = ""
+    place: str = "a conversation"
 
     @property
     def turns(self) -> list[int]:
         """The indices of the assistant's messages."""
         return [n for n, message in enumerate(self.messages) if message["role"] == "assistant"]
 
+    @property
+    def text(self) -> str:
+        """The messages before the last answer, for display."""
+        return "\n".join(message["content"] for message in self.messages[: self.turns[-1]])
+
+    def without_turn(self, side: str) -> "Conversation | None":
+        """Without the first or the last turn, from a user's message to the next; None if there is only one."""
+        users = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
+        if len(users) < 2 or self.turns[0] > users[-1]:
+            return None
+        first, last = users[:2] if side == "left" else (users[-1], len(self.messages))
+        return self._replace(messages=[*self.messages[:first], *self.messages[last:]])
+
 
 class EncodedConversation(NamedTuple):
-    """Token ids, and for each whether it is trained on."""
+    """Token ids, and for each whether it is trained on; the last one is."""
 
     ids: list[int]
     trained: list[bool]
+
+    @property
+    def targets(self) -> list[int]:
+        """The places of the ids that are trained on."""
+        return [place for place, trained in enumerate(self.trained) if trained and place > 0]
+
+    @property
+    def answer(self) -> int:
+        """The place where the last answer begins."""
+        return len(self.ids) - self.trained[::-1].index(False)
+
+
+def answered(prompt: Sequence[int], answer: Sequence[int]) -> EncodedConversation:
+    """A prompt and an answer, which is trained on."""
+    return EncodedConversation([*prompt, *answer], [False] * len(prompt) + [True] * len(answer))
 
 
 def encode_conversation(tokenizer: Tokenizer, conversation: Conversation) -> list[EncodedConversation]:
     """The rows of a conversation, up to its last answer; mostly one.
 
-    Raises InputError for a template that fails, or that does not continue the prompt of generation with the answer.
+    Raises InputError for a template that fails, or that does not continue the prompt of generation with the answer, and
+    if nothing is trained on.
     """
     rows: list[EncodedConversation] = []
     for turn in conversation.turns:
         try:
             ids, trained = _turn(tokenizer, conversation, turn)
         except InputError as problem:
-            raise InputError(f"{conversation.place or 'a conversation'}: {problem}") from None
+            raise InputError(f"{conversation.place}: {problem}") from None
+        if not trained:
+            continue
         if rows and ids[: len(rows[-1].ids)] == rows[-1].ids:
             before = rows.pop().trained
             trained = before + trained[len(before) :]
         rows.append(EncodedConversation(ids, trained))
+    if not rows:
+        raise InputError(
+            f"{conversation.place}: {{% generation %}} or the weights of messages leave no answer to train"
+        )
     return rows
 
 
 def _turn(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> tuple[list[int], list[bool]]:
-    """The ids up to the end of an answer, and which of them belong to this answer."""
+    """The ids up to the end of an answer, and which of them belong to this answer; nothing if none is trained."""
     messages, tools = conversation.messages, conversation.tools
     prompt = tokenizer.chat(messages[:turn], tools=tools)
     ids, spans = tokenizer.chat_spans(messages[: turn + 1], tools=tools)
@@ -64,8 +99,12 @@ def _turn(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> tuple[
             raise InputError("an answer needs an end: one in the chat template, or the tokenizer's end of text (eos)")
         end, ids = len(ids), [*ids, tokenizer.eos]
     spanned = {place for span in spans for place in span}
-    inside = [not spans or place in spanned or (place == end and place - 1 in spanned) for place in range(end + 1)]
-    return ids[: end + 1], [within and place >= len(prompt) for place, within in enumerate(inside)]
+    spanned |= {end} if end - 1 in spanned else set()
+    tagged = "endgeneration" in (tokenizer.chat_template or "")
+    places = [n for n in range(len(prompt), end + 1) if n in spanned or not tagged]
+    if not places or messages[turn].get("weight") == 0:  # as in files for OpenAI
+        return [], []
+    return ids[: places[-1] + 1], [n in places for n in range(places[-1] + 1)]
 
 
 def _discontinued(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:

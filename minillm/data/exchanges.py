@@ -1,8 +1,10 @@
 """Prompts with free-form answers: summaries, translations, replies."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from minillm.data.conversations import Conversation
 from minillm.data.tables import Table
 from minillm.data.tasks import divide
 from minillm.tokenizer import Tokenizer
@@ -27,12 +29,12 @@ class Exchange(NamedTuple):
 
 @dataclass(frozen=True)
 class Exchanges:
-    """A task with free-form answers. Tune on `validation`; score `test` once."""
+    """A task with free-form answers, or conversations. Tune on `validation`; score `test` once."""
 
     name: str
-    train: list[Exchange]
-    validation: list[Exchange]
-    test: list[Exchange]
+    train: Sequence[Exchange | Conversation]
+    validation: Sequence[Exchange | Conversation]
+    test: Sequence[Exchange | Conversation]
     note: str = ""
     """How the file was read, if not as usual."""
 

@@ -15,13 +15,17 @@ from typing import Any, Literal
 from minillm.adapt.card import write_card
 from minillm.adapt.description import DESCRIPTION, Usage, describe
 from minillm.classifier import CLASSIFIER
+from minillm.data.conversation_tables import Kind, lecture, recognised, table_conversations
+from minillm.data.conversations import Conversation, answered
 from minillm.data.exchanges import Exchanges, table_exchanges
 from minillm.data.tasks import Task
+from minillm.data.templates import task_template
 from minillm.errors import InputError
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
-from minillm.lab.free_answers import adapt_to_answers
-from minillm.lab.own_data import report
+from minillm.lab.free_answers import adapt_to_answers, encode_rows
+from minillm.lab.own_data import report, trained_tokens
 from minillm.lab.saving import saved
+from minillm.prompting.lengths import room
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit, complete
 from minillm.runtime.options import Directory
@@ -30,11 +34,13 @@ from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
 MEASURED = "adapt.json"
+CHOICES = ("kind", "prompt_column", "answer_column", "exact_match")
+"""The options of this file that change the results; adapt.json may lack some."""
 
 
 @dataclass(kw_only=True)
 class Adapt(MethodOptions, DataOptions):
-    """Adapt a model to labelled texts or to free answers with one method, and save the adapter.
+    """Adapt a model to labelled texts, free answers or conversations with one method, and save the adapter.
 
     Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit.
 
@@ -45,10 +51,18 @@ class Adapt(MethodOptions, DataOptions):
     """The directory of the adapter and of its measurements, adapt.json."""
     method: Literal["features", Trained] = "lora"
     """The method; features is a linear probe, output trains the output rows of the answers, full trains all weights."""
+    kind: Kind | None = None
+    """The kind of your data, recognised from its columns if not given: labels (labelled texts), or conversations in
+    the base's chat template: messages, sharegpt (conversations), alpaca (instruction, input, output), answers (prompt,
+    answer)."""
     prompt_column: str | None = None
-    """Free answers: the column of the prompts in your data."""
+    """The column of the prompts in your data; without --kind, free answers without the chat template."""
     answer_column: str | None = None
-    """Free answers: the column of the answers in your data."""
+    """The column of the answers in your data."""
+    exact_match: bool = False
+    """Conversations: answer all test rows, and report the share of answers that equal the expected ones."""
+    show_data: bool = False
+    """Print three training rows with the trained tokens in colour or in brackets, and end."""
     checkpoint_every: int | None = None
     """Optimizer steps between checkpoints; every epoch and every five minutes if not given."""
     overwrite: bool = False
@@ -57,12 +71,15 @@ class Adapt(MethodOptions, DataOptions):
     def __post_init__(self):
         super().__post_init__()
         check_options(self.method, self)
+        if self.kind is not None and self.data is None:
+            raise InputError("--kind needs --data")
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise InputError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
 
     @property
     def free(self) -> bool:
-        return self.prompt_column is not None or self.answer_column is not None
+        """Whether the data are prompts and answers for a prompt template."""
+        return self.kind is None and (self.prompt_column is not None or self.answer_column is not None)
 
     @property
     def question(self) -> str:
@@ -70,13 +87,35 @@ class Adapt(MethodOptions, DataOptions):
 
     def run(self) -> None:
         keep_freed_memory()
+        if self.show_data:
+            print(shown(self))
+            return
         measured = adapt(self)
         for name, value in measured.items():
             if not isinstance(value, (list, dict)):
                 print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        for sample in measured.get("samples", []):
+            print("\n".join(f"{name}: {text}" for name, text in sample.items()), end="\n\n")
         print(f"saved: {self.out}")
-        for doubt in [] if self.free else doubts(measured):
+        for doubt in doubts(measured) if "accuracy" in measured else []:
             print(doubt, file=sys.stderr)
+
+    def load_data(self) -> Task | Exchanges:
+        """Labelled texts, free answers or conversations. Raises InputError for data or options that cannot be used."""
+        if self.free:
+            return self.exchanges()
+        for_labels = (self.text_column, self.label_column, self.prompt, self.labels) != ("text", "label", None, None)
+        kind = self.kind or ("lecture" if self.task == "lecture" else "labels")
+        if self.kind is None and self.table is not None and not for_labels:
+            kind = recognised(self.table)
+        if kind == "labels":
+            return self.load_task()
+        if for_labels:
+            raise InputError("--prompt, --labels, --text-column and --label-column are for labelled texts")
+        if self.table is None:
+            return lecture()
+        columns = [name for name in (self.prompt_column, self.answer_column) if name is not None]
+        return table_conversations(self.table, kind, columns or None, self.train, self.test)
 
     def exchanges(self) -> Exchanges:
         """The prompts and answers of the data. Raises InputError if an option for them is missing."""
@@ -97,15 +136,14 @@ def adapt(options: Adapt) -> dict[str, Any]:
     """
     check_directory(options.out)
     use_threads(options.threads)
-    if options.free and options.method == "features":
+    task = options.load_data()
+    if isinstance(task, Exchanges) and options.method == "features":
         raise InputError(f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}")
-    task = options.exchanges() if options.free else options.load_task()
     described = {
         "ladder": options.described(task),
         "method": options.method,
         "options": {option.name: getattr(options, option.name) for option in fields(MethodOptions)},
-        "prompt_column": options.prompt_column,
-        "answer_column": options.answer_column,
+        **{name: getattr(options, name) or None for name in CHOICES},
     }
     output = Output(options, described)
     measured = output.earlier()
@@ -166,8 +204,26 @@ class Output:
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
     """All settings of a run by their names."""
-    whole = {name: described.get(name) for name in ("method", "prompt_column", "answer_column")}
+    whole = {name: described.get(name) for name in ("method", *CHOICES)}
     return {**described.get("ladder", {}), **whole, **described.get("options", {})}
+
+
+def shown(options: Adapt) -> str:
+    """The first training rows, with the tokens that are trained on."""
+    task = options.load_data()
+    report(task)
+    experiment = options.load()
+    tokenizer = experiment.tokenizer
+    if isinstance(task, Exchanges):
+        available = room(experiment.decoder, 0)
+        rows = [row for rows in encode_rows(tokenizer, task.train[:3], available, options.truncate) for row in rows]
+    else:
+        template, texts = task_template(task), [row.text for row in task.train[:3]]
+        answers = template.answers(tokenizer, texts, task.answers)
+        rows = [
+            answered(template.encode(tokenizer, row.text), answers[row.label]) for row in task.train[:3]
+        ]  # fmt: skip
+    return trained_tokens(tokenizer, rows, sys.stdout.isatty())
 
 
 def to_labels(output: Output, task: Task) -> dict[str, Any]:
@@ -188,11 +244,14 @@ def to_answers(output: Output, task: Exchanges) -> dict[str, Any]:
     experiment = options.load()
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
-    end = experiment.tokenizer.names.get("eos", "")
-    method.usage = Usage(base_name=options.base, prompt=options.question, end=end, command=options.command_line)
+    chat = isinstance(task.train[0], Conversation)
+    end = "" if chat else experiment.tokenizer.names.get("eos", "")
+    prompt = "{text}" if chat else options.question
+    method.usage = Usage(base_name=options.base, prompt=prompt, chat=chat, end=end, command=options.command_line)
     measured = adapt_to_answers(
         experiment, task, method, settings,
         lambda: output.save(partial(method.save, tokenizer=experiment.tokenizer)), options.truncate, output.checkpoints,
+        exact=options.exact_match or not chat,
     )  # fmt: skip
     return {
         "trainable_parameters": parameter_count(method.trainable()),

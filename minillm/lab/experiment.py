@@ -60,8 +60,9 @@ class DataOptions(RunOptions):
 
     base: Model = "smollm2-135m-instruct"
     """A pulled model, tiny, hf:NAME, a directory in Hugging Face's layout, or a .gguf file."""
-    task: Literal["reviews", "word_problems"] | None = None
-    """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny)."""
+    task: Literal["reviews", "word_problems", "lecture"] | None = None
+    """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny). For adapt,
+    also lecture: questions on the adaptation of models, with free answers."""
     data: File | None = None
     """Your own labelled texts, a .csv, .tsv or .jsonl file, instead of a task."""
     delimiter: str | None = None
@@ -91,7 +92,9 @@ class DataOptions(RunOptions):
             raise InputError("give either --data or --task, not both")
         if self.data is None and not (self.delimiter is None and self.encoding is None):
             raise InputError("--delimiter and --encoding need --data")
-        if self.data is None:
+        if self.task == "lecture" and not (self.train is None and self.test is None):
+            raise InputError("lecture has fixed parts; leave out --train and --test")
+        if self.data is None and self.task != "lecture":
             self.train = TRAIN if self.train is None else self.train
             self.test = TEST if self.test is None else self.test
 
@@ -123,6 +126,8 @@ class DataOptions(RunOptions):
         return self.given_task()
 
     def given_task(self) -> Task:
+        if self.task == "lecture":
+            raise InputError("lecture has free answers and no labels; use it with minillm adapt, or another --task")
         if self.table is not None:
             return table_task(
                 self.table, text_column=self.text_column, label_column=self.label_column, prompt=self.question,

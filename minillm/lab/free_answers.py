@@ -1,85 +1,180 @@
-"""Adaptation to free answers. The loss is computed on the tokens of the answers only.
+"""Adaptation to free answers and conversations. The loss is computed on the tokens of the answers only.
 
-Measurements on the test rows: the loss in nats per token, and exact match, the share of greedy answers that equal the
-expected ones up to surrounding whitespace.
+Measurements on the test rows, of the base and after training: the loss in nats per token, the perplexity, and greedy
+answers. Exact match is the share of greedy answers that equal the expected ones; keyword match is the share that have
+all keywords. Forgetting is the rise of the loss on text that the base itself sampled at temperature 1, an estimate of
+KL(base || adapted) in nats per token.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
+from itertools import takewhile
+from statistics import fmean
 from typing import Any
 
 import torch
 
 from minillm.adapt import Method
 from minillm.data.batches import generation_batches, length_buckets, pad_left
+from minillm.data.conversations import Conversation, EncodedConversation
 from minillm.data.exchanges import Exchange, Exchanges
-from minillm.generation import generate
+from minillm.generation import LanguageModel, generate
 from minillm.lab.experiment import Experiment
-from minillm.prompting.fitting import EncodedRow, encode_exchanges, fit_to_answers
-from minillm.prompting.lengths import room
-from minillm.prompting.scoring import answer_log_probabilities
+from minillm.prompting.fitting import encode_conversations, encode_exchanges, fit_to_answers
+from minillm.prompting.lengths import Room, room
+from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
+from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.schedule import TrainingSettings
 
 BATCH = 16
+SAMPLES, SAMPLE_TOKENS = 3, 64
+"""Answers that are shown, and the tokens that an answer may have if the expected one is shorter."""
+OWN_ROWS, OWN_TOKENS = 8, 64
+"""The size of the base's own text."""
+
+
+def encode_rows(
+    tokenizer: Tokenizer, rows: Sequence[Exchange | Conversation], available: Room, truncate: str
+) -> list[list[EncodedConversation]]:
+    """The encoded rows of each exchange or conversation."""
+    conversations = [row for row in rows if isinstance(row, Conversation)]
+    if conversations:
+        return encode_conversations(tokenizer, conversations, available, truncate)
+    exchanges = [row for row in rows if isinstance(row, Exchange)]
+    return [[row] for row in encode_exchanges(tokenizer, exchanges, available, truncate)]
 
 
 def adapt_to_answers(
     experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
     on_trained: Callable[[], None], truncate: str = "error", checkpoints: Checkpoints | None = None,
+    exact: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
-    exchanges, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
-    encoded = encode_exchanges(experiment.tokenizer, exchanges, room(method, 0, experiment.precision), truncate)
-    rows, validation, test = encoded[:first], encoded[first:last], encoded[last:]
+    rows, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
+    encoded = encode_rows(experiment.tokenizer, rows, room(method, 0, experiment.precision), truncate)
+    train, validation, test = (
+        [row for rows in part for row in rows] for part in (encoded[:first], encoded[first:last], encoded[last:])
+    )
+    asked = [rows[-1] for rows in encoded[last:]]
+    method.eval()
+    own = own_text(experiment, method)
+    base = measure(experiment, method.decoder, test, asked, own)
     history = fit_to_answers(
-        method, rows, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
+        method, train, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
         checkpoints=checkpoints,
     )  # fmt: skip
     on_trained()
     start = time.perf_counter()
-    nats, exact = held_out(experiment, method, test), exact_match(experiment, method, task.test, test)
+    found = measure(experiment, method, test, asked, own)
+    shares = matches(experiment, method, task.test, asked, exact)
+    shown = zip(task.test, asked, base.pop("answers"), found.pop("answers"), strict=False)
     return {
-        "nats_per_token": nats,
-        "exact_match": exact,
+        **found,
+        **{f"{name}_before": value for name, value in base.items()},
+        "forgetting": found["own_text_nats"] - base["own_text_nats"],
+        **shares,
         "train_seconds": history.seconds,
         "eval_seconds": time.perf_counter() - start,
         "tokens_per_second": history.tokens / history.seconds,
+        "samples": [
+            {"prompt": row.text, "expected": expected(experiment, one), "before": before, "after": after}
+            for row, one, before, after in shown
+        ],
         "validation": [-score for score in history.validation],
         "losses": history.losses,
     }
 
 
+def measure(
+    experiment: Experiment, model: LanguageModel, test: Sequence[EncodedConversation],
+    asked: Sequence[EncodedConversation], own: Sequence[EncodedConversation],
+) -> dict[str, Any]:  # fmt: skip
+    """The losses on the test rows and on the base's own text, and some answers."""
+    nats = held_out(experiment, model, test)
+    return {
+        "nats_per_token": nats,
+        "perplexity": math.exp(min(nats, 700)),
+        "own_text_nats": held_out(experiment, model, own),
+        "answers": answers(experiment, model, asked[:SAMPLES], SAMPLE_TOKENS),
+    }
+
+
 @torch.no_grad()
-def held_out(experiment: Experiment, method: Method, rows: Sequence[EncodedRow]) -> float:
+def held_out(experiment: Experiment, model: LanguageModel, rows: Sequence[EncodedConversation]) -> float:
     """The mean loss of the answer tokens, in nats."""
-    total, count = 0.0, 0
-    batches = length_buckets([len(prompt) + len(answer) for prompt, answer in rows], BATCH)
-    for batch in progress(batches, desc="validation loss", unit="batch"):
-        prompts, answers = zip(*(rows[index] for index in batch), strict=True)
+    total = 0.0
+    for batch in progress(length_buckets([len(row.ids) for row in rows], BATCH), desc="validation loss", unit="batch"):
         with autocast(experiment.device, experiment.precision):
-            total -= answer_log_probabilities(method, prompts, answers).sum().item()
-        count += sum(len(answer) for answer in answers)
-    return total / count
+            total -= log_likelihoods(model, [rows[index] for index in batch]).sum().item()
+    return total / sum(len(row.targets) for row in rows)
 
 
-def exact_match(
-    experiment: Experiment, method: Method, rows: Sequence[Exchange], encoded: Sequence[EncodedRow]
-) -> float:  # fmt: skip
-    """The share of rows whose greedy answer is the expected one, up to surrounding whitespace."""
-    right, device, end = 0, experiment.device, experiment.tokenizer.eos
-    assert end is not None
-    most = room(method, 0, experiment.precision).prompt
-    prompts, answers = zip(*((len(prompt), len(answer)) for prompt, answer in encoded), strict=True)
-    for batch in progress(generation_batches(prompts, answers, BATCH, most), desc="answers", unit="batch"):
-        ids, mask = pad_left([encoded[index][0] for index in batch])
-        # One token more than the longest expected answer if it fits: longer outputs are wrong anyway.
-        longest = min(max(answers[index] for index in batch) + 1, most - ids.shape[1])
+def own_text(experiment: Experiment, method: Method) -> list[EncodedConversation]:
+    """Text that the base samples at temperature 1, from the start of a text to its end or `OWN_TOKENS` tokens.
+
+    Before training, the decoder of a method computes what its base does.
+    """
+    start, stop = experiment.tokenizer.prompt(""), experiment.tokenizer.stop
+    ids = torch.tensor([start] * OWN_ROWS, device=experiment.device)
+    new = min(OWN_TOKENS, room(method, 0, experiment.precision).prompt - len(start))
+    with autocast(experiment.device, experiment.precision):
+        out = generate(method.decoder, ids, max_new_tokens=new, temperature=1.0, seed=experiment.seed, stop=stop)
+    rows = []
+    for row in out.tolist():
+        end = next((n for n, token in enumerate(row) if token in stop and n >= len(start)), len(row) - 1)
+        rows.append(EncodedConversation(row[: end + 1], [n >= len(start) for n in range(end + 1)]))
+    return rows
+
+
+def matches(
+    experiment: Experiment, method: Method, rows: Sequence[Exchange | Conversation],
+    asked: Sequence[EncodedConversation], exact: bool,
+) -> dict[str, float]:  # fmt: skip
+    """Exact match, if wanted, and keyword match, if the rows have keywords."""
+    keywords = [row.keywords for row in rows if isinstance(row, Conversation) and row.keywords]
+    if not (exact or keywords):
+        return {}
+    texts, found = answers(experiment, method, asked, SAMPLE_TOKENS if keywords else 0), {}
+    if exact:
+        found["exact_match"] = fmean(text == expected(experiment, row) for text, row in zip(texts, asked, strict=True))
+    if keywords:
+        found["keyword_match"] = fmean(
+            all(word.strip().lower() in text.lower() for word in words)
+            for text, words in zip(texts, keywords, strict=True)
+        )
+    return found
+
+
+def expected(experiment: Experiment, row: EncodedConversation) -> str:
+    """The text of the last answer of a row, without its end."""
+    return _text(experiment.tokenizer, row.ids[row.answer :])
+
+
+def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.decode([*takewhile(lambda token: token not in tokenizer.stop, ids)]).strip()
+
+
+def answers(
+    experiment: Experiment, model: LanguageModel, rows: Sequence[EncodedConversation], least: int
+) -> list[str]:  # fmt: skip
+    """Greedy answers in place of the last answers of the rows.
+
+    They end after one token more than the longest expected answer of a batch, or `least` tokens, if the context has
+    them: for exact match, longer outputs are wrong anyway.
+    """
+    device, stop, found = experiment.device, experiment.tokenizer.stop, [""] * len(rows)
+    most = room(model, 0, experiment.precision).prompt
+    prompts = [row.answer for row in rows]
+    lengths = [max(least, len(row.ids) - row.answer) for row in rows]
+    for batch in progress(generation_batches(prompts, lengths, BATCH, most), desc="answers", unit="batch"):
+        ids, mask = pad_left([rows[index].ids[: prompts[index]] for index in batch])
+        longest = min(max(lengths[index] for index in batch) + 1, most - ids.shape[1])
         with autocast(device, experiment.precision):
-            out = generate(method, ids.to(device), max_new_tokens=longest, stop=[end], mask=mask.to(device))
+            out = generate(model, ids.to(device), max_new_tokens=longest, stop=stop, mask=mask.to(device))
         for index, answer in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-            text = experiment.tokenizer.decode(answer[: answer.index(end)] if end in answer else answer)
-            right += text.strip() == rows[index].answer.strip()
-    return right / len(rows)
+            found[index] = _text(experiment.tokenizer, answer)
+    return found

@@ -2,11 +2,16 @@
 
 import sys
 from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 
+from minillm.data.conversations import EncodedConversation
 from minillm.data.exchanges import Exchanges
 from minillm.data.table_tasks import TableTask
 from minillm.data.tasks import Task
 from minillm.lab.report import aligned
+from minillm.tokenizer import Tokenizer
 
 FEW = 5
 """With fewer training rows of a class, a warning is printed."""
@@ -27,11 +32,24 @@ def overview(task: TableTask | Exchanges) -> list[str]:
     )
     if isinstance(task, TableTask):
         lines += _classes(task)
-    # The text of a row, or its prompt.
-    known = {row[0] for row in task.train}
-    if repeated := sum(row[0] in known for row in task.test):
+    known = {row.text for row in task.train}
+    if repeated := sum(row.text in known for row in task.test):
         lines.append(f"warning: {repeated} of the {len(task.test)} test texts are also among the training texts")
     return lines
+
+
+def trained_tokens(tokenizer: Tokenizer, rows: Sequence[EncodedConversation], colour: bool) -> str:
+    """The rows as text, with the trained tokens in colour or in brackets; control characters are escaped."""
+    start, end = ("\033[1;32m", "\033[0m") if colour else ("[", "]")
+    lines = []
+    for number, row in enumerate(rows, 1):
+        line = f"--- row {number}: {len(row.ids)} tokens, {len(row.targets)} trained\n"
+        for trained, group in groupby(zip(row.ids, row.trained, strict=True), key=itemgetter(1)):
+            text = tokenizer.decode([token for token, _ in group])
+            shown = "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+            line += start + shown + end if trained else shown
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def _classes(task: TableTask) -> list[str]:

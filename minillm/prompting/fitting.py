@@ -1,5 +1,6 @@
 """Fitting a method: on labels (`fit_to_labels`), on stored features (`fit_head`), on answers in words (`train`)."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,12 +9,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import FineTune, FrozenHead, Method
+from minillm.data.conversations import Conversation, EncodedConversation, answered, encode_conversation
 from minillm.data.exchanges import Exchange
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.prompting.lengths import Room, fit, room
-from minillm.prompting.scoring import Features, accuracy, answer_log_probabilities, answer_scores, score_all
+from minillm.prompting.scoring import Features, accuracy, answer_scores, log_likelihoods, score_all
 from minillm.runtime.device import best_precision
+from minillm.runtime.progress import progress
 from minillm.shapes import Float, Int
 from minillm.tokenizer import Tokenizer
 from minillm.training import loop
@@ -26,8 +29,6 @@ PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5
 """The grid of C, the inverse strength of a logistic regression's penalty."""
 HELD_OUT = 5
 """Without validation rows, C is chosen on every fifth row of each class."""
-EncodedRow = tuple[list[int], list[int]]
-"""Prompt ids, answer ids."""
 
 
 def _scored(method: Method, answers: Sequence[list[int]]) -> Sequence[list[int]]:
@@ -114,8 +115,8 @@ def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[T
 
 def encode_exchanges(
     tokenizer: Tokenizer, exchanges: Sequence[Exchange], available: Room, truncate: str = "error"
-) -> list[EncodedRow]:
-    """The ids of prompts and of answers with the end of text, within the room that is available without an answer.
+) -> list[EncodedConversation]:
+    """Prompts, and their answers with the end of text, within the room that is available without an answer.
 
     Raises InputError if the tokenizer has no end of text, and as `lengths.fit`.
     """
@@ -124,22 +125,51 @@ def encode_exchanges(
     answers = [[*tokenizer.encode(exchange.answer), tokenizer.eos] for exchange in exchanges]
     rooms = [available._replace(answer=len(answer) - 1) for answer in answers]
     _, prompts = fit(tokenizer, exchanges, rooms, truncate, [exchange.place or "a text" for exchange in exchanges])
-    return list(zip(prompts, answers, strict=True))
+    return list(map(answered, prompts, answers))
+
+
+def encode_conversations(
+    tokenizer: Tokenizer, conversations: Sequence[Conversation], available: Room, truncate: str = "error"
+) -> list[list[EncodedConversation]]:
+    """The rows of each conversation. With `truncate` left or right, whole turns are left out there until it fits.
+
+    Raises InputError for a conversation that is too long, and as `encode_conversation`.
+    """
+    encoded, long, cut = [], [], 0
+    for conversation in progress(conversations, desc="conversations"):
+        shorter, rows = conversation, encode_conversation(tokenizer, conversation)
+        size = longest = max(len(row.ids) for row in rows)
+        while truncate != "error" and size > available.prompt + 1 and (rest := shorter.without_turn(truncate)):
+            shorter, rows = rest, encode_conversation(tokenizer, rest)
+            size = max(len(row.ids) for row in rows)
+        if size > available.prompt + 1:
+            long.append((conversation.place, size))
+        encoded.append(rows)
+        cut += size < longest
+    if long:
+        turn = "shorten them, or set truncate (--truncate) to left or right, the side where whole turns are left out"
+        raise InputError(
+            f"{long[0][0]}: the conversation has {long[0][1]} tokens, and {available.prompt + 1} fit ({available}); "
+            f"{len(long)} of {len(encoded)} conversations are too long, the longest has {max(n for _, n in long)}: "
+            + (turn if truncate == "error" else "shorten their turns")
+        )
+    if cut:
+        print(f"truncated ({truncate}): {cut} of {len(encoded)} conversations, by whole turns", file=sys.stderr)
+    return encoded
 
 
 def fit_to_answers(
-    method: Method, rows: Sequence[EncodedRow], settings: TrainingSettings,
+    method: Method, rows: Sequence[EncodedConversation], settings: TrainingSettings,
     validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> History:  # fmt: skip
     """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts."""
 
-    def loss(rows: list[EncodedRow]) -> tuple[Tensor, int]:
-        prompts, answers = zip(*rows, strict=True)
-        return -answer_log_probabilities(method, prompts, answers).sum(), sum(len(answer) for answer in answers)
+    def loss(rows: list[EncodedConversation]) -> tuple[Tensor, int]:
+        return -log_likelihoods(method, rows).sum(), sum(len(row.targets) for row in rows)
 
     return loop.train(
-        method, rows, loss, lambda row: len(row[0]) + len(row[1]), settings, validate=validate,
+        method, rows, loss, lambda row: len(row.ids), settings, validate=validate,
         checkpoints=checkpoints, on_interrupt=on_interrupt,
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor
 
 from minillm.data.batches import length_buckets, pad_right
+from minillm.data.conversations import EncodedConversation
 from minillm.generation import LanguageModel
 from minillm.operations import log_softmax
 from minillm.runtime.device import autocast
@@ -55,17 +56,14 @@ def _longest(inputs: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [one for one in different if not any(other != one and _starts_with(other, one) for other in different)]
 
 
-def answer_log_probabilities(
-    model: LanguageModel, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]
-) -> Float[Tensor, "B"]:
-    """log P(answer | prompt) of each prompt's own answer, in nats."""
-    rows = [[*prompt, *answer[:-1]] for prompt, answer in zip(prompts, answers, strict=True)]
-    # The logits at a token predict the next one: the answer's first token is predicted at the prompt's last.
-    places = [range(len(p) - 1, len(p) - 1 + len(a)) for p, a in zip(prompts, answers, strict=True)]
-    log_probabilities = _log_probabilities_at(model, rows, places)
+def log_likelihoods(model: LanguageModel, rows: Sequence[EncodedConversation]) -> Float[Tensor, "B"]:
+    """The sum of the log-probabilities of the tokens of each row that are trained on, in nats."""
+    # The logits at a token predict the next one; the last token is a target and no input.
+    places = [[target - 1 for target in row.targets] for row in rows]
+    log_probabilities = _log_probabilities_at(model, [row.ids[:-1] for row in rows], places)
     device = log_probabilities.device
-    tokens = torch.tensor([token for answer in answers for token in answer], device=device)
-    owners = torch.tensor([row for row, answer in enumerate(answers) for _ in answer], device=device)
+    tokens = torch.tensor([row.ids[target] for row in rows for target in row.targets], device=device)
+    owners = torch.tensor([index for index, row in enumerate(rows) for _ in row.targets], device=device)
     each = log_probabilities.gather(-1, tokens[:, None])[:, 0]
     return each.new_zeros(len(rows)).index_add(0, owners, each)
 

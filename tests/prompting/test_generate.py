@@ -43,7 +43,8 @@ def test_a_prompt_has_the_ids_of_the_whole_text_in_training_and_in_generation(to
     ids = [1] * (tokenizer is LLAMA) + tokenizer.pipeline.encode("the film", add_special_tokens=False).ids
     assert _printed(capsys, "the film", tmp_path) == "the film" + _continuation(decoder, tokenizer, ids)
     encoded = encode_exchanges(tokenizer, [Exchange("the film", " is")], room(decoder, 0))
-    assert encoded == [(ids, [*tokenizer.encode(" is"), tokenizer.eos])]
+    assert encoded[0].ids == [*ids, *tokenizer.encode(" is"), tokenizer.eos]
+    assert encoded[0].answer == len(ids)
 
 
 def test_a_space_between_a_prompt_and_its_continuation_is_printed_once(tmp_path, capsys):

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm.data.answers import encode_answers
+from minillm.data.conversations import EncodedConversation, answered
 from minillm.ops.softmax import log_softmax
-from minillm.prompting.scoring import accuracy, answer_log_probabilities, answer_scores, score_all
+from minillm.prompting.scoring import accuracy, answer_scores, log_likelihoods, score_all
 from minillm.training.tokenizers import characters
 from tests.decoders import STYLES, random_decoder
 from tests.prompting.asked import tokens_processed
@@ -51,7 +52,10 @@ def test_the_probabilities_of_answers_sum_to_at_most_1(answers):
 def test_every_row_may_have_its_own_answer():
     answers = [[5, 1, 2], [7]]
     expected = torch.stack([by_hand(p, a) for p, a in zip(PROMPTS, answers, strict=True)])
-    assert_close(answer_log_probabilities(DECODER, PROMPTS, answers), expected, "law")
+    rows = list(map(answered, PROMPTS, answers))
+    assert_close(log_likelihoods(DECODER, rows), expected, "law")
+    twice = EncodedConversation(PROMPTS[0] + [5, 1, 2], [False] * len(PROMPTS[0]) + [True, False, True])
+    assert_close(log_likelihoods(DECODER, [twice])[0], expected[0] - by_hand(PROMPTS[0] + [5], [1]), "law")
 
 
 @pytest.mark.parametrize(
