@@ -4,15 +4,13 @@ Every row is checked. Contents are in NFC, without whitespace at their ends: an 
 share a token with its prompt.
 """
 
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from minillm.data.conversations import Conversation
-from minillm.data.exchanges import Exchanges
-from minillm.data.tables import Row, Table, printed
+from minillm.data.conversations import Conversation, Conversations, exchange
+from minillm.data.tables import Row, Table
 from minillm.data.tasks import divide
 from minillm.errors import InputError
 
@@ -36,58 +34,51 @@ AFTER = {
 """By role, those that may follow."""
 
 
-def recognised(table: Table) -> str:
-    """The kind of a table by its columns. Raises InputError if there is none."""
-    names = _names(table)
-    if {"text", "label"} <= names.keys():
-        return "labels"
-    for kind in COLUMNS:
-        if (columns := _columns(kind, names)) is not None:
-            print(f"{table.path}: {kind}, recognised by {' and '.join(columns)}; --kind overrules", file=sys.stderr)
-            return kind
-    raise InputError(
-        f"{table.path}: no conversations, prompts or labelled texts by its columns, {', '.join(names)}; name those of "
-        "texts and labels (--text-column, --label-column) or of prompts and answers (--prompt-column, --answer-column)"
-    )
-
-
-def _names(table: Table) -> dict[str, None]:
-    """The names of the columns of all rows, in order; of CSV files these are in the header."""
-    likely = [name for needed in COLUMNS.values() for names in needed for name in names]
-    return {name: None for row in table.read(*likely).rows for name in row.values}
-
-
-def _columns(kind: str, names: Iterable[str]) -> list[str] | None:
-    """The columns of a kind, if it is one of conversations and all are there."""
-    found = [next((name for name in needed if name in names), None) for needed in COLUMNS.get(kind, ())]
-    return [name for name in found if name is not None] if all(found) else None
-
-
 def table_conversations(
-    table: Table, kind: str, columns: Sequence[str] | None, train: int | None, test: int | None
-) -> Exchanges:
-    """The conversations of a table, divided like labelled text; `columns` are those of prompts and answers.
+    table: Table, kind: str | None, columns: Sequence[str], train: int | None, test: int | None,
+    template: str | None = None,
+) -> Conversations | None:  # fmt: skip
+    """The conversations of a table, divided like labelled text; None if its columns are those of labelled texts.
 
-    Raises InputError for a table or a row that is not of this kind.
+    A kind that is None is recognised. `columns`, if any, are those of prompts and answers, which with a template stay
+    as they are. Raises InputError for a table or a row that is not of this kind.
     """
-    names = _names(table)
-    columns = _columns(kind, names) if columns is None else columns
-    if columns is None or len(columns) != len(COLUMNS[kind]):
-        needed = " and ".join(" or ".join(some) for some in COLUMNS[kind])
-        raise InputError(f"{table.path}: {kind} has the columns {needed}; the file has {', '.join(names)}")
-    contents = table.read(*columns)
-    found = [_conversation(row, columns) for row in contents.rows]
-    notes = [table.note(contents)]
-    if unanswered := sum(one.messages[-1]["role"] != "assistant" for one in found):
-        notes.append(f"{unanswered} of {len(found)} conversations have messages after the last answer: not used")
-    return Exchanges(table.path.stem, *divide(found, train, test), note="\n".join(filter(None, notes)))
+    contents = table.read(*columns, *(name for needed in COLUMNS.values() for names in needed for name in names))
+    names = contents.rows[0].values
+    if kind is None and {"text", "label"} <= names.keys():
+        return None
+    for name in COLUMNS if kind is None else (kind,):
+        chosen = columns or [next((name for name in some if name in names), "") for some in COLUMNS[name]]
+        if all(chosen) and len(chosen) == len(COLUMNS[name]):
+            break
+    else:
+        needed = "; ".join(f"{name} has {' and '.join(map(' or '.join, some))}" for name, some in COLUMNS.items())
+        raise InputError(
+            f"{table.path} has the columns {', '.join(names)}, and data of {kind or 'a known kind'} others ({needed}); "
+            "name yours by --text-column and --label-column, or by --prompt-column and --answer-column"
+        )
+    if template is None:
+        rows = [_conversation(row, chosen) for row in contents.rows]
+    else:
+        rows = [exchange(row.text(chosen[0]), row.text(chosen[1]), template, row.place) for row in contents.rows]
+    notes = [table.note(contents), f"{name}, by {' and '.join(chosen)}; --kind overrules" if kind is None else ""]
+    if unanswered := sum(one.messages[-1]["role"] != "assistant" for one in rows):
+        notes.append(f"{unanswered} of {len(rows)} conversations have messages after the last answer: not used")
+    return Conversations(table.path.stem, *divide(rows, train, test), note="\n".join(filter(None, notes)))
 
 
 def _conversation(row: Row, columns: Sequence[str]) -> Conversation:
-    """The conversation of a row. Raises InputError for wrong roles, contents and tools."""
-    messages = _listed(row, *columns) if len(columns) == 1 else _pair(row, *columns)
-    if isinstance(system := row.values.get("system"), str) and system.strip():
-        messages = [{"role": "system", "content": _content(row, "the system message", system)}, *messages]
+    """The conversation of a row. Raises InputError for wrong messages, their order, and tools."""
+    found = row.values.get(columns[0])
+    if len(columns) == 2:  # a prompt, with Alpaca's input after it, and its answer
+        more = "\n\n" + row.text("input") if row.values.get("input") else ""
+        found = [*exchange(row.text(columns[0]) + more, row.text(columns[1])).messages]
+    if not isinstance(found, list):
+        hint = "; a .jsonl file has lists" if isinstance(found, str) else ""
+        raise row.wrong(f"{columns[0]!r} must be a list of messages, got {type(found).__name__}{hint}")
+    if system := row.values.get("system"):
+        found = [{"role": "system", "content": system}, *found]
+    messages = [_message(row, number, message) for number, message in enumerate(found, 1)]
     roles = [message["role"] for message in messages]
     for number, (before, role) in enumerate(pairwise(["the start", *roles]), 1):
         if role not in AFTER[before]:
@@ -99,61 +90,29 @@ def _conversation(row: Row, columns: Sequence[str]) -> Conversation:
     return Conversation(messages, tools, place=row.place)
 
 
-def _pair(row: Row, prompt: str, answer: str) -> list[dict[str, Any]]:
-    """A prompt, with Alpaca's input after it, and its answer."""
-    asked = [row.text(prompt).strip()]
-    if row.values.get("input") not in (None, "") and "input" not in (prompt, answer):
-        asked.append(row.text("input").strip())
-    return [
-        {"role": "user", "content": "\n\n".join(asked)}, {"role": "assistant", "content": row.text(answer).strip()},
-    ]  # fmt: skip
-
-
-def _listed(row: Row, column: str) -> list[dict[str, Any]]:
-    """The messages of a list, as objects of role and content or of from and value."""
-    if not isinstance(found := row.values.get(column), list):
-        hint = "; a .jsonl file has lists" if isinstance(found, str) else ""
-        raise row.wrong(f"{column!r} must be a list of messages, got {type(found).__name__}{hint}")
-    messages = []
-    for number, message in enumerate(found, 1):
-        if not isinstance(message, dict):
-            raise row.wrong(f"message {number} must be an object with role and content, got {type(message).__name__}")
-        rest = {name: value for name, value in message.items() if name not in ("role", "from", "content", "value")}
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise row.wrong(f"message {number} has the role {role!r}; the roles are {', '.join(ROLES)}")
-        content = "" if not content and rest.get("tool_calls") else _content(row, f"message {number}", content)
-        messages.append({**rest, "role": ROLES[role], "content": content})
-    return messages
-
-
-def _content(row: Row, what: str, content: Any) -> str:
-    """The text of a message, which may have several parts. Raises InputError for an empty one, and for no text."""
+def _message(row: Row, number: int, message: Any) -> dict[str, Any]:
+    """A message with role and content, from one that may have from and value, and a content of several texts."""
+    if not isinstance(message, dict):
+        raise row.wrong(f"message {number} must be an object with role and content, got {type(message).__name__}")
+    rest = {name: value for name, value in message.items() if name not in ("role", "from", "content", "value")}
+    role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
+    if not isinstance(role, str) or role not in ROLES:
+        raise row.wrong(f"message {number} has the role {role!r}; the roles are {', '.join(ROLES)}")
     if isinstance(content, list) and all(isinstance(part, dict) and part.get("type") == "text" for part in content):
         content = "".join(str(part.get("text", "")) for part in content)
-    if not isinstance(content, str):
-        raise row.wrong(f"the content of {what} must be a text or a list of texts, got {type(content).__name__}")
-    try:
-        text = printed(content).strip()
-    except ValueError as problem:
-        raise row.wrong(f"the content of {what} has {problem}") from None
-    if not text:
-        raise row.wrong(f"the content of {what} is empty")
-    return text
+    if content or not rest.get("tool_calls"):
+        name = f"content of message {number}"
+        content = row._replace(values={name: content}).text(name).strip()
+    return {**rest, "role": ROLES[role], "content": content or ""}
 
 
-def lecture() -> Exchanges:
+def lecture() -> Conversations:
     """Questions on the lecture; validation and test ask for the same answers in other words."""
     rows = Table(Path(__file__).with_name("lecture.csv")).read().rows
 
-    def asked(column: str) -> list[Conversation]:
-        return [
-            Conversation(
-                _pair(row, column, "answer"), keywords=tuple(row.text("keywords").split(";")), place=f"lecture, row {n}"
-            )
-            for n, row in enumerate(rows, 1)
-        ]  # fmt: skip
+    def asked(column: str, row: Row) -> Conversation:
+        keywords = tuple(row.text("keywords").split(";"))
+        return _conversation(row, (column, "answer"))._replace(keywords=keywords, place="lecture")
 
-    held_out = asked("paraphrase")
-    half = len(held_out) // 2
-    return Exchanges("lecture", asked("question"), held_out[:half], held_out[half:])
+    train, held_out = ([asked(column, row) for row in rows] for column in ("question", "paraphrase"))
+    return Conversations("lecture", train, held_out[: len(rows) // 2], held_out[len(rows) // 2 :])

@@ -6,6 +6,7 @@ several rows.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minillm.errors import InputError
@@ -13,10 +14,15 @@ from minillm.tokenizer import Tokenizer
 
 
 class Conversation(NamedTuple):
-    """Messages with a role and a content, tools for the template, keywords of the last answer, and the file's row."""
+    """Messages with a role and a content, and the tools for the chat template.
+
+    With `template`, a text with {text}, this is a prompt and an answer without a chat template. `keywords` are those of
+    the last answer, and `place` is the row of a file.
+    """
 
     messages: Sequence[Mapping[str, Any]]
     tools: Sequence[Mapping[str, Any]] | None = None
+    template: str | None = None
     keywords: tuple[str, ...] = ()
     place: str = "a conversation"
 
@@ -31,12 +37,30 @@ class Conversation(NamedTuple):
         return "\n".join(message["content"] for message in self.messages[: self.turns[-1]])
 
     def without_turn(self, side: str) -> "Conversation | None":
-        """Without the first or the last turn, from a user's message to the next; None if there is only one."""
-        users = [n for n, message in enumerate(self.messages) if message["role"] == "user"]
-        if len(users) < 2 or self.turns[0] > users[-1]:
+        """Without the first (left) or last (right) turn; None if there is only one, and for another side."""
+        users = [n for n, message in enumerate(self.messages) if message["role"] == "user" and n < self.turns[-1]]
+        if len(users) < 2 or side not in ("left", "right"):
             return None
         first, last = users[:2] if side == "left" else (users[-1], len(self.messages))
         return self._replace(messages=[*self.messages[:first], *self.messages[last:]])
+
+
+def exchange(text: str, answer: str, template: str | None = None, place: str = "a text") -> Conversation:
+    """A message of the user and the answer to it."""
+    messages = {"role": "user", "content": text}, {"role": "assistant", "content": answer}
+    return Conversation(messages, template=template, place=place)
+
+
+@dataclass(frozen=True)
+class Conversations:
+    """A task with free answers. Tune on `validation`; score `test` once."""
+
+    name: str
+    train: list[Conversation]
+    validation: list[Conversation]
+    test: list[Conversation]
+    note: str = ""
+    """How the file was read."""
 
 
 class EncodedConversation(NamedTuple):

@@ -15,16 +15,16 @@ from typing import Any, Literal
 from minillm.adapt.card import write_card
 from minillm.adapt.description import DESCRIPTION, Usage, describe
 from minillm.classifier import CLASSIFIER
-from minillm.data.conversation_tables import Kind, lecture, recognised, table_conversations
-from minillm.data.conversations import Conversation, answered
-from minillm.data.exchanges import Exchanges, table_exchanges
+from minillm.data.conversation_tables import Kind, lecture, table_conversations
+from minillm.data.conversations import Conversations
 from minillm.data.tasks import Task
-from minillm.data.templates import task_template
+from minillm.data.templates import Template
 from minillm.errors import InputError
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
-from minillm.lab.free_answers import adapt_to_answers, encode_rows
+from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report, trained_tokens
 from minillm.lab.saving import saved
+from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.lengths import room
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit, complete
@@ -100,33 +100,22 @@ class Adapt(MethodOptions, DataOptions):
         for doubt in doubts(measured) if "accuracy" in measured else []:
             print(doubt, file=sys.stderr)
 
-    def load_data(self) -> Task | Exchanges:
+    def load_data(self) -> Task | Conversations:
         """Labelled texts, free answers or conversations. Raises InputError for data or options that cannot be used."""
-        if self.free:
-            return self.exchanges()
-        for_labels = (self.text_column, self.label_column, self.prompt, self.labels) != ("text", "label", None, None)
-        kind = self.kind or ("lecture" if self.task == "lecture" else "labels")
-        if self.kind is None and self.table is not None and not for_labels:
-            kind = recognised(self.table)
-        if kind == "labels":
-            return self.load_task()
-        if for_labels:
-            raise InputError("--prompt, --labels, --text-column and --label-column are for labelled texts")
-        if self.table is None:
-            return lecture()
         columns = [name for name in (self.prompt_column, self.answer_column) if name is not None]
-        return table_conversations(self.table, kind, columns or None, self.train, self.test)
-
-    def exchanges(self) -> Exchanges:
-        """The prompts and answers of the data. Raises InputError if an option for them is missing."""
-        if self.table is None or self.prompt_column is None or self.answer_column is None:
+        for_labels = (self.text_column, self.label_column, self.prompt, self.labels) != ("text", "label", None, None)
+        if self.free and (self.table is None or len(columns) < 2):
             raise InputError("free answers need --data, --prompt-column and --answer-column")
-        if "{text}" not in self.question:
-            raise InputError(f"the prompt {self.question!r} has no {{text}}, the placeholder for the text of a row")
-        return table_exchanges(
-            self.table, prompt_column=self.prompt_column, answer_column=self.answer_column, template=self.question,
-            train=self.train, test=self.test,
-        )  # fmt: skip
+        if for_labels and not self.free and (self.task == "lecture" or self.kind not in (None, "labels")):
+            raise InputError("--prompt, --labels, --text-column and --label-column are for labelled texts")
+        if self.task == "lecture":
+            return lecture()
+        if self.table is None or self.kind == "labels" or (for_labels and not self.free):
+            return self.load_task()
+        template = Template(self.question).question if self.free else None  # a template without {text} is refused
+        kind = "answers" if self.free else self.kind
+        found = table_conversations(self.table, kind, columns, self.train, self.test, template)
+        return self.load_task() if found is None else found
 
 
 def adapt(options: Adapt) -> dict[str, Any]:
@@ -137,7 +126,7 @@ def adapt(options: Adapt) -> dict[str, Any]:
     check_directory(options.out)
     use_threads(options.threads)
     task = options.load_data()
-    if isinstance(task, Exchanges) and options.method == "features":
+    if isinstance(task, Conversations) and options.method == "features":
         raise InputError(f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}")
     described = {
         "ladder": options.described(task),
@@ -149,7 +138,7 @@ def adapt(options: Adapt) -> dict[str, Any]:
     measured = output.earlier()
     if measured is None:
         report(task)
-        measured = to_answers(output, task) if isinstance(task, Exchanges) else to_labels(output, task)
+        measured = to_answers(output, task) if isinstance(task, Conversations) else to_labels(output, task)
         metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
         with commit(options.out) as new:
             new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
@@ -211,19 +200,13 @@ def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
 def shown(options: Adapt) -> str:
     """The first training rows, with the tokens that are trained on."""
     task = options.load_data()
+    if not isinstance(task, Conversations):
+        raise InputError("--show-data is for conversations and free answers; of labelled texts, the labels are trained")
     report(task)
     experiment = options.load()
     tokenizer = experiment.tokenizer
-    if isinstance(task, Exchanges):
-        available = room(experiment.decoder, 0)
-        rows = [row for rows in encode_rows(tokenizer, task.train[:3], available, options.truncate) for row in rows]
-    else:
-        template, texts = task_template(task), [row.text for row in task.train[:3]]
-        answers = template.answers(tokenizer, texts, task.answers)
-        rows = [
-            answered(template.encode(tokenizer, row.text), answers[row.label]) for row in task.train[:3]
-        ]  # fmt: skip
-    return trained_tokens(tokenizer, rows, sys.stdout.isatty())
+    rows = encode_conversations(tokenizer, task.train[:3], room(experiment.decoder, 0), options.truncate)
+    return trained_tokens(tokenizer, [row for rows in rows for row in rows], sys.stdout.isatty())
 
 
 def to_labels(output: Output, task: Task) -> dict[str, Any]:
@@ -238,13 +221,13 @@ def to_labels(output: Output, task: Task) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in not_reported}
 
 
-def to_answers(output: Output, task: Exchanges) -> dict[str, Any]:
+def to_answers(output: Output, task: Conversations) -> dict[str, Any]:
     """Adapt to free answers and save the adapter."""
     options = output.options
     experiment = options.load()
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
-    chat = isinstance(task.train[0], Conversation)
+    chat = task.train[0].template is None
     end = "" if chat else experiment.tokenizer.names.get("eos", "")
     prompt = "{text}" if chat else options.question
     method.usage = Usage(base_name=options.base, prompt=prompt, chat=chat, end=end, command=options.command_line)

@@ -14,7 +14,7 @@ from torch import Tensor
 from minillm import hub
 from minillm.adapt import Adaptation, Method
 from minillm.classifier import TextClassifier
-from minillm.data.exchanges import Exchanges
+from minillm.data.conversations import Conversations
 from minillm.data.reviews import PROMPT, reviews_task
 from minillm.data.table_tasks import table_task
 from minillm.data.tables import Table
@@ -104,7 +104,7 @@ class DataOptions(RunOptions):
         default = PROMPT if self.data is None else TextClassifier.prompt
         return default if self.prompt is None else self.prompt
 
-    def described(self, task: Task | Exchanges | None = None) -> dict[str, Any]:
+    def described(self, task: Task | Conversations | None = None) -> dict[str, Any]:
         """These options in JSON's types, with the number of threads in use, and the sizes and sha256 of a task."""
         found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
         threads = torch.get_num_threads() if self.threads is None else self.threads

@@ -17,12 +17,11 @@ import torch
 
 from minillm.adapt import Method
 from minillm.data.batches import generation_batches, length_buckets, pad_left
-from minillm.data.conversations import Conversation, EncodedConversation
-from minillm.data.exchanges import Exchange, Exchanges
+from minillm.data.conversations import Conversation, Conversations, EncodedConversation
 from minillm.generation import LanguageModel, generate
 from minillm.lab.experiment import Experiment
-from minillm.prompting.fitting import encode_conversations, encode_exchanges, fit_to_answers
-from minillm.prompting.lengths import Room, room
+from minillm.prompting.fitting import encode_conversations, fit_to_answers
+from minillm.prompting.lengths import room
 from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
@@ -37,70 +36,55 @@ OWN_ROWS, OWN_TOKENS = 8, 64
 """The size of the base's own text."""
 
 
-def encode_rows(
-    tokenizer: Tokenizer, rows: Sequence[Exchange | Conversation], available: Room, truncate: str
-) -> list[list[EncodedConversation]]:
-    """The encoded rows of each exchange or conversation."""
-    conversations = [row for row in rows if isinstance(row, Conversation)]
-    if conversations:
-        return encode_conversations(tokenizer, conversations, available, truncate)
-    exchanges = [row for row in rows if isinstance(row, Exchange)]
-    return [[row] for row in encode_exchanges(tokenizer, exchanges, available, truncate)]
-
-
 def adapt_to_answers(
-    experiment: Experiment, task: Exchanges, method: Method, settings: TrainingSettings,
+    experiment: Experiment, task: Conversations, method: Method, settings: TrainingSettings,
     on_trained: Callable[[], None], truncate: str = "error", checkpoints: Checkpoints | None = None,
     exact: bool = True,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
     rows, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
-    encoded = encode_rows(experiment.tokenizer, rows, room(method, 0, experiment.precision), truncate)
+    encoded = encode_conversations(experiment.tokenizer, rows, room(method, 0, experiment.precision), truncate)
     train, validation, test = (
         [row for rows in part for row in rows] for part in (encoded[:first], encoded[first:last], encoded[last:])
     )
     asked = [rows[-1] for rows in encoded[last:]]
     method.eval()
     own = own_text(experiment, method)
-    base = measure(experiment, method.decoder, test, asked, own)
+    before = losses(experiment, method.decoder, test, own)
+    shown = [answers(experiment, method.decoder, asked[:SAMPLES], SAMPLE_TOKENS)]
     history = fit_to_answers(
         method, train, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
         checkpoints=checkpoints,
     )  # fmt: skip
     on_trained()
     start = time.perf_counter()
-    found = measure(experiment, method, test, asked, own)
-    shares = matches(experiment, method, task.test, asked, exact)
-    shown = zip(task.test, asked, base.pop("answers"), found.pop("answers"), strict=False)
+    after = losses(experiment, method, test, own)
+    shown.append(answers(experiment, method, asked[:SAMPLES], SAMPLE_TOKENS))
     return {
-        **found,
-        **{f"{name}_before": value for name, value in base.items()},
-        "forgetting": found["own_text_nats"] - base["own_text_nats"],
-        **shares,
+        **after,
+        **{f"{name}_before": value for name, value in before.items()},
+        "forgetting": after["own_text_nats"] - before["own_text_nats"],
+        **matches(experiment, method, task.test, asked, exact),
         "train_seconds": history.seconds,
         "eval_seconds": time.perf_counter() - start,
         "tokens_per_second": history.tokens / history.seconds,
         "samples": [
-            {"prompt": row.text, "expected": expected(experiment, one), "before": before, "after": after}
-            for row, one, before, after in shown
+            {"prompt": row.text, "expected": expected(experiment, one), "before": base, "after": trained}
+            for row, one, base, trained in zip(task.test, asked, *shown, strict=False)
         ],
         "validation": [-score for score in history.validation],
         "losses": history.losses,
     }
 
 
-def measure(
+def losses(
     experiment: Experiment, model: LanguageModel, test: Sequence[EncodedConversation],
-    asked: Sequence[EncodedConversation], own: Sequence[EncodedConversation],
-) -> dict[str, Any]:  # fmt: skip
-    """The losses on the test rows and on the base's own text, and some answers."""
+    own: Sequence[EncodedConversation],
+) -> dict[str, float]:  # fmt: skip
+    """The losses on the answers of the test rows and on the base's own text."""
     nats = held_out(experiment, model, test)
-    return {
-        "nats_per_token": nats,
-        "perplexity": math.exp(min(nats, 700)),
-        "own_text_nats": held_out(experiment, model, own),
-        "answers": answers(experiment, model, asked[:SAMPLES], SAMPLE_TOKENS),
-    }
+    perplexity = math.exp(min(nats, 700))  # larger ones are no float
+    return {"nats_per_token": nats, "perplexity": perplexity, "own_text_nats": held_out(experiment, model, own)}
 
 
 @torch.no_grad()
@@ -131,11 +115,11 @@ def own_text(experiment: Experiment, method: Method) -> list[EncodedConversation
 
 
 def matches(
-    experiment: Experiment, method: Method, rows: Sequence[Exchange | Conversation],
+    experiment: Experiment, method: Method, rows: Sequence[Conversation],
     asked: Sequence[EncodedConversation], exact: bool,
 ) -> dict[str, float]:  # fmt: skip
     """Exact match, if wanted, and keyword match, if the rows have keywords."""
-    keywords = [row.keywords for row in rows if isinstance(row, Conversation) and row.keywords]
+    keywords = [row.keywords for row in rows if row.keywords]
     if not (exact or keywords):
         return {}
     texts, found = answers(experiment, method, asked, SAMPLE_TOKENS if keywords else 0), {}

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from operator import itemgetter
 
-from minillm.data.conversations import EncodedConversation
-from minillm.data.exchanges import Exchanges
+from minillm.data.conversations import Conversations, EncodedConversation
 from minillm.data.table_tasks import TableTask
 from minillm.data.tasks import Task
 from minillm.lab.report import aligned
@@ -17,13 +16,13 @@ FEW = 5
 """With fewer training rows of a class, a warning is printed."""
 
 
-def report(task: Task | Exchanges) -> None:
+def report(task: Task | Conversations) -> None:
     """Print the overview of a user's own data to stderr, and nothing for a task of minillm."""
-    if isinstance(task, TableTask | Exchanges):
+    if isinstance(task, TableTask | Conversations):
         print("\n".join(overview(task)), file=sys.stderr)
 
 
-def overview(task: TableTask | Exchanges) -> list[str]:
+def overview(task: TableTask | Conversations) -> list[str]:
     """The lines of the report: rows of each part, classes, majority baseline, warnings."""
     lines = [task.note] if task.note else []
     lines.append(

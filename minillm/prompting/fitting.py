@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.adapt import FineTune, FrozenHead, Method
-from minillm.data.conversations import Conversation, EncodedConversation, answered, encode_conversation
-from minillm.data.exchanges import Exchange
+from minillm.data.conversations import Conversation, EncodedConversation, answered, encode_conversation, exchange
+from minillm.data.templates import Question, Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.prompting.lengths import Room, fit, room
@@ -113,48 +113,46 @@ def _held_out(features: Tensor, labels: Tensor) -> tuple[Tensor | slice, tuple[T
     return ~held, (features[held], labels[held])
 
 
-def encode_exchanges(
-    tokenizer: Tokenizer, exchanges: Sequence[Exchange], available: Room, truncate: str = "error"
-) -> list[EncodedConversation]:
-    """Prompts, and their answers with the end of text, within the room that is available without an answer.
-
-    Raises InputError if the tokenizer has no end of text, and as `lengths.fit`.
-    """
+def _encode_exchanges(
+    tokenizer: Tokenizer, exchanges: Sequence[Conversation], available: Room, truncate: str
+) -> list[list[EncodedConversation]]:
+    """Prompts of templates, and their answers with the end of text. Raises InputError as `lengths.fit`."""
     if tokenizer.eos is None:
         raise InputError("training on answers in words needs a tokenizer with an end of text (eos); this one has none")
-    answers = [[*tokenizer.encode(exchange.answer), tokenizer.eos] for exchange in exchanges]
+    answers = [[*tokenizer.encode(row.messages[-1]["content"]), tokenizer.eos] for row in exchanges]
     rooms = [available._replace(answer=len(answer) - 1) for answer in answers]
-    _, prompts = fit(tokenizer, exchanges, rooms, truncate, [exchange.place or "a text" for exchange in exchanges])
-    return list(map(answered, prompts, answers))
+    questions = [Question(Template(row.template or "{text}"), row.text) for row in exchanges]
+    _, prompts = fit(tokenizer, questions, rooms, truncate, [row.place for row in exchanges])
+    return [[answered(prompt, answer)] for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def encode_conversations(
     tokenizer: Tokenizer, conversations: Sequence[Conversation], available: Room, truncate: str = "error"
 ) -> list[list[EncodedConversation]]:
-    """The rows of each conversation. With `truncate` left or right, whole turns are left out there until it fits.
+    """The rows of each conversation, within the room that is available without an answer.
 
-    Raises InputError for a conversation that is too long, and as `encode_conversation`.
+    With `truncate` left or right, the text of a prompt template is cut, or whole turns are left out there until a
+    conversation fits. Raises InputError for a row that is too long, and as `encode_conversation`.
     """
-    encoded, long, cut = [], [], 0
+    if conversations[0].template is not None:
+        return _encode_exchanges(tokenizer, conversations, available, truncate)
+    encoded, sizes, cut, most = [], [], 0, available.prompt + 1
     for conversation in progress(conversations, desc="conversations"):
-        shorter, rows = conversation, encode_conversation(tokenizer, conversation)
-        size = longest = max(len(row.ids) for row in rows)
-        while truncate != "error" and size > available.prompt + 1 and (rest := shorter.without_turn(truncate)):
-            shorter, rows = rest, encode_conversation(tokenizer, rest)
-            size = max(len(row.ids) for row in rows)
-        if size > available.prompt + 1:
-            long.append((conversation.place, size))
+        rest, rows = conversation, encode_conversation(tokenizer, conversation)
+        while max(len(row.ids) for row in rows) > most and (shorter := rest.without_turn(truncate)):
+            rest, rows = shorter, encode_conversation(tokenizer, shorter)
         encoded.append(rows)
-        cut += size < longest
-    if long:
-        turn = "shorten them, or set truncate (--truncate) to left or right, the side where whole turns are left out"
+        sizes.append(max(len(row.ids) for row in rows))
+        cut += rest is not conversation
+    if long := [n for n, size in enumerate(sizes) if size > most]:
+        hint = ", or set truncate (--truncate) to left or right, the side where whole turns are left out"
         raise InputError(
-            f"{long[0][0]}: the conversation has {long[0][1]} tokens, and {available.prompt + 1} fit ({available}); "
-            f"{len(long)} of {len(encoded)} conversations are too long, the longest has {max(n for _, n in long)}: "
-            + (turn if truncate == "error" else "shorten their turns")
+            f"{conversations[long[0]].place}: the conversation has {sizes[long[0]]} tokens, and {most} fit "
+            f"({available}); {len(long)} of {len(sizes)} are too long, the longest has {max(sizes)}: shorten their "
+            f"turns{hint * (truncate == 'error')}"
         )
     if cut:
-        print(f"truncated ({truncate}): {cut} of {len(encoded)} conversations, by whole turns", file=sys.stderr)
+        print(f"truncated ({truncate}): {cut} of {len(sizes)} conversations, by whole turns", file=sys.stderr)
     return encoded
 
 
@@ -191,7 +189,6 @@ def train(
     settings = TrainingSettings(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, precision=precision, seed=seed
     )
-    rows = [Exchange(prompt, answer, place=f"exchanges[{n}]") for n, (prompt, answer) in enumerate(exchanges)]
-    return fit_to_answers(
-        method, encode_exchanges(tokenizer, rows, room(method, 0, precision)), settings, checkpoints=checkpoints
-    )
+    pairs = [exchange(*pair, "{text}", f"exchanges[{n}]") for n, pair in enumerate(exchanges)]
+    rows = [row for rows in encode_conversations(tokenizer, pairs, room(method, 0, precision)) for row in rows]
+    return fit_to_answers(method, rows, settings, checkpoints=checkpoints)

@@ -8,11 +8,10 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 
-from minillm.data.exchanges import Exchange
 from minillm.data.templates import Question, Template
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
@@ -47,12 +46,9 @@ def room(model: LanguageModel, answer: int, precision: str = "float32") -> Room:
     return Room(model.decoder.config.context_length, 0 if prefix is None else len(prefix), answer)
 
 
-Asked = TypeVar("Asked", Question, Exchange)
-
-
 def fit(
-    tokenizer: Tokenizer, questions: Sequence[Asked], rooms: Sequence[Room], truncate: str, places: Sequence[str]
-) -> tuple[list[Asked], list[list[int]]]:
+    tokenizer: Tokenizer, questions: Sequence[Question], rooms: Sequence[Room], truncate: str, places: Sequence[str]
+) -> tuple[list[Question], list[list[int]]]:
     """The questions within their rooms, and the ids of their prompts.
 
     With `truncate` left or right, a line on stderr reports how many texts were cut. `places` name the rows in errors.
@@ -89,11 +85,11 @@ def check_truncate(truncate: str) -> None:
         raise InputError(f"truncate must be error, left or right, got {truncate!r}")
 
 
-def _cut(tokenizer: Tokenizer, question: Asked, room: Room, side: str, place: str) -> Asked:
+def _cut(tokenizer: Tokenizer, question: Question, room: Room, side: str, place: str) -> Question:
     """The question with as much of its text as fits: its end is cut if the side is right."""
     spans = _spans(tokenizer, question.text)
 
-    def part(count: int) -> Asked:
+    def part(count: int) -> Question:
         return question._replace(text=_part(question.text, spans, count, side))
 
     # The length of the whole prompt: tokens at the edges of the text may merge with the template.
@@ -103,11 +99,10 @@ def _cut(tokenizer: Tokenizer, question: Asked, room: Room, side: str, place: st
     return part(most)
 
 
-def _no_room(place: str, question: Question | Exchange, room: Room, without: int) -> InputError:
-    shown = isinstance(question, Question) and question.template.shots
+def _no_room(place: str, question: Question, room: Room, without: int) -> InputError:
     return InputError(
         f"{place}: the prompt without its text has {without} tokens, and {max(room.prompt, 0)} fit ({room}): shorten "
-        f"the template or the answer{', or show fewer or shorter examples (shots)' if shown else ''}"
+        f"the template or the answer{', or show fewer or shorter examples (shots)' if question.template.shots else ''}"
     )
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minillm import InputError
-from minillm.data.conversation_tables import lecture, recognised, table_conversations
+from minillm.data.conversation_tables import lecture, table_conversations
 from minillm.data.tables import Table
 
 USER, ASSISTANT = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "you"}
@@ -18,8 +18,8 @@ def written(path, *rows, ends="\n"):
     return Table(path)
 
 
-def read(table, kind=None, columns=None):
-    found = table_conversations(table, kind or recognised(table), columns, None, None)
+def read(table, kind=None, columns=()):
+    found = table_conversations(table, kind, columns, None, None)
     rows = [*found.train, *found.validation, *found.test]
     return sorted(rows, key=lambda row: row.place)
 
@@ -39,22 +39,25 @@ def read(table, kind=None, columns=None):
         ("answers", {"question": "hi", "answer": "you"}, PAIR),
     ],
 )
-def test_each_kind_is_recognised_by_its_columns(tmp_path, capsys, kind, row, expected):
+def test_each_kind_is_recognised_by_its_columns(tmp_path, kind, row, expected):
     table = written(tmp_path / "a.jsonl", *[row] * 8, ends="\r\n")
     if expected is None:
         with pytest.raises(InputError, match="line 1: message 1 is of assistant; after the start comes system or user"):
             read(table)
         return
     assert [conversation.messages for conversation in read(table)] == [expected] * 8
-    assert f"a.jsonl: {kind}, recognised by " in capsys.readouterr().err
+    assert table_conversations(table, None, (), None, None).note.startswith(f"{kind}, by ")
     assert read(table, kind) == read(table)
 
 
 def test_labelled_texts_stay_labelled_texts_and_other_columns_are_named(tmp_path):
-    assert recognised(written(tmp_path / "a.jsonl", {"text": "a", "label": "b", "messages": []})) == "labels"
-    with pytest.raises(InputError, match=r"a.jsonl: no conversations.* by its columns, dialogue, id; name"):
-        recognised(written(tmp_path / "a.jsonl", {"dialogue": "a", "id": 1}))
-    with pytest.raises(InputError, match="alpaca has the columns instruction and output or response; the file has a"):
+    labelled = written(tmp_path / "a.jsonl", {"text": "a", "label": "b", "messages": []})
+    assert table_conversations(labelled, None, (), None, None) is None
+    with pytest.raises(
+        InputError, match=r"columns dialogue, id, and data of a known kind others \(messages has messages; sh"
+    ):
+        read(written(tmp_path / "a.jsonl", {"dialogue": "a", "id": 1}))
+    with pytest.raises(InputError, match="the columns a, and data of alpaca others"):
         read(written(tmp_path / "a.jsonl", {"a": "b"}), "alpaca")
 
 
@@ -85,18 +88,21 @@ WRONG = {
     "two systems": ({"messages": [USER | {"role": "system"}] * 2}, "message 2 is of system; after system comes user"),
     "two users": ({"messages": [USER, USER]}, "message 2 is of user; after user comes assistant"),
     "two answers": ({"messages": [*PAIR, ASSISTANT]}, "message 3 is of assistant; after assistant comes user or tool"),
-    "empty content": ({"messages": [USER, ASSISTANT | {"content": " \n"}]}, "the content of message 2 is empty"),
+    "empty content": (
+        {"messages": [USER, ASSISTANT | {"content": " \n"}]},
+        "no value in column 'content of message 2'",
+    ),
     "no content": (
         {"messages": [USER, {"role": "assistant"}]},
-        "the content of message 2 must .*, got NoneType",
+        "no value in column 'content of message 2'",
     ),
     "an image": (
         {"messages": [USER | {"content": [{"type": "image"}]}]},
-        "the content of message 1 .*, got list",
+        ".*content of message 1' must be a text .*, got list",
     ),
     "a surrogate": (
         r'{"messages": [{"role": "user", "content": "\ud800"}]}',
-        ".* message 1 has an unpaired surrogate",
+        ".*, got an unpaired surrogate",
     ),
     "tools": ({"messages": PAIR, "tools": "add"}, "tools must be a list, got str"),
 }
@@ -112,7 +118,7 @@ def test_a_wrong_row_is_refused_with_its_file_and_line(tmp_path, name):
 
 def test_messages_after_the_last_answer_are_reported(tmp_path):
     table = written(tmp_path / "a.jsonl", *[{"messages": [*PAIR, USER]}, {"messages": PAIR}] * 4)
-    note = table_conversations(table, "messages", None, None, None).note
+    note = table_conversations(table, "messages", (), None, None).note
     assert note == "4 of 8 conversations have messages after the last answer: not used"
 
 

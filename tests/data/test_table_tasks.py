@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minillm import InputError
-from minillm.data.exchanges import Exchange, table_exchanges
+from minillm.data.conversation_tables import table_conversations
+from minillm.data.conversations import exchange
 from minillm.data.table_tasks import answers_of, in_order, table_task
 from minillm.data.tables import Table
 from minillm.data.tasks import LabelledText, divide, divide_by_class
@@ -145,11 +146,9 @@ def test_one_size_alone_leaves_a_tenth_for_each_other_part():
 def test_free_answers_are_read_from_the_same_tables(tmp_path):
     path = tmp_path / "mine.csv"
     path.write_text("asked;answer\n" + "".join(f"{n} + 1;{n + 1}\n" for n in range(20)))
-    found = table_exchanges(
-        Table(path), prompt_column="asked", answer_column="answer", template="{text} =", train=None, test=None
-    )
+    found = table_conversations(Table(path), "answers", ("asked", "answer"), None, None, "{text} =")
+    assert found is not None
     assert [len(part) for part in (found.train, found.validation, found.test)] == [16, 2, 2]
-    expected = {Exchange(f"{n} + 1", f"{n + 1}", "{text} =", f"{path}, line {n + 2}") for n in range(20)}
-    assert {*found.train, *found.validation, *found.test} == expected
-    assert Exchange("2 + 1", "3", "{text} =").prompt == "2 + 1 ="
+    rows = sorted([*found.train, *found.validation, *found.test], key=lambda row: int(row.messages[1]["content"]))
+    assert rows == [exchange(f"{n} + 1", f"{n + 1}", "{text} =", f"{path}, line {n + 2}") for n in range(20)]
     assert "delimiter ';'" in found.note

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from minillm import Decoder, DecoderConfig, InputError, adapt, save
-from minillm.data.conversations import Conversation
-from minillm.data.exchanges import Exchanges
+from minillm.data.conversations import Conversation, Conversations
 from minillm.generation import generate
 from minillm.lab.adapt import Adapt
 from minillm.lab.experiment import Experiment
-from minillm.lab.free_answers import adapt_to_answers, encode_rows
+from minillm.lab.free_answers import adapt_to_answers
+from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.lengths import Room
 from minillm.runtime.options import parse
 from minillm.training.schedule import TrainingSettings
@@ -27,7 +27,7 @@ def conversation(question, answer, *more):
 
 
 ROWS = [conversation("1", "one"), conversation("2", "two!"), conversation("3", "three", "4", "four")]
-EXCHANGES = Exchanges("", ROWS, ROWS, ROWS)
+TASK = Conversations("", ROWS, ROWS, ROWS)
 
 
 def decoder(**config):
@@ -39,7 +39,7 @@ def test_a_model_that_has_memorised_its_conversations_answers_and_stops():
     experiment = Experiment(decoder(), TOKENIZER, torch.device("cpu"), "float32", 0)
     method = adapt.FineTune(experiment.decoder)
     settings = TrainingSettings(epochs=60, learning_rate=1e-2, batch_size=4)
-    found = adapt_to_answers(experiment, EXCHANGES, method, settings, lambda: None)
+    found = adapt_to_answers(experiment, TASK, method, settings, lambda: None)
     assert (found["exact_match"], found["keyword_match"]) == (1, 1)
     assert found["nats_per_token"] < 0.1 < 3 < found["nats_per_token_before"]
     assert found["forgetting"] == found["own_text_nats"] - found["own_text_nats_before"] > 0
@@ -52,7 +52,7 @@ def test_a_model_that_has_memorised_its_conversations_answers_and_stops():
 
 def test_a_long_conversation_is_refused_or_loses_whole_turns_at_one_side(capsys):
     def fitting(context, truncate):
-        rows = encode_rows(TOKENIZER, ROWS, Room(context, 0, 0), truncate)
+        rows = encode_conversations(TOKENIZER, ROWS, Room(context, 0, 0), truncate)
         return [TOKENIZER.decode(row.ids) for row in rows[-1]]
 
     whole = "User:\n3\n\nAssistant:\nthree<|endoftext|>\n\nUser:\n4\n\nAssistant:\nfour<|endoftext|>"
@@ -88,7 +88,7 @@ def test_the_command_trains_on_conversations_and_generate_uses_their_template(di
     command = "--out", str(out), "--r", "2", "--exact-match"
     run(directory, *command)
     printed, notes = capsys.readouterr()
-    assert "chat.jsonl: messages, recognised by messages; --kind overrules\n" in notes
+    assert "messages, by messages; --kind overrules\n" in notes
     measured = json.loads((out / "adapt.json").read_text())
     assert measured.keys() >= {"perplexity", "perplexity_before", "forgetting", "exact_match", "samples"}
     assert printed.count("\nbefore: ") == len(measured["samples"]) == 2
@@ -112,7 +112,7 @@ def test_the_data_are_shown_with_the_trained_tokens_in_brackets(directory, capsy
         (("--method", "features"), "features trains a classifier"),
         (("--prompt", "{text}:"), "no column 'text'"),
         (("--kind", "messages", "--labels", "a,b"), "are for labelled texts"),
-        (("--kind", "alpaca"), "alpaca has the columns instruction and output or response"),
+        (("--kind", "alpaca"), "data of alpaca others"),
         (("--kind", "labels"), "no column 'text'"),
         (("--task", "lecture"), "either --data or --task"),
     ],

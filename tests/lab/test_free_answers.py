@@ -5,7 +5,7 @@ import torch
 
 import minillm
 from minillm import Decoder, DecoderConfig, InputError, adapt
-from minillm.data.exchanges import Exchange, Exchanges
+from minillm.data.conversations import Conversations, exchange
 from minillm.lab.experiment import Experiment
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.training.loop import Loop
@@ -18,18 +18,19 @@ EXPERIMENT = Experiment(DECODER, TOKENIZER, torch.device("cpu"), "float32", 0)
 SETTINGS = TrainingSettings(epochs=1, learning_rate=1e-3)
 # With a prefix of 4, the newline and the end, 26 characters fill the context: in one row of them the text is long, in
 # the next the answer.
-ROWS = [Exchange("q" * (26 - length), "a" * length, "{text}\n", f"line {length}") for length in (1, 20, 3, 15)]
-LONG = Exchange("the first " + "q" * 30, "abc", "{text}\n", "line 9")
+ROWS = [exchange("q" * (26 - length), "a" * length, "{text}\n", f"line {length}") for length in (1, 20, 3, 15)]
+LONG = exchange("the first " + "q" * 30, "abc", "{text}\n", "line 9")
 
 
 def adapted(rows, truncate="error"):
     method = adapt.PrefixTuning(DECODER, 4)
-    return adapt_to_answers(EXPERIMENT, Exchanges("", rows, ROWS[:2], ROWS), method, SETTINGS, lambda: None, truncate)
+    task = Conversations("", rows, ROWS[:2], ROWS)
+    return adapt_to_answers(EXPERIMENT, task, method, SETTINGS, lambda: None, truncate)
 
 
 def test_rows_that_fit_alone_are_answered_though_the_longest_prompt_and_answer_of_a_batch_do_not_fit():
     assert adapted(ROWS)["exact_match"] == 0
-    one_more = [*ROWS, ROWS[0]._replace(text="q" * 26)]
+    one_more = [*ROWS, exchange("q" * 26, "a", "{text}\n")]
     assert len(adapted(one_more)["losses"]) == 1, "the last token of an answer is no input"
 
 
@@ -44,7 +45,7 @@ def test_a_row_that_is_too_long_is_refused_before_training_or_cut(monkeypatch, c
     with pytest.raises(InputError, match=r"exchanges\[1\] \('q+'\): its prompt has 40 tokens, and 30 fit"):
         minillm.train(adapt.FineTune(DECODER), TOKENIZER, [("a", "b"), ("q" * 40, "ab")])
     with pytest.raises(InputError, match="line 9: the prompt without its text has 1 tokens, and 0 fit"):
-        adapted([*ROWS, LONG._replace(answer="a" * 29)], "left")
+        adapted([*ROWS, exchange(LONG.text, "a" * 29, "{text}\n", "line 9")], "left")
     monkeypatch.undo()
     assert len(adapted([*ROWS, LONG], "right")["losses"]) == 1
     assert capsys.readouterr().err == "truncated (right): 1 of 11 texts, the longest prompt has 41 tokens\n"

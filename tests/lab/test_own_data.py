@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minillm.data.exchanges import Exchange, Exchanges
+from minillm.data.conversations import Conversations, exchange
 from minillm.data.table_tasks import TableTask
 from minillm.data.tasks import LabelledText
 from minillm.lab.experiment import doubts, judged
@@ -36,8 +36,8 @@ def test_labels_that_differ_in_case_only_are_reported():
 
 
 def test_the_overview_of_free_answers_counts_repeated_prompts():
-    one, two = Exchange("a", "b"), Exchange("c", "d")
-    lines = overview(Exchanges("mine", [one], [two], [two, Exchange("a", "other")]))
+    one, two = exchange("a", "b"), exchange("c", "d")
+    lines = overview(Conversations("mine", [one], [two], [two, exchange("a", "other")]))
     assert lines == [
         "mine: 1 rows for training, 1 for validation, 2 for test",
         "warning: 1 of the 2 test texts are also among the training texts",

@@ -5,6 +5,7 @@ from tests.mutations import mutation
 TEMPLATE, BOUNDARY, EXTRACTION = (
     (f"data/{name}.py", f"data/test_{name}.py") for name in ("templates", "boundary", "extraction")
 )
+CONVERSATIONS = ("data/conversations.py", "data/test_conversations.py")
 ANSWERS = ("data/answers.py", "data/test_answers.py")
 CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS, GENERATE = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
@@ -30,8 +31,15 @@ PROMPTING_MUTATIONS = [
         "self.answer_start + generated"),
     mutation("bos left out", ("tokenizer.py", TEMPLATE[1]), "start + self._encoded(self.pipeline, text)",
         "self._encoded(self.pipeline, text)"),
-    mutation("a prompt of training without its start", ("data/exchanges.py", GENERATE[1]), "tokenizer.prompt",
+    mutation("a prompt of training without its start", (TEMPLATE[0], GENERATE[1]), "tokenizer.prompt",
         "tokenizer.encode"),
+    mutation("an answer trained without its end", CONVERSATIONS, "range(len(prompt), end + 1)",
+        "range(len(prompt), end)"),
+    mutation("a conversation trained with its prompts", CONVERSATIONS, "range(len(prompt), end + 1)", "range(end + 1)"),
+    mutation("a history that is not that of inference", CONVERSATIONS,
+        "ids[:len(rows[-1].ids)] == rows[-1].ids", "True"),
+    mutation("the tags of a template ignored", CONVERSATIONS, "n in spanned or not tagged", "True"),
+    mutation("an ambiguous template accepted", CONVERSATIONS, "ids[:len(prompt)] != prompt", "False"),
     mutation("an answer with another leading space", "tokenizer.py", "self._within", "self.pipeline", "encode"),
     mutation("an adapter's template left out", GENERATE, "usage.prompt or '{text}'", "'{text}'"),
     mutation("a template applied twice", GENERATE, "self.raw or self.chat and not usage.chat", "False"),

@@ -6,9 +6,9 @@ import torch
 from minillm import Decoder, DecoderConfig, InputError, Tokenizer, generate, load, save
 from minillm.adapt import FineTune, LoRA
 from minillm.adapt.description import Usage
-from minillm.data.exchanges import Exchange
+from minillm.data.conversations import exchange
 from minillm.data.templates import Template
-from minillm.prompting.fitting import encode_exchanges
+from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.generate import Generate
 from minillm.prompting.lengths import room
 from minillm.prompting.scoring import answer_scores
@@ -42,9 +42,9 @@ def test_a_prompt_has_the_ids_of_the_whole_text_in_training_and_in_generation(to
     decoder = _saved(tokenizer, tmp_path)
     ids = [1] * (tokenizer is LLAMA) + tokenizer.pipeline.encode("the film", add_special_tokens=False).ids
     assert _printed(capsys, "the film", tmp_path) == "the film" + _continuation(decoder, tokenizer, ids)
-    encoded = encode_exchanges(tokenizer, [Exchange("the film", " is")], room(decoder, 0))
-    assert encoded[0].ids == [*ids, *tokenizer.encode(" is"), tokenizer.eos]
-    assert encoded[0].answer == len(ids)
+    ((row,),) = encode_conversations(tokenizer, [exchange("the film", " is", "{text}")], room(decoder, 0))
+    assert row.ids == [*ids, *tokenizer.encode(" is"), tokenizer.eos]
+    assert row.answer == len(ids)
 
 
 def test_a_space_between_a_prompt_and_its_continuation_is_printed_once(tmp_path, capsys):
