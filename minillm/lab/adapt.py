@@ -34,8 +34,8 @@ from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
 MEASURED = "adapt.json"
-CHOICES = ("kind", "prompt_column", "answer_column", "exact_match")
-"""The options of this file that change the results; adapt.json may lack some."""
+CHOICES = {"kind": "kind", "prompt_column": "prompt_column", "answer_column": "answer_column", "exact": "exact_match"}
+"""The options of this file that change the results, by their names in adapt.json, which may lack some."""
 
 
 @dataclass(kw_only=True)
@@ -132,7 +132,7 @@ def adapt(options: Adapt) -> dict[str, Any]:
         "ladder": options.described(task),
         "method": options.method,
         "options": {option.name: getattr(options, option.name) for option in fields(MethodOptions)},
-        **{name: getattr(options, name) or None for name in CHOICES},
+        **{name: getattr(options, option) or None for name, option in CHOICES.items()},
     }
     output = Output(options, described)
     measured = output.earlier()

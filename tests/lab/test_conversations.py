@@ -23,7 +23,7 @@ TOKENIZER = byte_pairs([], 257)
 def conversation(question, answer, *more):
     messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     messages += conversation(*more).messages if more else []
-    return Conversation(messages, keywords=(answer[:2].upper(),), place=f"row {question}")
+    return Conversation(messages, keywords=(messages[-1]["content"][:2].upper(),), place=f"row {question}")
 
 
 ROWS = [conversation("1", "one"), conversation("2", "two!"), conversation("3", "three", "4", "four")]
@@ -41,7 +41,7 @@ def test_a_model_that_has_memorised_its_conversations_answers_and_stops():
     settings = TrainingSettings(epochs=60, learning_rate=1e-2, batch_size=4)
     found = adapt_to_answers(experiment, TASK, method, settings, lambda: None)
     assert (found["exact_match"], found["keyword_match"]) == (1, 1)
-    assert found["nats_per_token"] < 0.1 < 3 < found["nats_per_token_before"]
+    assert found["nats_per_token"] < 1 < 3 < found["nats_per_token_before"]
     assert found["forgetting"] == found["own_text_nats"] - found["own_text_nats_before"] > 0
     assert [(one["prompt"], one["after"]) for one in found["samples"]][:2] == [("1", "one"), ("2", "two!")]
     for row in ROWS:
@@ -65,7 +65,7 @@ def test_a_long_conversation_is_refused_or_loses_whole_turns_at_one_side(capsys)
     assert capsys.readouterr().err == "".join(
         f"truncated ({side}): 1 of 3 conversations, by whole turns\n" for side in ("left", "right")
     )
-    with pytest.raises(InputError, match=r"row 1: .*; 3 of 3 conversations are too long.* shorten their turns"):
+    with pytest.raises(InputError, match=r"row 1: .*; 3 of 3 are too long.* shorten their turns"):
         fitting(9, "left")
 
 
