@@ -183,6 +183,11 @@ class Tokenizer:
             ids += [self.special[piece]] if piece in self.special else self._encoded(pipeline, text)
         return self._checked(ids)
 
+    def check_template(self) -> None:
+        """Raises InputError without a chat template: a base like this was not trained on conversations."""
+        if self.chat_template is None:
+            raise InputError("this tokenizer has no chat template; use plain text, in commands without --chat")
+
     def render_chat(self, messages: Messages, *, tools: Tools = None, add_generation_prompt: bool = True) -> str:
         """The conversation as the chat template writes it, for display; `chat` returns the ids."""
         sentinel, _ = _unused_characters([messages, tools], self.chat_template)

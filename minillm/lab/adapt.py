@@ -60,7 +60,7 @@ class Adapt(MethodOptions, DataOptions):
     answer_column: str | None = None
     """The column of the answers in your data."""
     exact_match: bool = False
-    """Conversations: answer all test rows, and report the share of answers that equal the expected ones."""
+    """Answer all test rows of conversations, and report the share of answers that equal the expected ones."""
     show_data: bool = False
     """Print three training rows with the trained tokens in colour or in brackets, and end."""
     checkpoint_every: int | None = None

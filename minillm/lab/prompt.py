@@ -177,6 +177,12 @@ class Prompt(AnswerOptions, DataOptions):
         prompt, answers = self.prompt or task.prompt, answers_of([one.strip() for one in task.answers], self.labels)
         return replace(task, prompt=prompt, answers=answers, cue=task.cue if prompt.endswith(task.cue) else "")
 
+    def load(self) -> Experiment:
+        experiment = super().load()
+        if self.chat:
+            experiment.tokenizer.check_template()
+        return experiment
+
     def load_both(self) -> tuple[Task, Experiment]:
         """The task and the base. Raises InputError for invalid options before the base is loaded."""
         task = self.load_task()

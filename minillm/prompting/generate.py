@@ -58,6 +58,8 @@ class Generate(RunOptions, BaseOptions):
         model, tokenizer = self._load()
         device = pick_device(self.device)
         usage = self._usage(model)
+        if self.chat and not usage.chat:
+            tokenizer.check_template()
         template = Template(usage.prompt or "{text}", end=usage.end, chat=self.chat or usage.chat)
         # As the texts of a table; a newline at the end would stand twice.
         text = self.prompt if usage.prompt is None else normalize("NFC", self.prompt.strip())
