@@ -71,7 +71,7 @@ def _conversation(row: Row, columns: Sequence[str]) -> Conversation:
     """The conversation of a row. Raises InputError for wrong messages, their order, and tools."""
     found = row.values.get(columns[0])
     if len(columns) == 2:  # a prompt, with Alpaca's input after it, and its answer
-        more = "\n\n" + row.text("input") if row.values.get("input") else ""
+        more = "\n\n" + row.text("input") if str(row.values.get("input") or "").strip() else ""
         found = [*exchange(row.text(columns[0]) + more, row.text(columns[1])).messages]
     if not isinstance(found, list):
         hint = "; a .jsonl file has lists" if isinstance(found, str) else ""
