@@ -19,7 +19,7 @@ from minillm.config import DecoderConfig
 from minillm.key_values import BlockInputs, KeyValues, LayerCache, Recorder, Rotation, new_positions
 from minillm.runtime.fingerprint import Source
 from minillm.runtime.summary import Summarised
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 
 class Embedding(nn.Module):
@@ -167,13 +167,16 @@ class Decoder(Summarised):
         """None: a plain decoder has no prefix."""
 
     def forward(
-        self, ids: Int[Tensor, "B T"], *, prefix: KeyValues | None = None, mask: Bool[Tensor, "B T"] | None = None
+        self, ids: Int[Tensor, "B T"], *, prefix: KeyValues | None = None, mask: Mask[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
-        """Next-token logits at every position. `mask` is True for a token, False for padding on either side."""
+        """Next-token logits at every position. `mask` is True for a token, False for padding on either side.
+
+        An Int mask packs conversations: 0 is padding, and tokens of the same number attend to each other only.
+        """
         return self.head(self.features(ids, prefix=prefix, mask=mask))
 
     def features(
-        self, ids: Int[Tensor, "B T"], *, prefix: KeyValues | None = None, mask: Bool[Tensor, "B S"] | None = None,
+        self, ids: Int[Tensor, "B T"], *, prefix: KeyValues | None = None, mask: Mask[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The hidden states after the last norm, the input of the head. With a cache, `mask` covers its tokens too."""
@@ -188,7 +191,7 @@ class Decoder(Summarised):
 
     def run_blocks(
         self, hidden: Float[Tensor, "B T D"], *, start: int = 0, stop: int | None = None,
-        prefix: KeyValues | None = None, mask: Bool[Tensor, "B S"] | None = None,
+        prefix: KeyValues | None = None, mask: Mask[Tensor, "B S"] | None = None,
         cache: Sequence[LayerCache] | None = None,
     ) -> Float[Tensor, "B T D"]:  # fmt: skip
         """The hidden states after stages `start` to `stop` - 1 (default all): stage i is block i, L the last norm."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minillm.errors import InputError
 from minillm.operations import Prefix, token_positions
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 Rotation = tuple[Tensor, Tensor]
 
@@ -55,7 +55,7 @@ class BlockInputs(NamedTuple):
     """The inputs of attention besides the hidden states."""
 
     rotation: Rotation | None = None
-    mask: Bool[Tensor, "B S"] | None = None
+    mask: Mask[Tensor, "B S"] | None = None
     prefix: Prefix | None = None
     cache: LayerCache | None = None
 
@@ -65,7 +65,8 @@ def new_positions(
 ) -> Int[Tensor, "*B T"]:
     """The positions of the T new tokens, counted after the prefix and the cached tokens, without padding.
 
-    Raises InputError for more positions than the context has, and for a mask that does not cover all tokens.
+    Raises InputError for more positions than the context has, and for a mask that does not cover all tokens or is of
+    floating-point numbers.
     """
     cached, length = cache[0].length if cache is not None else 0, len(prefix) if prefix is not None else 0
     rows, tokens = hidden.shape[0], cached + hidden.shape[1]
@@ -76,6 +77,8 @@ def new_positions(
         return torch.arange(start + cached, start + tokens, device=hidden.device)
     if mask.shape != (rows, tokens):
         raise InputError(f"the mask is {tuple(mask.shape)}; the tokens, with cached ones, are {(rows, tokens)}")
+    if mask.is_floating_point():
+        raise InputError(f"a mask must be Bool, or Int with 0 for padding and n for conversation n, got {mask.dtype}")
     return token_positions(mask, start)[:, cached:]
 
 

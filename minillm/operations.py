@@ -24,7 +24,7 @@ from minillm.ops.feed_forward import relu
 from minillm.ops.linear_cross_entropy import IGNORED
 from minillm.ops.positions import rotary_tables, sinusoidal, token_positions
 from minillm.ops.softmax import log_softmax, softmax
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 __all__ = [
     "BACKENDS", "IGNORED", "Prefix", "attention", "attention_weights", "backend", "bound", "current_backend", "dropout",
@@ -154,12 +154,13 @@ def rotary(
 
 def attention(
     query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], *,
-    mask: Bool[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
+    mask: Mask[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:  # fmt: skip
     """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
-    # The kernel has neither a window nor dropout.
-    by_torch = window is not None or dropout_probability > 0
+    # The kernel has no window, no dropout and no packed rows.
+    packed = mask is not None and mask.dtype != torch.bool
+    by_torch = packed or window is not None or dropout_probability > 0
     if not by_torch and by_kernel("attention", query, lambda: _attention_sizes(query, key, mask, prefix)):
         from minillm.kernels import attention as kernels
 

@@ -12,11 +12,15 @@ call: the tests check that (`tests/conftest.py`), a normal run does not. Further
     1               an axis of size 1
     K//2, {width}   a size computed from other sizes, or from an argument of the function
     ""              a scalar
+
+A `Mask` is Bool, True for a token and False for padding, or Int for packed rows: 0 for padding, n for the n-th
+conversation of the row, which attends to itself (and a prefix) only and has its own positions.
 """
 
 from jaxtyping import Bool, Float, Int
+from jaxtyping import Shaped as Mask
 
-__all__ = ["DIMENSIONS", "Bool", "Float", "Int"]
+__all__ = ["DIMENSIONS", "Bool", "Float", "Int", "Mask"]
 
 DIMENSIONS = {
     "B": "batch",

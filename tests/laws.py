@@ -182,17 +182,22 @@ def modes_and_merging_change_no_weight_and_a_merge_equals_the_method(name, style
 
 
 @law(4)
-def a_row_of_a_batch_equals_that_row_alone_with_padding_on_either_side(name, style):
+def a_row_of_a_batch_equals_that_row_alone_with_padding_on_either_side_and_in_a_packed_row(name, style):
     method = trained(name, style).method
     left, mask = pad_left(ROWS)
     right, last = pad_right(ROWS)
     padded_left = method(left, mask=mask)
     padded_right = method(right, mask=torch.arange(right.shape[1]) <= last[:, None])
+    numbers = torch.tensor([[number for number, row in enumerate(ROWS) for _ in row]])
+    joined = torch.tensor([[token for row in ROWS for token in row]])
+    packed = method(joined, mask=numbers + 1) if name != "frozen head" else None
     for index, row in enumerate(ROWS):
         alone = method(torch.tensor([row]))[0]
         tokens = len(row) if name != "frozen head" else len(alone)
         assert_close(padded_left[index, -tokens:], alone, "law")
         assert_close(padded_right[index, :tokens], alone, "law")
+        if packed is not None:
+            assert_close(packed[numbers == index], alone, "law")
 
 
 @law(5, *NO_LANGUAGE_MODEL)

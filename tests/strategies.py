@@ -51,6 +51,7 @@ class Sizes(NamedTuple):
     vocabularies: tuple = (1, 2, 3, 5, 13)
     real: tuple = (0.0, 0.5, 0.9)
     windows: tuple = (None, None, 1, 2, 3)
+    packs: tuple = (False, True)
     spreads: tuple = (0.1, 1.0, 5.0)
 
 
@@ -63,7 +64,7 @@ FOR_ROUNDING = Sizes(
 FOR_KERNELS = Sizes(
     batch=(1, 2), rows=(0, 1, 2, 3, 5, 13, 67), widths=(1, 2, 3, 7, 16, 17, 31, 37, 61, 64, 97, 127, 128),
     tokens=(1, 5, 17, 31), cached=(0, 0, 1, 19), prompts=(0, 1, 17), ranks=(1, 2, 5, 8, 16, 17, 64),
-    vocabularies=(1, 2, 61, 64), windows=(None,),
+    vocabularies=(1, 2, 61, 64), windows=(None,), packs=(False,),
 )  # fmt: skip
 
 
@@ -91,6 +92,11 @@ class Drawing:
         """Rows of about unit norm at any width, so that the terms of a sum have similar sizes."""
         return self.normal(*shape) / np.sqrt(shape[-1])
 
+    def mask(self, real):
+        """This mask, or one of rows that hold several conversations and this padding."""
+        packed = real * (1 + np.cumsum(self.random.random(real.shape) < 0.4, -1))
+        return self.one_of(*(packed if pack else real for pack in self.sizes.packs))
+
     def spread(self, *shape):
         """Numbers at least 0.25 from 0 and of different sizes: near equal numbers a norm is steep."""
         order = self.random.permuted(np.broadcast_to(np.arange(shape[-1]), shape), axis=-1)
@@ -113,7 +119,7 @@ def dropout(d):
 
 
 def token_positions(d):
-    return {"mask": d.draw(masks(d.size("batch"), d.size("tokens"))), "start": d.draw(st.integers(0, 7))}
+    return {"mask": d.mask(d.draw(masks(d.size("batch"), d.size("tokens")))), "start": d.draw(st.integers(0, 7))}
 
 
 def _positions(d):
@@ -164,8 +170,9 @@ def attention(d):
     arguments |= {side: d.normal(batch, groups, keys, width) for side in ("key", "value")}
     if d.one_of(False, True):
         share = d.size("real")
-        arguments["mask"] = d.random.random((batch, keys)) < share
-        arguments["mask"][0, 0] = share > 0
+        real = d.random.random((batch, keys)) < share
+        real[0, 0] = share > 0
+        arguments["mask"] = d.mask(real)
     if d.one_of(False, True):
         shape = d.one_of(1, batch), groups, d.size("prompts"), width
         arguments |= {f"prefix.{side}": d.normal(*shape) for side in ("key", "value")}

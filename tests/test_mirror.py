@@ -104,7 +104,7 @@ def test_a_file_of_the_reference_is_short_and_begins_with_a_docstring(stem):
 
 def _signature_letters():
     for path in HOME.rglob("*.py"):
-        for shape in re.findall(r"(?:Float|Int|Bool)\[[^\"\]]*\"([^\"]*)\"\]", path.read_text()):
+        for shape in re.findall(r"(?:Float|Int|Bool|Mask)\[[^\"\]]*\"([^\"]*)\"\]", path.read_text()):
             yield from ((path.name, part) for part in shape.split())
 
 

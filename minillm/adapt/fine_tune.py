@@ -16,7 +16,7 @@ from minillm.adapt.method import Method
 from minillm.adapt.surgery import frozen, matching, train_copies
 from minillm.decoder import Decoder, Linear
 from minillm.errors import InputError
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 OUTPUT = "output"
 
@@ -72,7 +72,7 @@ class FineTune(Method):
         return classifier
 
     def forward(
-        self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None
+        self, ids: Int[Tensor, "B T"], *, mask: Mask[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"] | Float[Tensor, "B C"]:
         hidden = self.decoder.features(ids, mask=mask)
         return self.decoder.head(hidden if self.classes is None else pooled(hidden, mask, "last"))

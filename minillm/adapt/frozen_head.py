@@ -18,7 +18,7 @@ from minillm.adapt.method import Adaptation, check_arguments
 from minillm.adapt.surgery import frozen, trained_dtype
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 POOLINGS = ("last", "mean", "first")
 HEAD = "logistic"
@@ -49,10 +49,12 @@ class FeatureRecipe:
         return self.layer + 1
 
 
-def pooled(hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None, pooling: str) -> Float[Tensor, "B D"]:
-    """One vector per row: of its last real token, of its first, or the mean of all of them."""
+def pooled(hidden: Float[Tensor, "B T D"], mask: Mask[Tensor, "B T"] | None, pooling: str) -> Float[Tensor, "B D"]:
+    """One vector per row: of its last real token, of its first, or the mean. Raises InputError for an Int mask."""
     if mask is None:
         mask = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)
+    if mask.dtype != torch.bool:
+        raise InputError("a classifier takes one text per row: its mask must be Bool, True for a token")
     if pooling == "mean":
         weights = mask.to(hidden.dtype) / mask.sum(-1, keepdim=True)
         return (hidden * rearrange(weights, "B T -> B T 1")).sum(1)
@@ -63,7 +65,7 @@ def pooled(hidden: Float[Tensor, "B T D"], mask: Bool[Tensor, "B T"] | None, poo
 
 
 def text_features(
-    decoder: Decoder, ids: Int[Tensor, "B T"], recipe: FeatureRecipe, mask: Bool[Tensor, "B T"] | None = None
+    decoder: Decoder, ids: Int[Tensor, "B T"], recipe: FeatureRecipe, mask: Mask[Tensor, "B T"] | None = None
 ) -> Float[Tensor, "B D"]:
     """The features of a batch of texts, in the dtype of the hidden states."""
     hidden = decoder.run_blocks(decoder.embed(ids), stop=recipe.stage(decoder), mask=mask)
@@ -88,7 +90,7 @@ class FrozenHead(Adaptation):
         weight, classifier = decoder.embed.weight, Logistic(self.config.width, classes, **(settings or {}))
         self.classifier = classifier.to(weight.device, trained_dtype(weight))
 
-    def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B C"]:
+    def forward(self, ids: Int[Tensor, "B T"], *, mask: Mask[Tensor, "B T"] | None = None) -> Float[Tensor, "B C"]:
         with torch.no_grad():
             features = text_features(self.decoder, ids, self.recipe, mask)
         with torch.autocast(ids.device.type, enabled=False):

@@ -23,7 +23,7 @@ from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.runtime.finite import check_finite
 from minillm.runtime.reading import sealed
 from minillm.runtime.summary import Summarised
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 from minillm.tokenizer import Tokenizer
 
 Self = TypeVar("Self", bound="Adaptation")
@@ -146,5 +146,5 @@ class Method(Adaptation):
     def prefix(self) -> KeyValues | None:
         """The keys and values before every row, in every layer; None if there are none."""
 
-    def forward(self, ids: Int[Tensor, "B T"], *, mask: Bool[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
+    def forward(self, ids: Int[Tensor, "B T"], *, mask: Mask[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
         return self.decoder(ids, prefix=self.prefix(), mask=mask)

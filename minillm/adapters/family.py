@@ -19,7 +19,7 @@ from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.operations import linear, lora_by_row
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Float, Int, Mask
 
 BASE = "base"
 
@@ -85,7 +85,7 @@ class Family(nn.Module):
         }
 
     def forward(
-        self, ids: Int[Tensor, "B T"], names: Sequence[str], *, mask: Bool[Tensor, "B T"] | None = None
+        self, ids: Int[Tensor, "B T"], names: Sequence[str], *, mask: Mask[Tensor, "B T"] | None = None
     ) -> Float[Tensor, "B T V"]:
         """Next-token logits of each row, by the member that `names` gives for it."""
         if len(names) != len(ids):

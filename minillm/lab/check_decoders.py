@@ -24,7 +24,7 @@ from minillm.adapters.merge import merge
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.generation import GrowingLayer
-from minillm.lab.check_operations import BATCH, PROMPT, RANK, TOKENS, padded
+from minillm.lab.check_operations import BATCH, PROMPT, RANK, TOKENS, packed, padded
 from minillm.lab.trust import Arrays, Case
 from minillm.reference.decoder import decoder_backward, decoder_forward, keys_values_backward, keys_values_forward
 from minillm.reference.tower import KeyValues
@@ -58,6 +58,7 @@ def _cases(config: DecoderConfig, random: np.random.Generator) -> Iterator[Case]
     yield _case("cached generation", prefix, text, _token_by_token)
     text["mask"] = padded(BATCH, TOKENS)
     yield _case("decoder", decoder, text)
+    yield _case("decoder", decoder, text | {"mask": packed(text["mask"])})
     for name, method in methods.items():
         yield _case(f"decoder with {name}", method, text)
     yield _case("merged LoRA", lora, text, lambda method, ids, mask: merge(method)(ids, mask=mask))

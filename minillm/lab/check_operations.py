@@ -38,6 +38,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
         "embedding", "embedding", ids=random.integers(0, vocabulary, lead), weight=normal(size=(vocabulary, width))
     )
     yield operation_case("positions", "token_positions", mask=mask, start=PROMPT)
+    yield operation_case("positions", "token_positions", mask=packed(mask), start=PROMPT)
     yield operation_case("positions", "sinusoidal", positions=positions, width=width + width % 2)
     even = head + head % 2
     tables = {"positions": positions, "head_width": even, "theta": config.rope_theta, "scaling": config.rope_scaling}
@@ -67,7 +68,7 @@ def operation_cases(config: DecoderConfig, random: np.random.Generator) -> Itera
 
 
 def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: np.ndarray) -> Iterator[Case]:
-    """Plain, padded, with cached keys, with a shared prefix, with a gated one, and with a window."""
+    """Plain, padded, with cached keys, with a shared prefix, with a gated one, and with a window, packed or not."""
     shared = (BATCH, config.kv_heads, TOKENS, config.head_width)
     query = random.normal(size=(BATCH, config.heads, TOKENS, config.head_width))
     key, value = random.normal(size=(2, *shared))
@@ -82,7 +83,8 @@ def _attention_cases(config: DecoderConfig, random: np.random.Generator, mask: n
     yield case(query=query[:, :, CACHED:])
     yield case(query=query, mask=mask, **prompt)
     yield case(query=query, **gated)
-    yield case(query=query, mask=mask, window=WINDOW, **prompt)
+    for kind in (mask, packed(mask)):
+        yield case(query=query, mask=kind, window=WINDOW, **prompt)
     visible = visible_keys(TOKENS, TOKENS, mask)
     yield operation_case("attention", "attention_weights", query=query, key=key, visible=visible)
     yield operation_case("attention", "visible_keys", queries=TOKENS - CACHED, keys=TOKENS, mask=mask)
@@ -106,6 +108,11 @@ def padded(batch: int, tokens: int) -> np.ndarray:
     mask = np.ones((batch, tokens), bool)
     mask[0, :2] = mask[-1, -1:] = False
     return mask
+
+
+def packed(mask: np.ndarray) -> np.ndarray:
+    """The mask of packed rows with the same padding: the last two tokens are another conversation's."""
+    return mask * np.where(np.arange(TOKENS) < TOKENS - 2, 1, 2)
 
 
 def operation_case(file: str, name: str, **arguments: Any) -> Case:

@@ -14,8 +14,9 @@ from einops import rearrange
 from torch import Tensor
 
 from minillm.ops.dropout import dropout
+from minillm.ops.positions import PREFIX, same_conversation
 from minillm.ops.softmax import softmax
-from minillm.shapes import Bool, Float
+from minillm.shapes import Bool, Float, Mask
 
 
 class Prefix(NamedTuple):
@@ -34,7 +35,7 @@ class Prefix(NamedTuple):
 
 def attention(
     query: Float[Tensor, "B H T K"], key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], *,
-    mask: Bool[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
+    mask: Mask[Tensor, "B S"] | None = None, prefix: Prefix | None = None, window: int | None = None,
     dropout_probability: float = 0.0,
 ) -> Float[Tensor, "B H T K"]:  # fmt: skip
     """Causal attention to the prefix and to the real tokens (`mask`), the last `window` of them, among the keys."""
@@ -57,21 +58,26 @@ def attention_weights(
 
 
 def visible_keys(
-    queries: int, keys: int, mask: Bool[Tensor, "B S"] | None, device: torch.device, window: int | None = None,
+    queries: int, keys: int, mask: Mask[Tensor, "B S"] | None, device: torch.device, window: int | None = None,
     always: int = 0,
 ) -> Bool[Tensor, "#B 1 T S"]:  # fmt: skip
     """The keys that each query attends to: real tokens up to its own position, and its own always: no row is empty.
 
-    With a `window`, only the last so many real tokens (Jiang et al. 2023), and the first `always` keys.
+    With a `window`, only the last so many real tokens (Jiang et al. 2023), and the first `always` keys. In packed rows,
+    the tokens of the query's conversation and the prefix.
     """
+    packed = None if mask is None or mask.dtype == torch.bool else same_conversation(mask)
     causal = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None]
     if window is not None:
         place = torch.arange(keys, device=device)[None] if mask is None else mask.cumsum(-1)
+        place = place if packed is None else packed.tril().sum(-1)
         near = place[:, keys - queries :, None] - place[:, None] < window
         near[..., :always] = True
         causal = causal & near
     if mask is None:
         return causal[:, None]
+    if packed is not None:
+        return (causal & packed[:, keys - queries :])[:, None]
     itself = torch.eye(queries, keys, dtype=torch.bool, device=device).roll(keys - queries, -1)
     return rearrange(causal & mask[:, None] | itself, "B T S -> B 1 T S")
 
@@ -87,7 +93,7 @@ def for_each_head(side: Float[Tensor, "B G S K"], heads: int) -> Float[Tensor, "
 
 
 def prepend(
-    prefix: Prefix, key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], mask: Bool[Tensor, "B S"] | None
+    prefix: Prefix, key: Float[Tensor, "B G S K"], value: Float[Tensor, "B G S K"], mask: Mask[Tensor, "B S"] | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The prefix as the first P keys; the causal mask, aligned at the end, lets every query attend to it.
 
@@ -95,7 +101,7 @@ def prepend(
     """
     before = (side.expand(key.shape[0], -1, -1, -1).to(key.dtype) for side in (prefix.key, prefix.value))
     key, value = (torch.cat(both, 2) for both in zip(before, (key, value), strict=True))
-    return key, value, None if mask is None else F.pad(mask, (prefix.key.shape[2], 0), value=True)
+    return key, value, None if mask is None else F.pad(mask, (prefix.key.shape[2], 0), value=PREFIX)
 
 
 def gated(prefix: Prefix, query: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T K"]:

@@ -1,5 +1,6 @@
 """Positional encoding (figure 1): sinusoidal vectors added to the embeddings, or rotations of queries and keys in every
-layer. (Learned positions are an embedding.) Positions count the real tokens of a row, starting at the prompt's length.
+layer. (Learned positions are an embedding.) Positions count the real tokens of a row, starting at the prompt's length;
+in a packed row those of each conversation.
 """
 
 import math
@@ -8,12 +9,22 @@ import torch
 from torch import Tensor
 
 from minillm.config import RopeScaling
-from minillm.shapes import Bool, Float, Int
+from minillm.shapes import Bool, Float, Int, Mask
+
+PREFIX = -1
+"""A prefix in the mask of packed rows: every conversation attends to it. As Bool it is True."""
 
 
-def token_positions(mask: Bool[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]:
+def token_positions(mask: Mask[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]:
     """Positions of real tokens: start, start + 1, ..., on whichever side the padding is. Its positions are not used."""
-    return start + (mask.long().cumsum(-1) - 1).clamp(min=0)
+    if mask.dtype == torch.bool:
+        return start + (mask.long().cumsum(-1) - 1).clamp(min=0)
+    return start + same_conversation(mask).tril().sum(-1) - 1
+
+
+def same_conversation(mask: Int[Tensor, "B S"]) -> Bool[Tensor, "B S S"]:
+    """Whether a token (second axis) and a key (third) of a packed row share a conversation, or the key is a prefix."""
+    return (mask[:, :, None] == mask[:, None]) | (mask[:, None] == PREFIX)
 
 
 def _angles(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minillm.reference.positions import PREFIX, same_conversation
 from minillm.reference.softmax import softmax_backward, softmax_forward
 
 
@@ -32,14 +33,14 @@ class Prefix(NamedTuple):
 
 
 def visible_keys(queries, keys, mask=None, window=None, always=0):
-    """Real tokens up to the query's own position; its own always, so that the softmax of padding is defined."""
-    key_S = np.arange(keys)
-    own_T1 = np.arange(keys - queries, keys)[:, None]
-    real_B1S = np.ones((1, 1, keys), bool) if mask is None else mask[:, None]
-    place_BS = np.cumsum(real_B1S[:, 0], -1)
-    near_BTS = place_BS[:, keys - queries :, None] - place_BS[:, None] < (window or keys)
-    visible_BTS = (key_S < own_T1) & real_B1S & (near_BTS | (key_S < always)) | (key_S == own_T1)
-    return visible_BTS[:, None]
+    """Real tokens up to the query's own position, in packed rows of its conversation; its own, so that there is one."""
+    key_S, own_S1 = np.arange(keys), np.arange(keys)[:, None]
+    mask_BS = np.ones((1, keys), bool) if mask is None else mask
+    real_BSS = mask_BS[:, None] if mask_BS.dtype == bool else same_conversation(mask_BS)
+    before_BSS = real_BSS & (key_S <= own_S1)
+    place_BS = before_BSS.sum(-1)
+    near_BSS = place_BS[:, :, None] - place_BS[:, None] < (window or keys)
+    return (before_BSS & (near_BSS | (key_S < always)) | (key_S == own_S1))[:, None, keys - queries :]
 
 
 def attention_weights_forward(query, key, visible):
@@ -64,7 +65,7 @@ def attention_forward(query, key, value, *, mask=None, prefix=None, window=None)
         if prefix.gate is None:
             key, value = (np.concatenate(sides, 2) for sides in zip(before, (key, value), strict=True))
             length = prefix.key.shape[2]
-            mask = None if mask is None else np.concatenate((np.ones((rows, length), bool), mask), 1)
+            mask = None if mask is None else np.concatenate((np.full((rows, length), PREFIX, mask.dtype), mask), 1)
             always = 0 if prefix.windowed else length
     visible = visible_keys(query.shape[2], key.shape[2], mask, window, always)
     out_BHTK, attended = _attend_forward(query, key, value, visible)

@@ -30,11 +30,23 @@ Gradient. The transpose of a rotation matrix is the inverse rotation: dz_i = m d
 
 import numpy as np
 
+PREFIX = -1  # a prefix in the mask of packed rows: every conversation attends to it. As Boolean it is True
+
 
 def token_positions(mask, start):
-    """The position of a real token: `start`, the length of the prefix, plus the number of real tokens before it."""
+    """The position of a real token: `start`, the length of the prefix, plus the number of real tokens before it.
+
+    In a packed row (an integer mask), the number of tokens of its own conversation before it.
+    """
+    if mask.dtype != bool:
+        return start + np.tril(same_conversation(mask)).sum(-1) - 1
     # The position of padding is never used; it only has to be a valid row of the table.
     return start + np.maximum(np.cumsum(mask, -1) - 1, 0)
+
+
+def same_conversation(mask):
+    """Whether a token (second axis) and a key (third) of a packed row share a conversation, or the key is a prefix."""
+    return (mask[:, :, None] == mask[:, None]) | (mask[:, None] == PREFIX)
 
 
 def angles(positions, width, theta, scaling=None):
