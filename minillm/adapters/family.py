@@ -59,9 +59,9 @@ class Family(nn.Module):
         super().__init__()
         if BASE in members:
             raise InputError(f"the name {BASE!r} is reserved for the decoder itself; choose another")
-        self.decoder, self.members, self.methods = decoder, nn.ModuleDict(members), dict[str, Method]()
+        self.decoder, self.members, self.methods = decoder, nn.ModuleList(members.values()), dict[str, Method]()
         for name, member in members.items():
-            if not isinstance(member, Method):
+            if not isinstance(member, Method) or getattr(member, "classes", None) is not None:
                 raise InputError(f"{name!r} is a {type(member).__name__}: a classifier, not a language model")
             self.methods[name] = member
         self.shared = frozen(decoder)

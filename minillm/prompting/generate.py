@@ -11,7 +11,7 @@ from minillm.adapt.description import Usage
 from minillm.data.templates import Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.generation import stream
+from minillm.generation import GenerationOptions, stream
 from minillm.hub.options import BaseOptions
 from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
@@ -20,7 +20,7 @@ from minillm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class Generate(RunOptions, BaseOptions):
+class Generate(RunOptions, GenerationOptions, BaseOptions):
     """Continue a text, or answer a message with --chat. Tokens are printed as they are generated.
 
     An adapter's own prompt template is applied to the text, as in its training; one for labels gives a label.
@@ -36,17 +36,10 @@ class Generate(RunOptions, BaseOptions):
     """Apply the chat template of the base, and not the adapter's prompt template."""
     raw: bool = False
     """Continue the text as it is, without the adapter's prompt template and labels."""
-    max_new_tokens: int = 100
-    """The maximum number of tokens to generate."""
-    temperature: float = 0.0
-    """The sampling temperature; 0 always takes the most likely token."""
-    top_k: int | None = None
-    """Sample from the k most likely tokens."""
-    top_p: float | None = None
-    """Sample from the most likely tokens whose probabilities sum to p."""
 
     def __post_init__(self):
         super().__post_init__()
+        self.check()
         if not self.prompt:
             raise InputError("the prompt has no tokens; give a text to continue")
         if self.chat and self.raw:
@@ -78,8 +71,8 @@ class Generate(RunOptions, BaseOptions):
         stop = {*tokenizer.stop, *(ids if len(ids) == 1 else ())}
         tokens = stream(
             model, torch.tensor([prompt], device=model.decoder.embed.weight.device),
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_k=self.top_k, top_p=self.top_p,
-            seed=self.seed, stop=stop,
+            max_new_tokens=100 if self.max_new_tokens is None else self.max_new_tokens, temperature=self.temperature,
+            top_k=self.top_k, top_p=self.top_p, seed=self.seed, stop=stop,
         )  # fmt: skip
         return tokenizer.decode_stream(int(token) for token in tokens if int(token) not in stop)
 

@@ -55,6 +55,21 @@ def interrupt_deferred() -> Iterator[Callable[[], bool]]:
         yield lambda: interrupted
 
 
+class CtrlC(KeyboardInterrupt):
+    """Ctrl-C in a command that goes on after it."""
+
+
+@contextmanager
+def ctrl_c_repeated() -> Iterator[None]:
+    """Ctrl-C raises CtrlC each time, and does not end the process the second time. Other signals do as before."""
+
+    def handle(number: int, frame: object) -> None:
+        raise CtrlC
+
+    with _handler(lambda before: handle, callable, [signal.SIGINT]):
+        yield
+
+
 @contextmanager
 def ctrl_c_ignored() -> Iterator[None]:
     """Ignores Ctrl-C, as does a process that is started within, though not on Windows."""

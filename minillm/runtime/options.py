@@ -19,10 +19,11 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from minillm.errors import InputError, check_seed, check_threads, unknown
 
-__all__ = ["Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "flag", "parse"]
+__all__ = ["Directories", "Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "flag", "parse"]
 
 Command = TypeVar("Command")
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Directories = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR"), tyro.conf.UseAppendAction]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 

@@ -97,5 +97,7 @@ def test_unknown_names_and_impossible_members_are_refused():
         family(IDS[:1], ["a", "a"])
     with pytest.raises(InputError, match="a classifier, not a language model"):
         Family(decoder, {"head": FrozenHead(decoder, 2)})
+    with pytest.raises(InputError, match="a classifier, not a language model"):
+        Family(decoder, {"head": FineTune(decoder, "output", classes=[3, 4])})
     with pytest.raises(InputError, match="is reserved for the decoder itself"):
         Family(decoder, {"base": FineTune(decoder)})

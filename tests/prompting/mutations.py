@@ -7,7 +7,7 @@ TEMPLATE, BOUNDARY, EXTRACTION = (
 )
 CONVERSATIONS = ("data/conversations.py", "data/test_conversations.py")
 ANSWERS = ("data/answers.py", "data/test_answers.py")
-CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS, GENERATE = (
+CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS, GENERATE, SESSION = (
     (f"prompting/{name}.py", f"prompting/test_{name}.py")
     for name in (
         "choosing",
@@ -19,6 +19,7 @@ CHOOSING, CACHE, SCORING, MEASURES, CALIBRATION, ANSWERING, LABELLING, LENGTHS, 
         "labelling",
         "lengths",
         "generate",
+        "chat_session",
     )
 )
 
@@ -93,4 +94,12 @@ PROMPTING_MUTATIONS = [
     mutation("one set of content-free texts for all", LABELLING, "templates[:1]", "templates[:2]"),
     mutation("content-free texts in the wrong template", LABELLING, "torch.cat(found)[order.argsort()]",
         "torch.cat(found)"),
+    mutation("shared tokens after a difference", ("generation.py", SESSION[1]),
+        "(self.ids[:, :count] == ids[:, :count]).all(0).cumprod(0).sum()",
+        "(self.ids[:, :count] == ids[:, :count]).all(0).sum()"),
+    mutation("a cache that is not cut back", ("generation.py", SESSION[1]), "layer.length = self.shared",
+        "layer.length = max(layer.length, self.shared)"),
+    mutation("a cache for each turn", SESSION, "self.cache or DecodingCache(self.model)", "DecodingCache(self.model)"),
+    mutation("another model with the cache of the last one", SESSION, "self.model, self.cache = model, None",
+        "self.model, self.cache = model, getattr(self, 'cache', None)"),
 ]
