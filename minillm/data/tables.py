@@ -1,4 +1,4 @@
-"""Tables in files: .csv and .tsv with a header line, and JSON lines. Every row is checked; errors name its line.
+"""Tables in files: .csv and .tsv with a header, JSON lines, a JSON array. Every row is checked; errors name its line.
 
 Delimiter and encoding are recognised if they are not given. In strict mode the csv module refuses open and misplaced
 quotes; the number of values in a row is checked here.
@@ -57,7 +57,7 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A .csv, .tsv or .jsonl file. Its delimiter and its encoding are recognised if they are None."""
+    """A .csv, .tsv, .jsonl or .json file. Its delimiter and its encoding are recognised if they are None."""
 
     path: Path
     delimiter: str | None = None
@@ -69,15 +69,15 @@ class Table:
         The names are those of columns that will be used: they help to recognise the delimiter.
         """
         kind = self.path.suffix.lower()
-        if kind not in (".csv", ".tsv", ".jsonl"):
-            raise InputError(f"{self.path} must be a .csv, .tsv or .jsonl file")
+        if kind not in (".csv", ".tsv", ".jsonl", ".json"):
+            raise InputError(f"{self.path} must be a .csv, .tsv or .jsonl file, or a .json file with an array")
         text, encoding = decode(self.path, self.encoding)
         # Lines end where the csv module ends them: JSON strings may contain other line separators.
         lines = list(io.StringIO(text, newline=""))
-        if kind == ".jsonl":
+        if kind in (".jsonl", ".json"):
             if self.delimiter is not None:
                 raise InputError(f"{self.path} has JSON lines, which have no delimiter; leave out --delimiter")
-            delimiter, rows = "", list(self._json_rows(lines))
+            delimiter, rows = "", list(self._json_rows(lines if kind == ".jsonl" else self._array(text)))
         else:
             delimiter = self._delimiter(lines, names, kind)
             rows = list(self._csv_rows(lines, delimiter))
@@ -144,9 +144,20 @@ class Table:
                 f"open or misplaced double quotes ({error}); a quote in a quoted value must be doubled"
             ) from None
 
+    def _array(self, text: str) -> list[str]:
+        """The rows of a JSON array, as one line each."""
+        try:
+            found = json.loads(text, object_pairs_hook=unique)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{self.path}: not JSON ({error}); a .jsonl file has an object in each line") from None
+        if not isinstance(found, list):
+            raise InputError(f"{self.path} must be an array of objects, got {type(found).__name__}")
+        return [json.dumps(row, ensure_ascii=False) for row in found]
+
     def _json_rows(self, lines: list[str]) -> Iterator[Row]:
+        unit = "row" if self.path.suffix.lower() == ".json" else "line"
         for number, line in enumerate(lines, 1):
-            row = Row(f"{self.path}, line {number}", {}, line)
+            row = Row(f"{self.path}, {unit} {number}", {}, line)
             if not line.strip():
                 continue
             try:

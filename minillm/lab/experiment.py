@@ -64,7 +64,7 @@ class DataOptions(RunOptions):
     """The labelled texts: film reviews (the default without --data), or generated word problems (for tiny). For adapt,
     also lecture: questions on the adaptation of models, with free answers."""
     data: File | None = None
-    """Your own labelled texts, a .csv, .tsv or .jsonl file, instead of a task."""
+    """Your own labelled texts, a .csv, .tsv, .jsonl or .json file, instead of a task."""
     delimiter: str | None = None
     r"""The delimiter of a .csv or .tsv file, for example ; or \t (recognised if not given)."""
     encoding: str | None = None

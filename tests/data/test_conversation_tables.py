@@ -68,6 +68,19 @@ def test_csv_with_a_byte_order_mark_and_given_columns(tmp_path):
         read(written(tmp_path / "a.csv", "messages,x", '"[]",1'), "messages")
 
 
+def test_a_json_array_is_read_as_its_rows(tmp_path):
+    table = written(tmp_path / "a.json", json.dumps([{"instruction": "hi", "output": "you"}] * 8, indent=1))
+    assert [row.messages for row in read(table)] == [PAIR] * 8
+    for text, message in (
+        ("[{}, 1]", "a.json, row 2: every line must be a JSON object"),
+        ("{}", "a.json must be an array of objects, got dict"),
+        ("[{}", "a.json: not JSON"),
+        ('[{"a": 1, "a": 2}]', "a.json: not JSON .*duplicate name, 'a'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            written(tmp_path / "a.json", text).read()
+
+
 def test_tools_and_the_calls_of_an_answer_are_kept(tmp_path):
     call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add", "arguments": {}}}]}
     row = {"messages": [USER, call, {"role": "tool", "content": "3"}, ASSISTANT], "tools": [{"name": "add"}]}

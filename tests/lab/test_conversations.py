@@ -50,6 +50,21 @@ def test_a_model_that_has_memorised_its_conversations_answers_and_stops():
         assert ids == [*TOKENIZER.encode(row.messages[-1]["content"]), TOKENIZER.eos]
 
 
+@pytest.mark.slow
+def test_after_100_conversations_50_of_50_new_prompts_are_answered_up_to_the_end_token():
+    sums = [conversation(f"{a}+{b}", str(a + b)) for a in range(15) for b in range(10)]
+    task = Conversations("", sums[::3] + sums[1::3], sums[2::3], sums[2::3])
+    assert (len(task.train), len(task.test)) == (100, 50)
+    experiment = Experiment(decoder(), TOKENIZER, torch.device("cpu"), "float32", 0)
+    method = adapt.FineTune(experiment.decoder)
+    found = adapt_to_answers(experiment, task, method, TrainingSettings(epochs=10, learning_rate=3e-3), lambda: None)
+    assert found["perplexity"] < found["perplexity_before"] / 10
+    for row in task.test:
+        prompt = torch.tensor([TOKENIZER.chat(row.messages[:-1])])
+        ids = generate(method, prompt, max_new_tokens=20, stop=TOKENIZER.stop)
+        assert ids[0, -1] == TOKENIZER.eos
+
+
 def test_a_long_conversation_is_refused_or_loses_whole_turns_at_one_side(capsys):
     def fitting(context, truncate):
         rows = encode_conversations(TOKENIZER, ROWS, Room(context, 0, 0), truncate)
