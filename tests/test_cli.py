@@ -4,6 +4,8 @@ import io
 import json
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -109,7 +111,7 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command,
         (("pretrain", "--task", "word_problems", "--threads", "0"), "threads must be at least 1"),
         (("pretrain", "--task", "word_problems", "--out", "mine.csv"), "mine.csv is a file"),
         (("lab", "juggler", "--threads", "-1"), "threads must be at least 1 and at most"),
-        (("check", "--config", "tiny", "--seed", "-1"), "got -1"),
+        (("check", "--base", "tiny", "--seed", "-1"), "got -1"),
         (("export", "nothing", "--out", "untouched"), "there is no model 'nothing'"),
         ((*LADDER, "--labels", "good,good"), "at least two different non-empty texts"),
         (("pull", "review"), "unknown value for NAME: 'review'; did you mean reviews?"),
@@ -118,7 +120,7 @@ def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command,
         (("swim",), "unknown command: 'swim'; there are: pull, generate"),
         (("generate", "hello", "--model", "base"), "unknown option: '--model'; did you mean --base?"),
         (("generate", "hello", "--bass", "base"), "unknown option: '--bass'; did you mean --base?"),
-        (("generate", "hello", "--zz", "base"), "unknown option: '--zz'; there are: --base"),
+        (("generate", "hello", "--zz", "base"), "unknown option: '--zz'; there are: --json"),
         (("generate", "hello", "--device", "gpu"), "did you mean cuda?"),
         (("adapt", "--rank", "8"), "unknown option: '--rank'; did you mean --r?"),
         (("adapt", "--lr", "1"), "unknown option: '--lr'; did you mean --learning-rate?"),
@@ -287,6 +289,98 @@ def test_own_data_is_divided_and_reported_before_it_is_used(place, monkeypatch, 
     assert (written["accuracy"] == 1) == ("warning: " not in report)
 
 
+ADAPT = ("adapt", *LADDER[1:])
+
+
+def files(place):
+    return {path: path.stat().st_mtime_ns for path in place.rglob("*") if "__pycache__" not in str(path)}
+
+
+def test_a_run_file_reruns_the_same_run(place, command):
+    first = json.loads(command(*ADAPT, "--method", "lora", "--epochs", "1", "--out", "first", "--json"))
+    assert json.loads((place / "first" / "run.json").read_text())["epochs"] == 1
+    again = json.loads(command("adapt", "--config", "first/run.json", "--out", "again", "--json"))
+    assert (first["chosen"], first["accuracy"]) == (again["chosen"], again["accuracy"])
+    one, other = (place / name / "adapter.safetensors" for name in ("first", "again"))
+    assert one.read_bytes() == other.read_bytes()
+    assert json.loads(command("adapt", "--config", "first/run.json", "--json")) == first, "it is complete"
+
+
+@pytest.mark.parametrize("words", [ADAPT, LADDER], ids=lambda words: words[0])
+def test_a_dry_run_checks_and_describes_and_writes_nothing(place, command, words, monkeypatch, capsys):
+    before = files(place)
+    rungs = ("--rungs", "zero-shot,lora") if words == LADDER else ()
+    planned = json.loads(command(*words, *rungs, "--out", "planned", "--dry-run", "--json"))
+    # 40 rows in batches of 16, two epochs; A and B of query (24 x 24) and value (12 x 24) with rank 8 in two blocks.
+    lora = {"trainable_parameters": 2 * 8 * (24 + 24 + 12 + 24), "steps": 6}
+    assert (planned["lora"] if rungs else {name: planned[name] for name in lora}) == lora
+    assert planned["out"] == "planned"
+    shown = command(*words, *rungs, "--out", "planned", "--dry-run")
+    assert "\nout: planned\n" in shown
+    assert shown.endswith("dry run: nothing was trained or written\n")
+    with pytest.raises(SystemExit, match="2"):
+        command(*words, "--data", "one.csv", "--out", "planned", "--dry-run")
+    monkeypatch.setenv("MINILLM_HOME", str(place / "nowhere"))
+    with pytest.raises(SystemExit, match="2"):
+        command(words[0], "--base", "tiny", "--out", "planned", "--dry-run")
+    assert "reviews is not in the cache, and a dry run downloads nothing; `minillm pull" in capsys.readouterr().err
+    assert files(place) == before
+
+
+def test_a_dry_run_keeps_the_results_that_it_would_overwrite(place, command):
+    whole = (*ADAPT, "--method", "output", "--out", "kept")
+    command(*whole)
+    (place / "kept" / "checkpoint.safetensors").write_bytes(b"")
+    before = files(place)
+    assert json.loads(command(*whole, "--dry-run", "--json"))["steps"] == 0, "it is complete"
+    assert json.loads(command(*whole, "--dry-run", "--json", "--overwrite"))["steps"] > 0
+    with pytest.raises(SystemExit, match="2"):
+        command(*whole, "--dry-run", "--seed", "1")
+    assert files(place) == before
+
+
+def test_a_dry_run_of_pretraining(place, command):
+    before, words = files(place), ("--task", "word_problems", "--preset", "nano", "--steps", "9", "--out", "planned")
+    planned = json.loads(command("pretrain", *words, "--dry-run", "--json"))
+    assert (planned["steps"], planned["validation_rows"]) == (9, 64)
+    assert planned["rows"] > 9
+    assert files(place) == before
+
+
+def test_quiet_prints_results_only_and_verbose_what_is_loaded(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    for level in ("--quiet", "--verbose"):
+        words = [*ADAPT, "--method", "output", "--epochs", "1", "--out", level[2:], level]
+        monkeypatch.setattr("sys.argv", ["minillm", *words])
+        main()
+        printed, notes = capsys.readouterr()
+        assert "accuracy: " in printed
+        if level == "--quiet":
+            assert notes == ""
+    assert re.search(r"base: [\d,]+ parameters, loaded in \S+ s\n", notes)
+    assert re.search(r"\nfloat32: |\nbfloat16: ", notes)
+    assert re.search(r"\noutput: 3 steps\n", notes)
+    assert re.search(r"\noutput: 3 steps in \S+ s\n", notes)
+
+
+def test_a_text_is_read_from_standard_input(place, command, monkeypatch):
+    words = ("--base", "base", "--max-new-tokens", "3")
+    expected = command("generate", "abc\nd", *words)
+    for given in (b"abc\nd\n", b"abc\r\nd\r\n", b"\xef\xbb\xbfabc\nd"):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(given)))
+        assert command("generate", "-", *words) == expected
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"abc\nd")))
+    found = json.loads(command("generate", "-", *words, "--json"))
+    assert (found["prompt"], found["prompt"] + found["generated"]) == ("abc\nd", expected[:-1])
+
+
+def test_standard_input_that_is_not_utf8_is_one_sentence(place, command, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xff")))
+    with pytest.raises(SystemExit, match="2"):
+        command("generate", "-", "--base", "base")
+    assert capsys.readouterr().err.startswith("minillm: standard input cannot be read as UTF-8 (")
+
+
 def test_help_names_every_command(capsys, monkeypatch):
     for words, commands in (([], COMMANDS), (["adapter"], COMMANDS["adapter"][0]), (["lab"], COMMANDS["lab"][0])):
         monkeypatch.setattr("sys.argv", ["minillm", *words, "--help"])
@@ -334,6 +428,19 @@ def test_help_loads_no_torch():
     program = "import sys; from minillm.cli import main; main(); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program, "--help"], capture_output=True, text=True, timeout=60)
     assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_commands_and_options(command, place):
+    def completed(*words):
+        typed = f"COMP_WORDS=(minillm {shlex.join(words)}); COMP_CWORD={len(words)}; _minillm; echo ${{COMPREPLY[*]}}"
+        return subprocess.run(["bash", "-c", f"{script}\n{typed}"], capture_output=True, text=True).stdout.split()
+
+    script = command("--completion")
+    assert completed("ad") == ["adapt", "adapter"]
+    assert completed("adapter", "in") == ["inspect"]
+    assert completed("adapt", "--method", "lora", "--virt") == ["--virtual-tokens"]
+    assert "--shots" in completed("lab", "juggler", "")
 
 
 def test_the_version_is_printed(monkeypatch, capsys):

@@ -14,5 +14,5 @@ def test_operations_equal_numpys(monkeypatch):
     # Central differences compare numpy with itself, and whole suites test decoders.
     monkeypatch.setattr(check, "differences", lambda case, random: None)
     monkeypatch.setattr(check, "decoder_cases", lambda config, random: [])
-    found = check.check(check.Check(config="tiny", device="cpu", threads=2))
+    found = check.check(check.Check(base="tiny", device="cpu", threads=2))
     assert (found["threads"], check.failed(found)) == (2, [])

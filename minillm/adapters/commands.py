@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,13 +19,13 @@ from minillm.hub.gguf_lora import export_lora
 from minillm.hub.options import BaseOptions
 from minillm.hub.peft import export_peft, import_peft
 from minillm.runtime.files import check_unused
-from minillm.runtime.options import Directory, Positional
+from minillm.runtime.options import Directory, Positional, PrintOptions
 from minillm.runtime.reading import open_tensors
 from minillm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class AdapterOptions:
+class AdapterOptions(PrintOptions):
     """The adapter that a command works on."""
 
     adapter: Positional[Path]
@@ -32,7 +33,7 @@ class AdapterOptions:
 
 
 @dataclass(kw_only=True)
-class OutputOptions:
+class OutputOptions(PrintOptions):
     """The result of a command."""
 
     out: Path
@@ -42,6 +43,10 @@ class OutputOptions:
 
     def __post_init__(self):
         check_unused(self.out, self.overwrite)
+
+    def show_saved(self, *lines: str, **results: Any) -> None:
+        """Print lines about the result, and where it is saved."""
+        self.show("\n".join([*lines, f"saved: {self.out}"]), {**results, "out": self.out})
 
 
 @dataclass(kw_only=True)
@@ -64,16 +69,24 @@ class Inspect(AdapterOptions):
     def run(self) -> None:
         description = describe(self.adapter)
         size = sum(path.stat().st_size for path in self.adapter.iterdir())
+        used = {field.name: value for field in fields(Usage) if (value := getattr(description, field.name))}
+        lines = [
+            f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}",
+            f"options: {json.dumps(description.options)}",
+            f"base: {len(description.base)} weights, identified by their sha256",
+            *(f"{name.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}" for name, value in used.items()),
+        ]
+        tensors = {}
         with open_tensors(self.adapter / TENSORS) as file:
-            print(f"{description.method}, {size:,} bytes, saved by minillm {description.minillm}")
-            print(f"options: {json.dumps(description.options)}")
-            print(f"base: {len(description.base)} weights, identified by their sha256")
-            for field in fields(Usage):
-                if value := getattr(description, field.name):
-                    print(f"{field.name.replace('_', ' ')}: {json.dumps(value, ensure_ascii=False)}")
             for name in file.keys():  # noqa: SIM118, a safetensors file is no mapping
                 how = "difference to the base, in bytes" if name in description.differences else ""
-                print(f"  {name}  {tuple(file.get_slice(name).get_shape())}  {how or file.get_slice(name).get_dtype()}")
+                tensors[name] = {
+                    "shape": file.get_slice(name).get_shape(),
+                    "dtype": how or file.get_slice(name).get_dtype(),
+                }
+        lines += [f"  {name}  {tuple(one['shape'])}  {one['dtype']}" for name, one in tensors.items()]
+        described = {"method": description.method, "bytes": size, "options": description.options, **used}
+        self.show("\n".join(lines), described | {"tensors": tensors})
 
 
 @dataclass(kw_only=True)
@@ -91,16 +104,20 @@ class Diff(BaseOptions):
     def run(self) -> None:
         decoder, _ = self.load_base()
         one, two = (load(decoder, place, allow_noop=True) for place in (self.adapter, self.other))
-        print(f"{type(one).__name__} {json.dumps(one.options())}\n{type(two).__name__} {json.dumps(two.options())}")
-        left, right = one.state(), two.state()
+        lines = [f"{type(method).__name__} {json.dumps(method.options())}" for method in (one, two)]
+        left, right, found = one.state(), two.state(), {}
         for name in dict.fromkeys([*left, *right]):
             if name not in left or name not in right:
-                print(f"  {name}  only in {self.adapter if name in left else self.other}")
+                found[name] = {"only_in": self.adapter if name in left else self.other}
+                lines.append(f"  {name}  only in {found[name]['only_in']}")
             elif left[name].shape != right[name].shape:
-                print(f"  {name}  shapes {tuple(left[name].shape)} and {tuple(right[name].shape)}")
+                found[name] = {"shapes": [tuple(left[name].shape), tuple(right[name].shape)]}
+                lines.append(f"  {name}  shapes {found[name]['shapes'][0]} and {found[name]['shapes'][1]}")
             else:
-                distance, norm = (left[name] - right[name]).double().norm(), left[name].double().norm()
-                print(f"  {name}  |difference| {distance:.4g}, |{self.adapter.name}| {norm:.4g}")
+                distance, norm = (left[name] - right[name]).double().norm().item(), left[name].double().norm().item()
+                found[name] = {"difference": distance, "norm": norm}
+                lines.append(f"  {name}  |difference| {distance:.3g}, |{self.adapter.name}| {norm:.3g}")
+        self.show("\n".join(lines), {"options": [one.options(), two.options()], "tensors": found})
 
 
 @dataclass(kw_only=True)
@@ -112,7 +129,8 @@ class Verify(AdapterOptions, BaseOptions):
 
     def run(self) -> None:
         method, _ = _adapted(self, self.adapter)
-        print(f"OK: {type(method).__name__}, {len(method.state())} tensors, loads on {self.base}")
+        found = {"method": type(method).__name__, "tensors": len(method.state()), "base": self.base}
+        self.show(f"OK: {found['method']}, {found['tensors']} tensors, loads on {self.base}", found)
 
 
 @dataclass(kw_only=True)
@@ -126,10 +144,9 @@ class Merge(AdapterOptions, OutputOptions, BaseOptions):
         method, tokenizer = _adapted(self, self.adapter)
         hub.save(merge(method), tokenizer, self.out)
         probe = torch.arange(min(16, method.config.vocabulary))[None]
-        for dtype, change in merge_rounding(method, probe).items():
-            name = str(dtype).removeprefix("torch.")
-            print(f"logits of the merged model in {name} differ from base and adapter by up to {change:.3g}")
-        print(f"saved: {self.out}")
+        changes = {str(dtype).removeprefix("torch."): one for dtype, one in merge_rounding(method, probe).items()}
+        text = "logits of the merged model in {} differ from base and adapter by up to {:.3g}"
+        self.show_saved(*(text.format(*change) for change in changes.items()), largest_change=changes)
 
 
 @dataclass(kw_only=True)
@@ -149,7 +166,7 @@ class Extract(RankOptions, OutputOptions, BaseOptions):
         found = extract(decoder, tuned, r=self.r, energy=self.energy)
         if isinstance(tuned, Adaptation):
             found.lora.usage = tuned.usage
-        _save(found, tokenizer, self.out)
+        _save(found, tokenizer, self)
 
 
 @dataclass(kw_only=True)
@@ -165,7 +182,7 @@ class Resize(AdapterOptions, RankOptions, OutputOptions, BaseOptions):
             raise InputError(f"{self.adapter} is a {type(method).__name__}; only the rank of a LoRA can be changed")
         found = resize(method, r=self.r, energy=self.energy)
         found.lora.usage = method.usage
-        _save(found, tokenizer, self.out)
+        _save(found, tokenizer, self)
 
 
 def _adapted(options: BaseOptions, adapter: Path) -> tuple[Adaptation, Tokenizer | None]:
@@ -174,14 +191,16 @@ def _adapted(options: BaseOptions, adapter: Path) -> tuple[Adaptation, Tokenizer
     return load(decoder, adapter, tokenizer=tokenizer), tokenizer
 
 
-def _save(found: Extracted, tokenizer: Tokenizer | None, out: Path) -> None:
-    found.lora.save(out, tokenizer=tokenizer)
+def _save(found: Extracted, tokenizer: Tokenizer | None, options: OutputOptions) -> None:
+    found.lora.save(options.out, tokenizer=tokenizer)
     errors, mean = found.errors, sum(found.errors.values()) / len(found.errors)
     worst = max(errors, key=lambda path: errors[path])
-    print(f"{len(errors)} matrices; relative error of dW: {mean:.1%} on average, {errors[worst]:.1%} at most ({worst})")
+    lines = [
+        f"{len(errors)} matrices; relative error of dW: {mean:.1%} on average, {errors[worst]:.1%} at most ({worst})"
+    ]
     if found.left_out:
-        print(f"not in the LoRA: {len(found.left_out)} changed parameters, the first is {found.left_out[0]}")
-    print(f"saved: {out}")
+        lines.append(f"not in the LoRA: {len(found.left_out)} changed parameters, the first is {found.left_out[0]}")
+    options.show_saved(*lines, errors=errors, left_out=found.left_out)
 
 
 @dataclass(kw_only=True)
@@ -193,7 +212,7 @@ class ExportPeft(AdapterOptions, OutputOptions, BaseOptions):
 
     def run(self) -> None:
         export_peft(_adapted(self, self.adapter)[0], self.out, base_name=self.base)
-        print(f"saved: {self.out}")
+        self.show_saved()
 
 
 @dataclass(kw_only=True)
@@ -205,7 +224,7 @@ class ExportGGUF(AdapterOptions, OutputOptions, BaseOptions):
 
     def run(self) -> None:
         export_lora(_adapted(self, self.adapter)[0], self.out)
-        print(f"saved: {self.out}")
+        self.show_saved()
 
 
 @dataclass(kw_only=True)
@@ -218,7 +237,7 @@ class ImportPeft(AdapterOptions, OutputOptions, BaseOptions):
     def run(self) -> None:
         decoder, tokenizer = self.load_base()
         import_peft(decoder, self.adapter).save(self.out, tokenizer=tokenizer)
-        print(f"saved: {self.out}")
+        self.show_saved()
 
 
 @dataclass(kw_only=True)
@@ -238,4 +257,4 @@ class Export(OutputOptions):
         if self.adapter is not None:
             decoder = merge(load(decoder, self.adapter, tokenizer=tokenizer))
         export(decoder, tokenizer, self.out)
-        print(f"saved: {self.out}")
+        self.show_saved()

@@ -5,7 +5,6 @@ detect damage. The adapter's effect on a probe is measured and printed.
 """
 
 import math
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from functools import cached_property
@@ -24,6 +23,7 @@ from minillm.errors import InputError
 from minillm.runtime.delta import decode
 from minillm.runtime.fingerprint import base_fingerprint, tensor_fingerprint
 from minillm.runtime.finite import check_finite
+from minillm.runtime.progress import note
 from minillm.runtime.reading import open_tensors, reading
 from minillm.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def load(
     if found.size == 0 and not allow_noop:
         raise InputError(f"{directory} has no effect: no logit of the probe changes; pass allow_noop=True to load it")
     method.usage = Usage(**{field.name: getattr(description, field.name) for field in fields(Usage)})
-    print(f"{directory}: {report(method, found)}", file=sys.stderr)
+    note(f"{directory}: {report(method, found)}")
     return method
 
 

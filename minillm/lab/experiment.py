@@ -22,13 +22,13 @@ from minillm.data.tasks import LabelledText, Task
 from minillm.data.word_problems import word_problems_task
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.hub.pull import pull
+from minillm.hub.pull import check_pulled, pull
 from minillm.lab.report import standard_error
 from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
 from minillm.runtime.fingerprint import json_fingerprint
-from minillm.runtime.options import File, Model, Names, RunOptions, Text
+from minillm.runtime.options import NO_SETTINGS, File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.methods import Base, MethodOptions, build
@@ -106,13 +106,18 @@ class DataOptions(RunOptions):
 
     def described(self, task: Task | Conversations | None = None) -> dict[str, Any]:
         """These options in JSON's types, with the number of threads in use, and the sizes and sha256 of a task."""
-        found = {option.name: getattr(self, option.name) for option in fields(DataOptions)}
+        names = [option.name for option in fields(DataOptions) if option.name not in NO_SETTINGS]
+        found = {name: getattr(self, name) for name in names}
         threads = torch.get_num_threads() if self.threads is None else self.threads
         source = {"task": self.task or "reviews"} if self.data is None else {"data": str(self.data)}
         if task is not None:
             rows = json_fingerprint([task.train, task.validation, task.test])
             found |= {"train": len(task.train), "test": len(task.test), "rows": rows}
         return found | source | {"threads": threads, "prompt": self.question}
+
+    def check_local(self) -> None:
+        """Raises InputError if the base or the data would be downloaded."""
+        check_pulled(self.base, "reviews" if self.data is None and self.task in (None, "reviews") else "")
 
     @property
     def table(self) -> Table | None:

@@ -23,13 +23,12 @@ from minillm.data.templates import Question, Template
 from minillm.data.word_problems import AT_ONCE, FORM, PRETRAINED_FORMS, PRETRAINED_STEPS, Problem, faults, problems
 from minillm.errors import check_at_least, check_temperature
 from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
-from minillm.lab.report import standard_error
+from minillm.lab.report import aligned, standard_error
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import write_text
-from minillm.runtime.options import Directory, RunOptions
-from minillm.runtime.progress import progress
+from minillm.runtime.options import NO_SETTINGS, Directory, RunOptions
+from minillm.runtime.progress import note, progress
 from minillm.runtime.reading import read_json
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import check_settings
@@ -77,14 +76,13 @@ class Juggler(RunOptions):
     def run(self) -> None:
         keep_freed_memory()
         use_threads(self.threads)
-        found = juggle(self, on_measured=lambda measured: print(describe(measured)))
-        print(f"\n{table(found)}")
-        print(f"training: {found['training_seconds']:.0f} s, evaluation: {found['asking_seconds']:.0f} s")
-        print(f"saved: {self.out / 'juggler.json'}")
+        found = juggle(self, on_measured=lambda measured: note(describe(measured)))
+        seconds = f"training: {found['training_seconds']:.0f} s, evaluation: {found['asking_seconds']:.0f} s"
+        self.show(f"{table(found)}\n{seconds}\nsaved: {self.out / 'juggler.json'}", found)
 
     def described(self) -> dict[str, Any]:
         """The options that determine the results."""
-        how = ("device", "threads", "out", "overwrite")
+        how = ("device", "threads", "out", *NO_SETTINGS)
         return {name: value for name, value in asdict(self).items() if name not in how}
 
 
@@ -162,7 +160,7 @@ def ask(
 ) -> dict[str, Any]:
     """Evaluate all strategies for each number of steps on unseen problems, with the paired effect of the chain."""
     rows, differences = [], []
-    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="evaluating", unit="strategy") as bar:
+    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="evaluating", unit="prompt") as bar:
         for steps in PRETRAINED_STEPS:
             asked = unseen(options, steps, known)
             graded = {}
@@ -224,21 +222,20 @@ def juggle(
         "asking_seconds": time.perf_counter() - trained,
         **found,
     }
-    write_text(options.out / "juggler.json", json.dumps(described, indent=2) + "\n")
+    options.save(options.out, "juggler.json", json.dumps(described, indent=2))
     return described
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Accuracy by strategy and number of steps, and the effect of the chain."""
     counts = sorted({row["steps"] for row in found["ways"]})
-    lines = [f"{'strict accuracy':28}" + "".join(f"{steps:>9} steps" for steps in counts)]
-    lines.append("-" * len(lines[0]))
+    rows = [("strict accuracy", *(f"{steps} steps" for steps in counts))]
     for strategy in STRATEGIES:
-        rows = [next(r for r in found["ways"] if (r["way"], r["steps"]) == (strategy.name, steps)) for steps in counts]
-        shares = "".join(f"{r['strict']:8.3f} ± {r['standard_error']:.3f}"[-15:] for r in rows)
-        lines.append(f"{strategy.name:28}{shares}")
-        detail = "".join(f"{r['flexible']:6.2f}/{r['unparsed']:.2f}/{r['right_for_wrong_reason']:.2f}" for r in rows)
-        lines.append(f"{'  flexible/unparsed/unsound':28}{detail}")
+        ways = [next(w for w in found["ways"] if (w["way"], w["steps"]) == (strategy.name, steps)) for steps in counts]
+        rows.append((strategy.name, *(f"{way['strict']:.3f} ± {way['standard_error']:.3f}" for way in ways)))
+        three = ("flexible", "unparsed", "right_for_wrong_reason")
+        rows.append(("  flexible/unparsed/unsound", *("/".join(f"{way[name]:.2f}" for name in three) for way in ways)))
+    lines = [aligned(rows, least=rows[0][:1:-1])]
     lines.append("unsound: the share of right answers whose chain of thought has a wrong step")
     for row in found["chain_less_direct"]:
         lines.append(

@@ -28,10 +28,11 @@ from minillm.lab.report import draw, picture, table
 from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, write_text
+from minillm.runtime.files import check_directory
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
-from minillm.runtime.options import Directory, Names
+from minillm.runtime.options import Directory, DryRunOptions, Names
+from minillm.runtime.progress import note
 from minillm.runtime.reading import read_json, reading
 from minillm.runtime.streams import unbroken
 from minillm.training.checkpoints import Checkpoints, check_settings
@@ -65,7 +66,7 @@ RUNGS = {
 
 
 @dataclass(kw_only=True)
-class Ladder(DataOptions):
+class Ladder(DryRunOptions, DataOptions):
     """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and ladder.png.
 
     LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows. If a rung
@@ -83,23 +84,25 @@ class Ladder(DataOptions):
     """Run all rungs again, and replace the results of another run."""
 
     def run(self) -> None:
+        if self.dry_run:
+            self.show_plan(next(run_ladder(self))[1])
+            return
         ladder: dict[str, Any] = {}
         try:
             for name, ladder in run_ladder(self):
                 if name in ladder["skipped"]:
-                    print(f"{name}: skipped, {ladder['skipped'][name]}", file=sys.stderr)
+                    note(f"{name}: skipped, {ladder['skipped'][name]}")
                     continue
                 rung = next(rung for rung in ladder["rungs"] if rung["name"] == name)
                 seconds, share = rung["train_seconds"] + rung["eval_seconds"], rung["accuracy"]
-                print(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {seconds:.0f} s", file=sys.stderr)
+                note(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {seconds:.0f} s")
                 for doubt in doubts(rung):
-                    print(f"{rung['name']}: {doubt}", file=sys.stderr)
+                    note(f"{rung['name']}: {doubt}")
         finally:
             if ladder:
                 drawn = bool(ladder["rungs"]) and draw(picture, ladder, self.out / "ladder.png")
-                print(f"{table(ladder)}\n")
-                for name in ("ladder.png", LADDER) if drawn else (LADDER,):
-                    print(f"saved: {self.out / name}")
+                files = [f"saved: {self.out / name}" for name in (("ladder.png", LADDER) if drawn else (LADDER,))]
+                self.show("\n".join([table(ladder), "", *files]), ladder | {"out": self.out})
         if ladder["skipped"]:
             sys.exit(FAILED)
 
@@ -121,8 +124,11 @@ class Ladder(DataOptions):
 def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the name of each rung, and the ladder with all rungs so far, which is the content of `ladder.json`.
 
-    Raises InputError for invalid options, and if no rung can be run, before anything is run.
+    A dry run yields what would run. Raises InputError for invalid options, and if no rung can be run, before anything
+    is run.
     """
+    if options.dry_run:
+        options.check_local()
     chosen = options.chosen()
     pick_device(options.device)
     options = replace(options, threads=use_threads(options.threads))
@@ -130,9 +136,14 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
     hub.locate(options.base)
     check_directory(options.out)
     described = options.described_run(task)
-    finished = _finished(options.out, described, options.overwrite)
+    finished = _finished(options, described)
     report(task)
-    skipped = too_long([name for name in chosen if name not in finished], options, task)
+    checked = check_rungs([name for name in chosen if name not in finished], options, task)
+    skipped = {name: found for name, found in checked.items() if isinstance(found, str)}
+    if options.dry_run:
+        rows = {name: described[name] for name in ("base", "train", "test")}
+        yield "", {**rows, "out": options.out, **{name: checked.get(name, "finished") for name in chosen}}
+        return
     with locked(options.out):
         _write(options, described, finished, skipped)
         for name in chosen:
@@ -154,34 +165,38 @@ def _write(options: Ladder, described: Mapping[str, Any], finished: Rungs, skipp
     """Write ladder.json, whose content is returned, with the rungs in their order."""
     rungs = [finished[name] for name in RUNGS if name in finished]
     ladder = {**described, "rungs": rungs, "skipped": {name: skipped[name] for name in RUNGS if name in skipped}}
-    options.out = saved(lambda out: write_text(out / LADDER, json.dumps(ladder, indent=2) + "\n"), options.out)
+    options.out = saved(lambda out: options.save(out, LADDER, json.dumps(ladder, indent=2)), options.out)
     return ladder
 
 
-def too_long(names: Sequence[str], options: Ladder, task: Task) -> dict[str, str]:
-    """The rungs for which a text is too long, with the sentence that says so. Raises InputError if all of them are."""
-    if options.truncate != "error" or not names:
+def check_rungs(names: Sequence[str], options: Ladder, task: Task) -> dict[str, dict[str, int] | str]:
+    """The sizes of each rung, or the sentence that a text is too long for it. Raises InputError if all are too long.
+
+    Where texts are cut, only a dry run needs it.
+    """
+    if not names or (options.truncate != "error" and not options.dry_run):
         return {}
     experiment, found = replace(options, device="cpu").load(), {}
     for name in names:
         classifier = options.classifier(task, name, MethodOptions(), options.out)
         try:
-            classifier.set_params(base=(experiment.decoder, experiment.tokenizer)).check_task(task)
+            found[name] = classifier.set_params(base=(experiment.decoder, experiment.tokenizer)).check_task(task)
         except InputError as problem:
             found[name] = str(problem)
-    if len(found) == len(names):
+    if all(isinstance(one, str) for one in found.values()):
         raise InputError(found[names[0]])
     return found
 
 
-def _finished(out: Path, described: Mapping[str, Any], overwrite: bool) -> Rungs:
+def _finished(options: Ladder, described: Mapping[str, Any]) -> Rungs:
     """The finished rungs of an earlier run. Raises InputError if it had other options, unless it is overwritten."""
-    if overwrite:
+    out = options.out
+    if options.overwrite and not options.dry_run:
         for features in out.glob("features/*/*.safetensors"):
             features.unlink()
         for directory in out.glob("checkpoints/*"):
             Checkpoints(directory).remove()
-    if overwrite or not (out / LADDER).exists():
+    if options.overwrite or not (out / LADDER).exists():
         return {}
     earlier = read_json(out / LADDER)
     check_settings(out, earlier, described)
@@ -205,10 +220,11 @@ def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
     except EOFError:
         child.join()
         if child.exitcode in (INTERRUPTED, -signal.SIGINT):
-            raise KeyboardInterrupt from None
+            raise KeyboardInterrupt(f"the rung {name}") from None
         raise InputError(f"it ended without a result (exit code {child.exitcode}); was memory exhausted?") from None
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         ours.close()  # which interrupts the child, so that it saves a checkpoint
+        interrupt.args = (f"the rung {name}",)
         raise
     finally:
         child.join()
@@ -221,13 +237,15 @@ def _child(connection: Connection, name: str, options: Ladder, forced: str | Non
     keep_freed_memory()
     Thread(target=end_with_parent, args=(connection,), daemon=True).start()
     try:
-        with interrupts_handled(), unbroken(sys.stderr), backend(forced) if forced is not None else nullcontext():
+        chosen = backend(forced) if forced is not None else nullcontext()
+        with interrupts_handled(), unbroken(sys.stderr), options.printing(), chosen:
             connection.send((measure(name, options), None))
     except Exception as problem:
         if (sentence := one_sentence(problem)) is None:
             raise
         connection.send((None, sentence))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
+        note(f"{name}: interrupted at {interrupt or 'its start'}")
         sys.exit(INTERRUPTED)
 
 

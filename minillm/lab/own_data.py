@@ -1,6 +1,5 @@
 """What is reported about a user's own data before anything runs: how it was read, its classes and its parts."""
 
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
@@ -10,6 +9,7 @@ from minillm.data.conversations import Conversations, EncodedConversation
 from minillm.data.table_tasks import TableTask
 from minillm.data.tasks import Task
 from minillm.lab.report import aligned
+from minillm.runtime.progress import note
 from minillm.tokenizer import Tokenizer
 
 FEW = 5
@@ -19,7 +19,7 @@ FEW = 5
 def report(task: Task | Conversations) -> None:
     """Print the overview of a user's own data to stderr, and nothing for a task of minillm."""
     if isinstance(task, TableTask | Conversations):
-        print("\n".join(overview(task)), file=sys.stderr)
+        note("\n".join(overview(task)))
 
 
 def overview(task: TableTask | Conversations) -> list[str]:
@@ -57,7 +57,7 @@ def _classes(task: TableTask) -> list[str]:
     for label, (value, answer) in enumerate(zip(task.values, task.answers, strict=True)):
         rows.append((repr(value), repr(answer.strip()), *(str(count[label]) for count in counts)))
     (most, rows_of_it), *_ = counts[2].most_common(1)
-    lines = [aligned(rows, left=2)]
+    lines = [aligned(rows, left=2, least=["answer"])]
     lines.append(f"majority baseline: accuracy {rows_of_it / len(task.test):.3f} by always {task.values[most]!r}")
     folded = Counter(value.casefold() for value in task.values)
     if alike := [repr(value) for value in task.values if folded[value.casefold()] > 1]:

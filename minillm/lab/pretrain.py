@@ -22,7 +22,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.hub import save
-from minillm.hub.pull import pull
+from minillm.hub.pull import check_pulled, pull
 from minillm.lab.report import curve_picture, draw
 from minillm.lab.saving import saved
 from minillm.runtime import distributed
@@ -31,8 +31,8 @@ from minillm.runtime.files import check_directory, check_unused, commit
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.locks import locked
-from minillm.runtime.options import Directory, File, RunOptions
-from minillm.runtime.progress import progress
+from minillm.runtime.options import RUN, Directory, DryRunOptions, File, RunOptions
+from minillm.runtime.progress import note, progress
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, restore_checkpoint, save_checkpoint
 from minillm.training.learners import TorchLearner
@@ -86,7 +86,7 @@ class TrainingOptions(RunOptions):
 
 
 @dataclass(kw_only=True)
-class Pretrain(TrainingOptions, DataOptions):
+class Pretrain(DryRunOptions, TrainingOptions, DataOptions):
     """Train a tiny language model from scratch, and write the model, its loss curve and checkpoints.
 
     An interrupted run continues from its last checkpoint. Under torchrun the processes share each batch.
@@ -115,10 +115,16 @@ class Pretrain(TrainingOptions, DataOptions):
     def run(self) -> None:
         keep_freed_memory()
         use_threads(self.threads)
-        run = pretrain(self, on_measured=lambda measured: print(describe(measured)))
-        if distributed.is_first():
+        run = pretrain(self, on_measured=lambda measured: note(describe(measured)))
+        if self.dry_run:
+            self.show_plan(run.planned())
+        elif distributed.is_first():
             draw(curve_picture, run.curve(), self.out / "curve.png")
-            print(f"saved: {self.out}; try `minillm generate ... --base {self.out}`")
+            last = describe(run.measured[-1]).partition("\n")[0]
+            self.show(
+                f"{last}\nsaved: {self.out}; try `minillm generate ... --base {self.out}`",
+                run.curve() | {"out": self.out},
+            )
 
     def described(self) -> dict[str, Any]:
         """The options that determine the result, in JSON's types."""
@@ -219,6 +225,14 @@ class Run:
             "seconds": history.seconds,
         }
 
+    def planned(self) -> dict[str, Any]:
+        """What is trained on what, for a dry run."""
+        return {
+            "rows": len(self.rows.train), "validation_rows": len(self.rows.held_out), "steps": self.loop.steps,
+            "rows_per_step": self.recipe.batch_size, "tokens_per_row": self.options.max_length,
+            "parameters": self.curve()["parameters"], "out": self.options.out,
+        }  # fmt: skip
+
     def checkpoint(self) -> None:
         if distributed.is_first():
             run = {"settings": self.described(), "measured": self.measured}
@@ -248,6 +262,7 @@ class Run:
         with commit(out) as new:
             save(self.decoder, self.rows.tokenizer, out)
             new.text(CURVE, json.dumps(self.curve(), indent=1) + "\n")
+            new.text(RUN, self.options.run_file())
 
 
 def describe(measured: Mapping[str, Any]) -> str:
@@ -262,10 +277,12 @@ def describe(measured: Mapping[str, Any]) -> str:
 def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None) -> Run:
     """Train from scratch, or from the checkpoint in `out`, and save the model there.
 
-    Every `eval_every` steps the validation loss is measured, `on_measured` is called, and a checkpoint is saved. Raises
-    InputError for invalid options, for a loss that is not finite and for the checkpoint of another run, and
-    KeyboardInterrupt after the checkpoint is saved.
+    Every `eval_every` steps the validation loss is measured, `on_measured` is called, and a checkpoint is saved. A dry
+    run trains nothing. Raises InputError for invalid options, for a loss that is not finite and for the checkpoint of
+    another run, and KeyboardInterrupt after the checkpoint is saved.
     """
+    if options.dry_run and options.task == "reviews-text":
+        check_pulled("reviews")
     check_directory(options.out)
     if not (options.out / CHECKPOINT).exists():
         check_unused(options.out / "config.json", options.overwrite)
@@ -273,6 +290,8 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     device = distributed.local_device(device)
     with distributed.joined(device):
         run = Run(options, device)
+        if options.dry_run:
+            return run
         with locked(options.out) if distributed.is_first() else nullcontext():
             run.resume()
             _train(run, on_measured)
@@ -283,7 +302,8 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
 
 def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
     run.decoder.train()
-    with interrupt_deferred() as interrupted, progress(total=run.loop.steps, initial=run.loop.done, unit="step") as bar:
+    bar = progress(total=run.loop.steps, initial=run.loop.done, desc="training", unit="step")
+    with interrupt_deferred() as interrupted, bar:
         for batches in run.steps():
             bar.set_postfix(loss=f"{run.loop.step(batches):.3f}", refresh=False)
             bar.update()
@@ -294,4 +314,4 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
                     on_measured(run.measured[-1])
             if distributed.any_process(interrupted(), run.device):
                 run.checkpoint()
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"step {run.loop.done} of {run.loop.steps}")

@@ -18,8 +18,9 @@ from minillm.lab.prompt_report import accuracy_table, order_table, probabilities
 from minillm.prompting.choosing import balanced_shots, nearest_shots, ordered_shots, orders, seeded_shots
 from minillm.prompting.lengths import fit, fit_examples
 from minillm.runtime.device import keep_freed_memory
-from minillm.runtime.files import check_unused, write_text
+from minillm.runtime.files import check_unused
 from minillm.runtime.options import Directory, Text
+from minillm.runtime.reading import text_or_stdin
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class Prompt(AnswerOptions, DataOptions):
     """
 
     text: Text | None = None
-    """One text to classify, instead of the test rows."""
+    """One text to classify, instead of the test rows; - is standard input."""
     example: Literal["funny", "juggler", "colour", "cans"] | None = None
     """A built-in example."""
     shots: int = 0
@@ -60,6 +61,7 @@ class Prompt(AnswerOptions, DataOptions):
 
     def __post_init__(self):
         DataOptions.__post_init__(self)
+        self.text = text_or_stdin(self.text)
         AnswerOptions.__post_init__(self)
         own = (self.text, self.prompt, self.labels, self.data, self.instruction, self.shots, self.chain, self.free)
         if self.example is not None and (any(own) or self.samples > 1 or self.orders > 1):
@@ -83,12 +85,11 @@ class Prompt(AnswerOptions, DataOptions):
             lines, written = self.over_text(self.text)
         else:
             lines, written = self.over_task()
+        described = {**self.described_prompt(), "versions": versions(), **written}
         if self.out is not None:
-            path = self.out / "prompt.json"
-            described = {**self.described_prompt(), "versions": versions(), **written}
-            write_text(path, json.dumps(described, indent=2, ensure_ascii=False) + "\n")
-            lines.append(f"\nsaved: {path}")
-        print("\n".join(lines))
+            self.save(self.out, "prompt.json", json.dumps(described, indent=2, ensure_ascii=False))
+            lines.append(f"\nsaved: {self.out / 'prompt.json'}")
+        self.show("\n".join(lines), described)
 
     def described_prompt(self) -> dict[str, Any]:
         """The options in JSON's types."""

@@ -87,4 +87,4 @@ def order_table(found: Sequence[dict[str, Any]], spread: dict[str, Any]) -> str:
             each = [f"{one['measures'][name][when]['accuracy']:.3f}" for one in found]
             figure = spread[name][when]
             rows.append((title, *each, f"{figure['mean']:.3f} ± {figure['standard_deviation']:.3f}"))
-    return aligned(rows)
+    return aligned(rows, least=rows[0][-2:0:-1])

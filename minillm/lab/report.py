@@ -1,6 +1,7 @@
 """Tables, plots and standard errors of measurements."""
 
 import math
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,8 +9,11 @@ from typing import Any
 
 from minillm.errors import one_sentence
 from minillm.runtime.files import replacing
+from minillm.runtime.progress import note
 
 COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
+LEAST = "peak", "tokens/s", "adapter size", "place in figure 1", "eval", "train", "trainable"
+"""The columns that a narrow terminal leaves out, the first ones first."""
 
 
 def standard_error(share: float, count: int) -> float:
@@ -17,14 +21,36 @@ def standard_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows in aligned columns under a header line; the first `left` columns are left-aligned."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if n < left else c.rjust(w) for n, (c, w) in enumerate(cells)))
-    return "\n".join([lines[0].rstrip(), "-" * max(map(len, lines)), *(line.rstrip() for line in lines[1:])])
+def terminal_width() -> float:
+    """The columns of the terminal; a file or a pipe has no limit."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1, least: Sequence[str] = ()) -> str:
+    """Rows in aligned columns under a header line; the first `left` columns are left-aligned.
+
+    For a terminal that is too narrow, columns of `least` are left out from the first on, then cells are shortened.
+    """
+    columns, dropped = [(n < left, list(cells)) for n, cells in enumerate(zip(*rows, strict=True))], []
+
+    def excess() -> float:
+        return sum(max(map(len, cells)) + 2 for _, cells in columns) - 2 - terminal_width()
+
+    while excess() > 0 and len(dropped) < len(least):
+        dropped.append(least[len(dropped)])
+        columns = [column for column in columns if column[1][0] != dropped[-1]]
+    if excess() > 0:
+        most = max(8, max(len(cell) for text, cells in columns if text for cell in cells) - int(excess()))
+        columns = [
+            (text, [f"{c[: most - 1]}…" if text and len(c) > most else c for c in cells]) for text, cells in columns
+        ]
+    filled = []
+    for text, cells in columns:
+        width = max(map(len, cells))
+        filled.append([cell.ljust(width) if text else cell.rjust(width) for cell in cells])
+    header, *lines = ("  ".join(cells) for cells in zip(*filled, strict=True))
+    notes = [f"no room for: {', '.join(dropped)}"] if dropped else []
+    return "\n".join([header.rstrip(), "-" * len(header), *(line.rstrip() for line in lines), *notes])
 
 
 def table(ladder: dict[str, Any]) -> str:
@@ -32,7 +58,7 @@ def table(ladder: dict[str, Any]) -> str:
 
     Below it are the rungs that failed, with the reasons.
     """
-    rows = aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2)
+    rows = aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2, least=LEAST)
     return "\n".join([rows, *(f"{name}: skipped, {reason}" for name, reason in ladder.get("skipped", {}).items())])
 
 
@@ -65,7 +91,7 @@ def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str
     try:
         import matplotlib
     except ImportError:
-        print("no picture: matplotlib is not installed (pip install 'minillm[lab]')", file=sys.stderr)
+        note("no picture: matplotlib is not installed (pip install 'minillm[lab]')")
         return False
     matplotlib.use("Agg")
     from matplotlib import pyplot
@@ -75,7 +101,7 @@ def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str
         with replacing(path) as temporary:
             figure.savefig(temporary, dpi=150, format="png")
     except OSError as problem:
-        print(f"no picture: {one_sentence(problem)}", file=sys.stderr)
+        note(f"no picture: {one_sentence(problem)}")
         return False
     finally:
         pyplot.close(figure)

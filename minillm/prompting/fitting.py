@@ -137,7 +137,7 @@ def encode_conversations(
     if conversations[0].template is not None:
         return _encode_exchanges(tokenizer, conversations, available, truncate)
     encoded, sizes, cut, most = [], [], 0, available.prompt + 1
-    for conversation in progress(conversations, desc="conversations"):
+    for conversation in progress(conversations, desc="encoding", unit="conversation"):
         rest, rows = conversation, encode_conversation(tokenizer, conversation)
         while max(len(row.ids) for row in rows) > most and (shorter := rest.without_turn(truncate)):
             rest, rows = shorter, encode_conversation(tokenizer, shorter)

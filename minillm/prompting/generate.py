@@ -16,6 +16,7 @@ from minillm.hub.options import BaseOptions
 from minillm.prompting.scoring import answer_scores
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.options import Directory, Positional, RunOptions, Text
+from minillm.runtime.reading import text_or_stdin
 from minillm.tokenizer import Tokenizer
 
 
@@ -29,7 +30,7 @@ class Generate(RunOptions, GenerationOptions, BaseOptions):
     """
 
     prompt: Positional[Text]
-    r"""The text to continue; \n is a newline."""
+    r"""The text to continue; \n is a newline, and - is standard input."""
     adapter: Directory | None = None
     """An adapter of this base."""
     chat: bool = False
@@ -40,6 +41,7 @@ class Generate(RunOptions, GenerationOptions, BaseOptions):
     def __post_init__(self):
         super().__post_init__()
         self.check()
+        self.prompt = text_or_stdin(self.prompt) or ""
         if not self.prompt:
             raise InputError("the prompt has no tokens; give a text to continue")
         if self.chat and self.raw:
@@ -60,6 +62,9 @@ class Generate(RunOptions, GenerationOptions, BaseOptions):
             pieces = self._pieces(model.to(device), tokenizer, template.encode(tokenizer, text), usage.end)
         else:
             pieces = [_label(model.to(device), tokenizer, template, text, usage.labels)]
+        if self.json:
+            self.show("", {"prompt": text, "generated": "".join(pieces)})
+            return
         print("" if template.chat else template.render(text), end="", flush=True)
         for piece in pieces:
             print(piece, end="", flush=True)

@@ -4,7 +4,6 @@ All prompts are checked before anything is trained or generated. A text that is 
 tokens so that its prompt just fits; templates and answers are never cut.
 """
 
-import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +15,7 @@ from minillm.data.templates import Question, Template
 from minillm.errors import InputError
 from minillm.generation import LanguageModel
 from minillm.runtime.device import autocast
+from minillm.runtime.progress import note
 from minillm.tokenizer import Tokenizer
 
 Truncate = Literal["error", "left", "right"]
@@ -75,7 +75,7 @@ def fit(
     for n in long:
         questions[n] = _cut(tokenizer, questions[n], rooms[n], truncate, places[n])
         prompts[n] = questions[n].encode(tokenizer)
-    print(f"truncated ({truncate}): {count}, the longest prompt has {longest} tokens", file=sys.stderr)
+    note(f"truncated ({truncate}): {count}, the longest prompt has {longest} tokens")
     return questions, prompts
 
 
@@ -134,5 +134,5 @@ def fit_examples(tokenizer: Tokenizer, template: Template, room: Room, truncate:
         spans = _spans(tokenizer, shot.text)
         cut += len(spans) > share
         shots.append(shot._replace(text=_part(shot.text, spans, min(share, len(spans)), truncate)))
-    print(f"truncated ({truncate}): {cut} of {len(shots)} examples, to {share} tokens", file=sys.stderr)
+    note(f"truncated ({truncate}): {cut} of {len(shots)} examples, to {share} tokens")
     return replace(template, shots=tuple(shots))

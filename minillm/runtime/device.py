@@ -1,7 +1,9 @@
 """The device, the precision of its matrix products, CPU threads and memory."""
 
 import ctypes
+import os
 import platform
+import re
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError, check_threads
+from minillm.runtime.progress import detail
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -31,16 +34,25 @@ def use_threads(count: int | None = None) -> int:
 
 
 def best_precision(device: torch.device) -> str:
-    """bfloat16 if the device multiplies it natively and torch uses these instructions, else float32.
+    """bfloat16 if the device multiplies it natively and torch uses these instructions, else float32."""
+    precision, reason = precision_and_reason(device)
+    detail(f"{precision}: {reason}")
+    return precision
 
-    On a CPU, ATEN_CPU_CAPABILITY limits the instructions that torch uses.
-    """
+
+def precision_and_reason(device: torch.device) -> tuple[str, str]:
+    """The best precision of a device, and why. On a CPU, ATEN_CPU_CAPABILITY limits the instructions of torch."""
+    capability = torch.backends.cpu.get_cpu_capability()
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        if native and capability != "AVX512":
+            return "float32", f"torch uses {capability} only, without the bfloat16 instructions of this CPU"
     else:
-        can = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        native = device.type == "cpu" and can and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return "bfloat16" if native else "float32"
+        native = False
+    reason = "multiplies bfloat16 natively" if native else "has no fast bfloat16"
+    return "bfloat16" if native else "float32", f"the {device.type} device {reason}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
@@ -63,6 +75,15 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
         libc.mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
+
+
+def memory() -> tuple[int, int]:
+    """The bytes of the machine's memory and, on Linux, of what is available; 0 on Windows."""
+    if sys.platform == "win32":
+        return 0, 0
+    total, status = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), Path("/proc/meminfo")
+    found = re.search(r"MemAvailable: *(\d+)", status.read_text()) if status.exists() else None
+    return total, int(found[1]) * 1024 if found else total
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -4,22 +4,31 @@ A command is a dataclass: its fields are the options, `run` uses them, and the J
 is a group of options in `--help`: `TrainingOptions` is shown as "Training options".
 """
 
-import math
+import json
 import re
 import shlex
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import MISSING, dataclass, fields, is_dataclass, make_dataclass
 from inspect import getdoc
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args, get_type_hints
 
 import tyro
 from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
 from minillm.errors import InputError, check_seed, check_threads, unknown
+from minillm.runtime.files import commit
+from minillm.runtime.option import Option, options_of
+from minillm.runtime.progress import printing
+from minillm.runtime.reading import read_json, reading
 
-__all__ = ["Directories", "Directory", "File", "Model", "Names", "Positional", "RunOptions", "Text", "flag", "parse"]
+__all__ = [
+    "Directories", "Directory", "DryRunOptions", "File", "Model", "Names", "Positional", "PrintOptions", "RunOptions",
+    "Text",
+]  # fmt: skip
 
 Command = TypeVar("Command")
 Directory = Annotated[Path, tyro.conf.arg(metavar="DIR")]
@@ -53,11 +62,54 @@ r"""A text in which \n is a newline, \t a tab, and \\n a backslash and an n."""
 
 ESCAPES = {"n": "\n", "t": "\t"}
 METAVARS = {int: "INT", float: "FLOAT", str: "TEXT", Path: "PATH"}
-POSITIONAL = get_args(Positional[str])[1]
+RUN = "run.json"
+"""The options of a run, in the directory of its results. Models have a config.json of Hugging Face's."""
 
 
 @dataclass(kw_only=True)
-class RunOptions:
+class PrintOptions:
+    """Options of what is printed."""
+
+    json: bool = False
+    """Print the results as one JSON object."""
+    quiet: bool = False
+    """Print results and errors only: no notes and no progress."""
+    verbose: bool = False
+    """Also print what is loaded, the precision and why, and the time of each phase."""
+
+    def printing(self) -> AbstractContextManager[None]:
+        """Within it, as much is printed as these options say. Raises InputError if they contradict each other."""
+        if self.quiet and self.verbose:
+            raise InputError("give either --quiet or --verbose, not both")
+        return printing("quiet" if self.quiet else "verbose" if self.verbose else "normal")
+
+    def show(self, text: str, results: Mapping[str, Any]) -> None:
+        """Print results to stdout: as a text or, with --json, as JSON."""
+        print(json.dumps(results, indent=2, ensure_ascii=False, default=str) if self.json else text)
+
+
+@dataclass(kw_only=True)
+class DryRunOptions(PrintOptions):
+    """Options of a dry run."""
+
+    dry_run: bool = False
+    """Check the options and the data, print what would run, and write and download nothing."""
+
+    def show_plan(self, planned: Mapping[str, Any]) -> None:
+        """Print what would run."""
+        lines = []
+        for name, value in planned.items():
+            sizes = value.items() if isinstance(value, dict) else ()
+            lines.append(f"{name}: {', '.join(f'{size} {of}' for of, size in sizes) or value}")
+        self.show("\n".join([*lines, "dry run: nothing was trained or written"]), planned)
+
+
+NO_SETTINGS = ("config", "dry_run", "overwrite", *(option.name for option in fields(PrintOptions)))
+"""The options that do not change the results of a run."""
+
+
+@dataclass(kw_only=True)
+class RunOptions(PrintOptions):
     """Options of every command that computes."""
 
     seed: int = 0
@@ -66,6 +118,8 @@ class RunOptions:
     """The device; auto chooses a GPU if there is one."""
     threads: int | None = None
     """The number of CPU threads; one per core if not given."""
+    config: File | None = None
+    """A JSON file of options, such as the run.json of an earlier run; options of the command line take precedence."""
 
     @property
     def command_line(self) -> str | None:
@@ -77,24 +131,71 @@ class RunOptions:
         if self.threads is not None:
             check_threads(self.threads)
 
+    def run_file(self) -> str:
+        """The content of run.json: the command, and the options that a rerun needs, in JSON's types."""
+        options = {
+            one.key: getattr(self, name) for name, one in options_of(type(self)).items() if name not in NO_SETTINGS
+        }
+        return json.dumps({"command": _name(type(self)), **options}, indent=2, default=str) + "\n"
+
+    def save(self, out: Path, name: str, results: str) -> None:
+        """Write the results of a run to a file of a directory, together with run.json."""
+        with commit(out) as new:
+            new.text(name, results + "\n")
+            new.text(RUN, self.run_file())
+
+
+def _name(command: type) -> str:
+    return command.__name__.lower()
+
 
 def parse(command: type[Command], program: str, words: list[str]) -> Command:
-    """The command with the options of the command line. Raises InputError for an unknown option or value."""
-    _check(command, words)
-    parts = {part.__name__.removesuffix("Options"): _group(part) for part in command.__mro__ if is_dataclass(part)}
-    groups = make_dataclass(command.__name__, parts.items())
+    """The command with the options of the command line, and of the file that --config names.
+
+    Raises InputError for an option that is unknown, wrong or missing.
+    """
+    options = options_of(command)
+    found = _given(command, program, words)
+    if RunOptions in command.__mro__ and "config" in found:
+        found = _read(command, found["config"]) | found
+    for option in fields(cast(Any, command)):
+        if option.name not in found and option.default is option.default_factory is MISSING:
+            raise InputError(f"{options[option.name].flag} is missing; `{program} --help` lists the options")
+    made = command(**found)
+    vars(made)["_command_line"] = shlex.join([*program.split(), *words])
+    return made
+
+
+def _read(command: type, path: Path) -> dict[str, Any]:
+    """The options of a file by their fields. Raises InputError for one of another command, or with a wrong option."""
+    options = {option.key: (name, option) for name, option in options_of(command).items() if name != "config"}
+    with reading(path):
+        found = read_json(path)
+        if (of := found.pop("command", _name(command))) != _name(command):
+            raise InputError(f"these are options of the command {of}, not of {_name(command)}")
+        if wrong := [key for key in found if key not in options]:
+            raise unknown("option", wrong[0], options)
+        return {options[key][0]: options[key][1].from_json(value) for key, value in found.items()}
+
+
+def _help(command: type, program: str) -> None:
+    """Print the help, and exit."""
+    named, shown = [], set[str]()
+    for part in [part for part in command.__mro__ if is_dataclass(part)]:
+        named.append((part.__name__.removesuffix("Options"), _group(part, shown)))
+        shown.update(vars(part).get("__annotations__", {}))
+    groups = make_dataclass(command.__name__, named)
     config = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes)
-    parsed = tyro.cli(groups, prog=program, description=getdoc(command), args=words, config=config)
-    found = command(
-        **{option.name: getattr(part, option.name) for part in vars(parsed).values() for option in fields(part)}
-    )
-    vars(found)["_command_line"] = shlex.join([*program.split(), *words])
-    return found
+    tyro.cli(groups, prog=program, description=getdoc(command), args=["--help"], config=config)
 
 
-def _group(part: type) -> type:
-    """A dataclass of the fields that a class itself declares. By its module and name tyro finds their docstrings."""
-    names, hints = vars(part).get("__annotations__", {}), get_type_hints(part, include_extras=True)
+def _group(part: type, shown: set[str]) -> type:
+    """A dataclass of the fields that a class itself declares and that are not shown yet.
+
+    By its module and name tyro finds their docstrings.
+    """
+    hints = get_type_hints(part, include_extras=True)
+    names = [name for name in vars(part).get("__annotations__", {}) if name not in shown]
     copied = {*names, "__module__", "__qualname__", "__firstlineno__"}
     body = {name: value for name, value in vars(part).items() if name in copied}
     body["__annotations__"] = {name: _shown(name, hints[name], body.get(name, ...)) for name in names}
@@ -103,73 +204,45 @@ def _group(part: type) -> type:
 
 def _shown(name: str, hint: Any, default: Any) -> Any:
     """Help shows the names of positional arguments, and "(optional)" instead of the default None."""
-    if _is_positional(hint):
-        return Annotated[hint, tyro.conf.arg(metavar=name.upper())]
+    option = Option(name, hint)
+    if option.positional:
+        return Annotated[hint, tyro.conf.arg(metavar=option.flag)]
     if default is not None:
         return Annotated[str, tyro.conf.arg(metavar="TEXT")] if hint is str else hint
     inner = hint if hasattr(hint, "__metadata__") else next(part for part in get_args(hint) if part is not NoneType)
-    choices = "{" + ",".join(_choices(inner)) + "}" if _choices(inner) else None
+    choices = "{" + ",".join(option.choices) + "}" if option.choices else None
     metavar = choices or METAVARS.get(inner) or inner.__metadata__[0].metavar
     return Annotated[hint, tyro.conf.arg(metavar=metavar, help_behavior_hint="(optional)")]
 
 
-def _is_positional(hint: Any) -> bool:
-    return POSITIONAL in getattr(hint, "__metadata__", ())
-
-
-def _choices(hint: Any) -> tuple[str, ...]:
-    """The values of a Literal, which may be optional or positional."""
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return next((found for part in get_args(hint) if (found := _choices(part))), ())
-
-
-def _check(command: type, words: list[str]) -> None:
-    """Raises InputError for an option or a value that does not exist, with the most similar one."""
-    hints = get_type_hints(command, include_extras=True)
-    positional = iter([name for name, hint in hints.items() if _is_positional(hint)])
-    options = {flag(name, hint): name for name, hint in hints.items() if not _is_positional(hint)}
-    rest, ended = iter(words), False
+def _given(command: type, program: str, words: list[str]) -> dict[str, Any]:
+    """The values on the command line, by their fields. Raises InputError for an option or a value that is wrong."""
+    options = options_of(command)
+    positional = iter([name for name, option in options.items() if option.positional])
+    names = {option.flag: name for name, option in options.items() if not option.positional}
+    rest, ended, found = iter(words), False, {}
     for word in rest:
         start, given, value = word.partition("=")
         start = start.replace("_", "-")
         if word == "--" and not ended:
             ended = True
             continue
-        if start in options and not ended:
-            name = options[start]
-            value = value if given or hints[name] is bool else next(rest, None)
+        if start in names and not ended:
+            name = names[start]
+            if (is_flag := options[name].kind is bool) and given:
+                raise InputError(f"{start} takes no value, got {value!r}")
+            value = value if given or is_flag else next(rest, None)
             if value is None or (value.startswith("--") and not given):
                 raise InputError(f"{start} needs a value")
-        elif ended or not word.startswith("-"):
+        elif ended or word == "-" or not word.startswith("-"):
             name, value = next(positional, None), word
             if name is None:
                 raise InputError(f"unexpected argument: {word!r}; put a text with spaces in quotes")
-        elif word not in ("-h", "--help") and not word.startswith("--tyro-"):
-            raise unknown("option", start, options)
-        else:
+        elif word in ("-h", "--help"):
+            _help(command, program)
             continue
-        shown = flag(name, hints[name]) if name in options.values() else name.upper()
-        if (choices := _choices(hints[name])) and value not in choices:
-            raise unknown(f"value for {shown}", value, choices)
-        for kind, allowed in ((int, "an integer"), (float, "a finite number")):
-            if kind in _parts(hints[name]) and not _is_number(value, kind):
-                raise InputError(f"{shown} must be {allowed}, got {value!r}")
-
-
-def _parts(hint: Any) -> list[Any]:
-    """A type, and the types in it at any depth."""
-    return [hint, *(part for inner in get_args(hint) for part in _parts(inner))]
-
-
-def _is_number(word: str, kind: type) -> bool:
-    try:
-        return math.isfinite(kind(word))
-    except (ValueError, OverflowError):
-        return False
-
-
-def flag(name: str, hint: Any) -> str:
-    """The option of a field on the command line."""
-    given = [getattr(setting, "name", None) for setting in getattr(hint, "__metadata__", ())]
-    return "--" + next(filter(None, given), name).replace("_", "-")
+        else:
+            raise unknown("option", start, names)
+        value = options[name].from_word(value)
+        found[name] = found.get(name, ()) + value if options[name].repeats else value
+    return found

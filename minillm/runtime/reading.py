@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,14 @@ def read_text(path: Path, most: int = LARGEST) -> str:
     """The text of a UTF-8 file, with its newlines as \\n. Raises InputError as `read_bytes`."""
     with reading(path, "UTF-8"):
         return read_bytes(path, most).decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def text_or_stdin(text: str | None) -> str | None:
+    """The text, or for - standard input without its last newline. Raises InputError if that is not UTF-8."""
+    if text != "-":
+        return text
+    with reading(Path("standard input"), "UTF-8"):
+        return sys.stdin.buffer.read().decode("utf-8-sig").replace("\r\n", "\n").removesuffix("\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:

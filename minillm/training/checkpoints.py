@@ -5,7 +5,6 @@ match. A new checkpoint replaces the old one only once it is complete on disk.
 """
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from minillm.errors import InputError, one_sentence
 from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 from minillm.runtime.finite import check_finite
+from minillm.runtime.progress import note
 from minillm.runtime.reading import open_tensors, reading
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -45,7 +45,7 @@ class Checkpoints:
         try:
             save_checkpoint(self.directory, loop, {"settings": self.settings})
         except OSError as problem:  # the training continues, and its result is saved at the end
-            print(f"no checkpoint: {one_sentence(problem)}", file=sys.stderr)
+            note(f"no checkpoint: {one_sentence(problem)}")
         self.saved = time.monotonic()
 
     def due(self, steps: int, epoch_ends: bool) -> bool:

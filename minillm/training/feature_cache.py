@@ -5,7 +5,6 @@ layer, pooling and precision. features.safetensors contains the features with th
 """
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +20,7 @@ from minillm.errors import InputError, one_sentence
 from minillm.runtime.device import autocast
 from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
-from minillm.runtime.progress import progress
+from minillm.runtime.progress import note, progress
 from minillm.runtime.reading import open_tensors, read_json
 from minillm.shapes import Float
 
@@ -74,7 +73,7 @@ def cached_features(
                 new.text(MANIFEST, json.dumps(described, indent=2))
                 new.tensors(FEATURES, {"features": features}, {"key": key, "sha256": tensor_fingerprint(features)})
         except OSError as problem:
-            print(f"the features are not stored: {one_sentence(problem)}", file=sys.stderr)
+            note(f"the features are not stored: {one_sentence(problem)}")
             return features
     return _mapped(store / FEATURES, key, (len(texts), decoder.config.width))
 

@@ -52,7 +52,7 @@ class Loop(Generic[Example]):
         self.epoch_order, self.steps_in_epoch = self.order.getstate(), 0
         self.history = History()
         self.best: dict[str, Tensor] = {}  # the parameters after the best validated epoch, unless it is the last
-        self.epoch_steps = math.ceil(math.ceil(len(examples) / settings.batch_size) / settings.accumulate)
+        self.epoch_steps = settings.epoch_steps(len(examples))
         self.steps = steps or settings.epochs * self.epoch_steps
 
     @property
@@ -145,9 +145,10 @@ def train(
             checkpoints.restore(loop)
         try:
             _epochs(loop, method, validate, checkpoints, name)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as interrupt:
             if loop.done and checkpoints is not None:
                 checkpoints.save(loop)
+                interrupt.args = (f"step {loop.done} of {loop.steps}",)
             if loop.done and on_interrupt is not None:
                 on_interrupt()
             raise

@@ -6,7 +6,7 @@ The default learning rates and numbers of epochs were chosen on the validation r
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated, Literal, NamedTuple, TypeVar, get_type_hints
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 import torch
 from tyro.conf import arg
@@ -16,7 +16,8 @@ from minillm.adapt.low_rank import LowRank
 from minillm.adapt.surgery import frozen, lower
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.runtime.options import Names, Text, flag
+from minillm.runtime.option import options_of
+from minillm.runtime.options import Names, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.schedule import TrainingSettings
 
@@ -125,11 +126,11 @@ def check_options(name: str, options: MethodOptions) -> None:
     """Raises InputError for an option that was set and that the method does not have."""
     trained = [option.name for option in fields(TrainingOptions)]
     used = [*METHODS[name].options, *trained] if name in METHODS else []
-    hints = get_type_hints(MethodOptions, include_extras=True)
+    flags = {field: one.flag for field, one in options_of(MethodOptions).items()}
     for option in fields(MethodOptions):
         if option.name not in used and getattr(options, option.name) != option.default:
-            its = ", ".join(flag(one, hints[one]) for one in used) or "none"
-            raise InputError(f"{name} has no option {flag(option.name, hints[option.name])}; its options: {its}")
+            its = ", ".join(flags[one] for one in used) or "none"
+            raise InputError(f"{name} has no option {flags[option.name]}; its options: {its}")
 
 
 def build(base: Base, name: str, options: MethodOptions, precision: str, seed: int) -> Method:

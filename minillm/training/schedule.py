@@ -36,6 +36,10 @@ class TrainingSettings:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
+    def epoch_steps(self, examples: int) -> int:
+        """The optimizer steps of an epoch."""
+        return math.ceil(math.ceil(examples / self.batch_size) / self.accumulate)
+
 
 def rate_at(step: int, steps: int, settings: TrainingSettings) -> float:
     """The learning rate of a step: linear warm-up to `learning_rate`, then cosine decay to a tenth of it."""

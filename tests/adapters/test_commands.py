@@ -115,8 +115,11 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
     with pytest.raises(SystemExit) as end:
         command("adapt", *TASK, *more, "--batch-size", "8", "--out", "cut", *overwrite)
     assert end.value.code == 130
-    assert "interrupted: saved what was trained so far: cut; the same command continues" in capsys.readouterr().err
-    files = {"README.md", "adapt.json", "adapter.json", "adapter.safetensors", "classifier.json"}
+    printed = capsys.readouterr().err
+    assert "saved what was trained so far: cut\n" in printed
+    assert "minillm: interrupted at step 3 of " in printed
+    assert printed.endswith("; the same command continues from there\n")
+    files = {"README.md", "adapt.json", "adapter.json", "adapter.safetensors", "classifier.json", "run.json"}
     assert {path.name for path in out.iterdir()} == {*files, CHECKPOINT}
     decoder, _ = minillm.load(place / "base")
     assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "three steps were trained"

@@ -21,7 +21,7 @@ from minillm.operations import FAST, PLAIN, backend
 from minillm.reference import norm as numpy_norm
 from tests.strategies import OPERATIONS, implemented_in
 
-TINY, HERE = Check(config="tiny", device="cpu"), "float32 on cpu"
+TINY, HERE = Check(base="tiny", device="cpu"), "float32 on cpu"
 METHODS = ("LoRA", "prefix", "gated prefix", "soft prompt")
 MADE_OF_ADAPTERS = {"cached generation", "merged LoRA", *(f"saved {method}" for method in METHODS)}
 MODELS = {"decoder", "decoder with LoRA", *(f"decoder with a {method}" for method in METHODS[1:])} | MADE_OF_ADAPTERS
@@ -30,7 +30,7 @@ WITHOUT_GRADIENT = {"token_positions", "visible_keys", "sinusoidal", "rotary_tab
 
 @pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16", "float64"])
 def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
-    described = check(Check(config="tiny", dtype=dtype, device="cpu"))
+    described = check(Check(base="tiny", dtype=dtype, device="cpu"))
     assert {(row["what"], row["rung"]) for row in described["rows"]} == {
         (what, rung)
         for what in OPERATIONS.keys() | MODELS
@@ -45,7 +45,7 @@ def test_every_operation_and_every_kind_of_decoder_passes_every_rung(dtype):
 def test_other_architectures_pass(config, monkeypatch):
     monkeypatch.setattr("minillm.lab.check.WIDTH", 128)
     monkeypatch.setattr("minillm.lab.check.VOCABULARY", 61)
-    assert failed(check(Check(config=config, dtype="bfloat16", device="cpu", seed=1))) == []
+    assert failed(check(Check(base=config, dtype="bfloat16", device="cpu", seed=1))) == []
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_a_broken_part_of_the_decoder_is_found_where_it_is_used_and_nowhere_else
 
 @pytest.mark.usefixtures("operations_alone")
 def test_a_check_is_reproducible_by_its_seed():
-    first, again, other = (check(Check(config="tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
+    first, again, other = (check(Check(base="tiny", device="cpu", seed=seed))["rows"] for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -193,7 +193,7 @@ def run(words, monkeypatch):
 
 
 def test_the_command_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
-    assert run(["--config", "tiny", "--out", str(tmp_path / "out")], monkeypatch) == 0
+    assert run(["--base", "tiny", "--out", str(tmp_path / "out")], monkeypatch) == 0
     printed, written = capsys.readouterr().out, json.loads((tmp_path / "out" / "check.json").read_text())
     assert table(written) in printed
     assert "FAILED" not in printed
@@ -204,7 +204,7 @@ def test_the_command_prints_and_writes_the_table(tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("operations_alone")
 def test_the_command_names_wrong_operations_and_exits_with_1(monkeypatch, capsys):
     monkeypatch.setattr("minillm.operations.gelu", lambda up: up)
-    assert run(["--config", "tiny"], monkeypatch) == 1
+    assert run(["--base", "tiny"], monkeypatch) == 1
     printed = capsys.readouterr()
     assert printed.err.count("gelu") == 3, "numpy and torch disagree in both dtypes"
     assert "swiglu" not in printed.err
@@ -214,7 +214,7 @@ def test_the_command_names_wrong_operations_and_exits_with_1(monkeypatch, capsys
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (["--config", "bert"], "a preset: tiny, vaswani, gpt2"),
+        (["--base", "bert"], "a preset: tiny, vaswani, gpt2"),
         (["--dtype", "float16"], "float16"),
         (["--threads", "0"], "threads"),
         (["--seed", "-1"], "seed"),
@@ -238,7 +238,7 @@ def test_the_config_of_a_saved_model_is_checked(tmp_path):
 def test_mps_has_no_float64(monkeypatch):
     monkeypatch.setattr("minillm.lab.check.pick_device", lambda name: torch.device("mps"))
     with pytest.raises(InputError, match="mps has no float64"):
-        check(Check(config="tiny", dtype="float64", device="mps"))
+        check(Check(base="tiny", dtype="float64", device="mps"))
 
 
 @pytest.mark.parametrize("by", [PLAIN, FAST])

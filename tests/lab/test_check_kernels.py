@@ -35,18 +35,18 @@ def test_a_wrong_kernel_is_the_only_row_that_fails(wrong, monkeypatch):
 
     right = kernels.rms_norm
     monkeypatch.setattr(kernels, "rms_norm", lambda hidden, weight, eps: wrong(right(hidden, weight, eps)))
-    described = check(Check(config="tiny", kernels=True))
+    described = check(Check(base="tiny", kernels=True))
     assert [(row["what"], row["rung"]) for row in failed(described)] == [("rms_norm", "kernel")]
 
 
 def test_float64_is_refused_because_it_has_no_kernels():
     with pytest.raises(InputError, match="the kernels do not support float64"):
-        Check(config="tiny", dtype="float64", kernels=True)
+        Check(base="tiny", dtype="float64", kernels=True)
 
 
 def test_without_triton_the_command_prints_one_line(monkeypatch, capsys):
     monkeypatch.setattr("minillm.operations.find_spec", lambda name: None)
-    monkeypatch.setattr("sys.argv", ["minillm", "check", "--kernels", "--config", "tiny"])
+    monkeypatch.setattr("sys.argv", ["minillm", "check", "--kernels", "--base", "tiny"])
     with pytest.raises(SystemExit) as end:
         main()
     printed = capsys.readouterr()
@@ -62,7 +62,7 @@ def test_every_kernel_is_interpreted_on_a_cpu_alone_and_in_every_decoder_and_pas
     config = tmp_path / "base"
     save(Decoder(DecoderConfig.tiny(layers=1, width=12, heads=2, kv_heads=1, vocabulary=13)), None, config)
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = ["check", "--kernels", "--config", str(config), "--device", "cpu", "--out", str(tmp_path)]
+    command = ["check", "--kernels", "--base", str(config), "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", "minillm", *command], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "triton" not in done.stderr

@@ -2,7 +2,8 @@
 
 import pytest
 
-from minillm.lab.report import draw, in_bytes, picture, standard_error, table
+from minillm.lab import report
+from minillm.lab.report import aligned, draw, in_bytes, picture, standard_error, table
 
 RUNG = {
     "name": "lora", "technique": "LoRA", "place": "3 weights", "accuracy": 0.83, "standard_error": 0.0188,
@@ -34,3 +35,20 @@ def test_bytes_have_a_suitable_unit(count, text):
 
 def test_the_standard_error_of_79_percent_of_400_is_2_points():
     assert standard_error(0.79, 400) == pytest.approx(0.02036, abs=1e-5)
+
+
+@pytest.mark.parametrize("width", [80, 50, 30])
+def test_a_table_fits_the_terminal_and_names_the_columns_that_it_leaves_out(width, monkeypatch):
+    monkeypatch.setattr(report, "terminal_width", lambda: width)
+    long = {**RUNG, "technique": "output layer, rows of the answers", "place": "4 on top"}
+    *lines, left_out = table({**LADDER, "rungs": [long, RUNG]}).splitlines()
+    assert max(map(len, lines)) <= width
+    assert all("0.830 ± 0.019" in line for line in lines[2:])
+    assert left_out.startswith("no room for: peak, tokens/s, adapter size, place in figure 1")
+    assert ("train" in lines[0].split()) == (width == 80)
+    assert ("…" in lines[2]) == (width == 30)
+
+
+def test_a_table_in_a_file_has_all_columns_and_equal_titles_do_not_collide():
+    assert "peak" in table(LADDER)
+    assert aligned([("a", "a"), ("1", "2")]) == "a  a\n----\n1  2"
