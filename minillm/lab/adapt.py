@@ -19,7 +19,7 @@ from minillm.data.conversation_tables import Kind, lecture, table_conversations
 from minillm.data.conversations import Conversations
 from minillm.data.tasks import Task
 from minillm.data.templates import Template
-from minillm.errors import InputError
+from minillm.errors import InputError, check_at_least
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report, trained_tokens
@@ -35,7 +35,7 @@ from minillm.training.checkpoints import CHECKPOINT, Checkpoints, check_settings
 from minillm.training.methods import METHODS, MethodOptions, Trained, check_options, training_settings
 
 MEASURED = "adapt.json"
-CHOICES = {"kind": "kind", "prompt_column": "prompt_column", "answer_column": "answer_column", "exact": "exact_match"}
+CHOICES = {name: name for name in ("kind", "prompt_column", "answer_column", "pack")} | {"exact": "exact_match"}
 """The options of this file that change the results, by their names in adapt.json, which may lack some."""
 
 
@@ -60,6 +60,9 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
     """The column of the prompts in your data; without --kind, free answers without the chat template."""
     answer_column: str | None = None
     """The column of the answers in your data."""
+    pack: int | None = None
+    """Conversations: join those of a batch to rows of up to so many tokens, where each still sees only itself; the
+    losses are the same. Not faster on a CPU, where conversations of similar length share a batch."""
     exact_match: bool = False
     """Answer all test rows of conversations, and report the share of answers that equal the expected ones."""
     show_data: bool = False
@@ -74,8 +77,7 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         check_options(self.method, self)
         if self.kind is not None and self.data is None:
             raise InputError("--kind needs --data")
-        if self.checkpoint_every is not None and self.checkpoint_every < 1:
-            raise InputError(f"checkpoint_every must be at least 1, got {self.checkpoint_every}")
+        check_at_least(1, checkpoint_every=self.checkpoint_every, pack=self.pack)
 
     @property
     def free(self) -> bool:
@@ -134,6 +136,8 @@ def adapt(options: Adapt) -> dict[str, Any]:
     task = options.load_data()
     if isinstance(task, Conversations) and options.method == "features":
         raise InputError(f"features trains a classifier, which has no free answers; choose from: {', '.join(METHODS)}")
+    if options.pack is not None and not isinstance(task, Conversations):
+        raise InputError("--pack joins conversations, and these are labelled texts")
     described = {
         "ladder": options.described(task),
         "method": options.method,
@@ -252,7 +256,7 @@ def to_answers(output: Output, task: Conversations) -> dict[str, Any]:
     measured = adapt_to_answers(
         experiment, task, method, settings,
         lambda: output.save(partial(method.save, tokenizer=experiment.tokenizer)), options.truncate, output.checkpoints,
-        exact=options.exact_match or not chat,
+        exact=options.exact_match or not chat, pack=options.pack,
     )  # fmt: skip
     return {
         "trainable_parameters": parameter_count(method.trainable()),

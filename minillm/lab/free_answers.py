@@ -39,11 +39,12 @@ OWN_ROWS, OWN_TOKENS = 8, 64
 def adapt_to_answers(
     experiment: Experiment, task: Conversations, method: Method, settings: TrainingSettings,
     on_trained: Callable[[], None], truncate: str = "error", checkpoints: Checkpoints | None = None,
-    exact: bool = True,
+    exact: bool = True, pack: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a method on the answers, select the epoch with the lowest validation loss, and measure it on test rows."""
     rows, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
-    encoded = encode_conversations(experiment.tokenizer, rows, room(method, 0, experiment.precision), truncate)
+    available = room(method, 0, experiment.precision)
+    encoded = encode_conversations(experiment.tokenizer, rows, available, truncate)
     train, validation, test = (
         [row for rows in part for row in rows] for part in (encoded[:first], encoded[first:last], encoded[last:])
     )
@@ -54,7 +55,7 @@ def adapt_to_answers(
     shown = [answers(experiment, method.decoder, asked[:SAMPLES], SAMPLE_TOKENS)]
     history = fit_to_answers(
         method, train, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
-        checkpoints=checkpoints,
+        checkpoints=checkpoints, capacity=None if pack is None else min(pack, available.prompt),
     )  # fmt: skip
     on_trained()
     start = time.perf_counter()

@@ -11,8 +11,7 @@ from torch import Tensor
 from minillm.config import RopeScaling
 from minillm.shapes import Bool, Float, Int, Mask
 
-PREFIX = -1
-"""A prefix in the mask of packed rows: every conversation attends to it. As Bool it is True."""
+PREFIX = -1  # a prefix in the mask of packed rows: every conversation attends to it. As Bool it is True
 
 
 def token_positions(mask: Mask[Tensor, "B S"], start: int) -> Int[Tensor, "B S"]:

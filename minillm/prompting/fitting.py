@@ -159,12 +159,15 @@ def encode_conversations(
 def fit_to_answers(
     method: Method, rows: Sequence[EncodedConversation], settings: TrainingSettings,
     validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None, capacity: int | None = None,
 ) -> History:  # fmt: skip
-    """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts."""
+    """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts.
+
+    With a capacity, the rows of a batch are packed into rows of so many tokens, with the same loss.
+    """
 
     def loss(rows: list[EncodedConversation]) -> tuple[Tensor, int]:
-        return -log_likelihoods(method, rows).sum(), sum(len(row.targets) for row in rows)
+        return -log_likelihoods(method, rows, capacity).sum(), sum(len(row.targets) for row in rows)
 
     return loop.train(
         method, rows, loss, lambda row: len(row.ids), settings, validate=validate,

@@ -1,14 +1,17 @@
 """The score of an answer: the log-probability of its tokens after the prompt."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import accumulate
 
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minillm.data.batches import length_buckets, pad_right
 from minillm.data.conversations import EncodedConversation
+from minillm.data.packing import pack
 from minillm.generation import LanguageModel
 from minillm.operations import log_softmax
 from minillm.runtime.device import autocast
@@ -56,16 +59,31 @@ def _longest(inputs: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     return [one for one in different if not any(other != one and _starts_with(other, one) for other in different)]
 
 
-def log_likelihoods(model: LanguageModel, rows: Sequence[EncodedConversation]) -> Float[Tensor, "B"]:
-    """The sum of the log-probabilities of the tokens of each row that are trained on, in nats."""
+def log_likelihoods(
+    model: LanguageModel, rows: Sequence[EncodedConversation], capacity: int | None = None
+) -> Float[Tensor, "B"]:
+    """The sum of the log-probabilities of the tokens of each row that are trained on, in nats.
+
+    With a capacity, the rows are packed into rows of so many tokens.
+    """
+    features = None if capacity is None else partial(_packed_features, model, capacity)
     # The logits at a token predict the next one; the last token is a target and no input.
     places = [[target - 1 for target in row.targets] for row in rows]
-    log_probabilities = _log_probabilities_at(model, [row.ids[:-1] for row in rows], places)
+    log_probabilities = _log_probabilities_at(model, [row.ids[:-1] for row in rows], places, features)
     device = log_probabilities.device
     tokens = torch.tensor([row.ids[target] for row in rows for target in row.targets], device=device)
     owners = torch.tensor([index for index, row in enumerate(rows) for _ in row.targets], device=device)
     each = log_probabilities.gather(-1, tokens[:, None])[:, 0]
     return each.new_zeros(len(rows)).index_add(0, owners, each)
+
+
+def _packed_features(model: LanguageModel, capacity: int, rows: Sequence[Sequence[int]]) -> Float[Tensor, "B T D"]:
+    """The hidden states of rows, padded on the right, computed in packed rows."""
+    ids, mask, places = pack(rows, capacity)
+    device = next(model.decoder.head.parameters()).device
+    hidden = model.decoder.features(ids.to(device), prefix=model.prefix(), mask=mask.to(device))
+    parts = [hidden[place, start : start + len(row)] for row, (place, start) in zip(rows, places, strict=True)]
+    return pad_sequence(parts, batch_first=True)
 
 
 def _log_probabilities_at(

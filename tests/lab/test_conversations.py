@@ -113,6 +113,19 @@ def test_the_command_trains_on_conversations_and_generate_uses_their_template(di
     assert capsys.readouterr().out == printed, "it is complete"
 
 
+def test_packed_rows_have_the_losses_of_plain_ones_and_labelled_texts_are_not_packed(directory):
+    losses = []
+    for pack in ((), ("--pack", "60")):
+        out = directory / "-".join(("my", *pack))
+        run(directory, "--out", str(out), "--r", "2", "--batch-size", "4", *pack)
+        losses.append(json.loads((out / "adapt.json").read_text())["losses"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    words = "--base tiny --task word_problems --train 9 --test 9 --pack 60 --out"
+    labelled = parse(Adapt, "minillm adapt", [*words.split(), str(directory / "new")])
+    with pytest.raises(InputError, match="--pack joins conversations"):
+        labelled.run()
+
+
 def test_the_data_are_shown_with_the_trained_tokens_in_brackets(directory, capsys):
     run(directory, "--out", str(directory / "new"), "--show-data")
     printed = capsys.readouterr().out
@@ -130,6 +143,7 @@ def test_the_data_are_shown_with_the_trained_tokens_in_brackets(directory, capsy
         (("--kind", "alpaca"), "data of alpaca others"),
         (("--kind", "labels"), "no column 'text'"),
         (("--task", "lecture"), "either --data or --task"),
+        (("--pack", "0"), "pack must be at least 1, got 0"),
     ],
 )
 def test_wrong_options_are_refused_and_nothing_is_written(directory, words, message):
