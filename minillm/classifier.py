@@ -20,7 +20,7 @@ from torch import Tensor
 
 from minillm import hub
 from minillm.adapt import Adaptation, FrozenHead, Method
-from minillm.adapt.description import DESCRIPTION, Usage
+from minillm.adapt.description import DESCRIPTION, Usage, describe
 from minillm.adapt.frozen_head import FeatureRecipe
 from minillm.adapters.load import load
 from minillm.data.labels import checked_texts, distinct, from_json, label_array
@@ -206,19 +206,32 @@ class TextClassifier(MethodOptions):
 
     def scores(self, texts: Iterable[str], name: str = "texts") -> Scored:
         """The score of each label for each text. Raises InputError before `fit`."""
+        rows = [LabelledText(text, 0, place=f"texts[{n}]") for n, text in enumerate(checked_texts(texts))]
+        return self.score_rows(rows, f"{self.method}, {name}")
+
+    def score_rows(self, rows: Sequence[LabelledText], name: str = "", cache: PromptCache | None = None) -> Scored:
+        """`scores` of rows; a cache keeps the common prefix of the prompts between calls. No name: no progress bar."""
         if not hasattr(self, "method_"):
             raise InputError("this TextClassifier is not fitted: call fit first")
-        rows = [LabelledText(text, 0, place=f"texts[{n}]") for n, text in enumerate(checked_texts(texts))]
         prompts = self._prompts(rows, self.method_)
-        tokens, name = sum(map(len, prompts)), f"{self.method}, {name}"
+        tokens = sum(map(len, prompts))
         if isinstance(self.method_, FrozenHead):
             return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
         answers = self._answer_ids()
         if isinstance(self.method_, Method):
             return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
         # The common prefix of the prompts is processed once.
-        cached = PromptCache(self.method_.decoder).process(prompts)
+        cached = (cache or PromptCache(self.method_.decoder)).process(prompts)
         return Scored(cached.score(answers, name), cached.tokens, cached.shared)
+
+    def check_rows(self, rows: Iterable[LabelledText]) -> int:
+        """The number of rows. Raises InputError for a text that is too long; only long ones are encoded."""
+        # A token has at least one byte.
+        most, count, long = self._room(self.method_).prompt - len(self.template_.encode(self.tokenizer_, "")), 0, []
+        for count, row in enumerate(rows, 1):  # noqa: B007
+            long += [row] if self.truncate == "error" and len(row.text.encode()) > most else []
+        self._prompts(long, self.method_)
+        return count
 
     def predict_proba(self, texts: Iterable[str]) -> Float[np.ndarray, "N C"]:
         """The probability of each label for each text; the columns are in the order of `classes_`.
@@ -276,28 +289,32 @@ class TextClassifier(MethodOptions):
 
     @classmethod
     def load(
-        cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer | None] | None = None
-    ) -> "TextClassifier":
-        """Load a saved classifier: its probabilities equal those before saving, bit for bit. `base` replaces its base.
+        cls, directory: str | Path, *, base: str | Path | tuple[Decoder, Tokenizer | None] | None = None,
+        device: str | None = None,
+    ) -> "TextClassifier":  # fmt: skip
+        """Load a saved classifier: its probabilities equal those before saving, bit for bit.
 
-        Raises InputError for a damaged or edited directory, if the adapter belongs to another base, and if one answer
-        begins another in a file from before their ends were scored.
+        `base` and `device` replace its own. Raises InputError for a directory that is damaged, edited or no classifier,
+        if the adapter belongs to another base, and if one answer begins another in a file from before their ends were
+        scored.
         """
         path = Path(directory) / CLASSIFIER
         complete(path.parent)
+        if not path.exists():
+            command = f"minillm {'chat' if describe(directory).chat else 'generate'} --adapter {directory}"
+            raise InputError(f"{directory} is no classifier: it has no file {CLASSIFIER}; use it with `{command}`")
+        given = {name: value for name, value in (("base", base), ("device", device)) if value is not None}
         with reading(path, "a classifier"):
-            return cls._restored(path, read_sealed(path, FORMAT), base)
+            return cls._restored(path, read_sealed(path, FORMAT), given)
 
     @classmethod
-    def _restored(
-        cls, path: Path, found: Mapping[str, Any], base: str | Path | tuple[Decoder, Tokenizer | None] | None
-    ) -> "TextClassifier":  # fmt: skip
-        params, classes = found["parameters"], [from_json(label) for label in found["classes"]]
+    def _restored(cls, path: Path, found: Mapping[str, Any], given: Mapping[str, Any]) -> "TextClassifier":
+        params, classes = {**found["parameters"], **given}, [from_json(label) for label in found["classes"]]
         answers = params["answers"]
         answers = None if answers is None else dict(zip(classes, answers, strict=True))
-        if (base := base or params["base"]) is None:
+        if params["base"] is None:
             raise InputError(f"{path} was saved with a decoder in memory; pass base=(decoder, tokenizer)")
-        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers, "base": base})
+        self = cls(**params | {"targets": tuple(params["targets"]), "answers": answers})
         self.classes_, self.precision_, self.training_ = label_array(classes), found["precision"], Training()
         texts = [self.prompt, self.end, self.method, self.device, self.precision_, self.truncate, *self._answers()]
         texts += [text for shot in found["examples"] for text in shot]

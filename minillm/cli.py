@@ -37,6 +37,7 @@ COMMANDS: dict[str, Any] = {
     "chat": ("prompting.chat:Chat", "Talk to a model, with or without adapters."),
     "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
     "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
+    "predict": ("lab.predict:Predict", "Classify texts with a saved classifier."),
     "adapter": (
         {
             "inspect": ("adapters.commands:Inspect", "Print the contents of an adapter."),

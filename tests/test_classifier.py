@@ -46,6 +46,12 @@ def test_every_method_fits_and_is_the_same_after_loading(method, precision, tmp_
     assert np.array_equal(loaded.predict_proba(TEXTS), probabilities)
 
 
+@pytest.mark.parametrize("method", ["zero-shot", "features", "lora"])
+def test_texts_are_normalised_as_those_of_tables(method):
+    fitted = classifier(method).fit(["e\u0301", *TEXTS], ["yes", *LABELS])
+    assert np.array_equal(*(fitted.predict_proba([text]) for text in ("caf\u00e9", "cafe\u0301")))
+
+
 @pytest.mark.parametrize("method", ["features", "last-blocks"])
 def test_it_learns(method):
     assert classifier(method, epochs=20).fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1
@@ -228,7 +234,7 @@ def _of_another_adapter(directory):
         (_edited, "was damaged or edited"),
         (_of_another_adapter, "is not the one that was saved with it"),
         (lambda directory: (directory / "classifier.json").write_text("[]"), "must be a JSON object"),
-        (lambda directory: (directory / "classifier.json").unlink(), "cannot be read"),
+        (lambda directory: (directory / "classifier.json").unlink(), "is no classifier: it has no file"),
         (lambda directory: (directory / "adapter.json").unlink(), "cannot be read"),
     ],
 )

@@ -1,6 +1,9 @@
 """The encoding of a text file: UTF-8, UTF-16 or cp1252, recognised from its bytes."""
 
 import codecs
+import io
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from minillm.errors import InputError
@@ -8,6 +11,7 @@ from minillm.runtime.reading import read_bytes
 
 MOST = 2**30
 """Bytes of a file with data."""
+STDIN = Path("standard input")
 MARKS = {
     codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -15,24 +19,33 @@ MARKS = {
 """Byte order marks. That of UTF-32 begins with that of UTF-16, and so stands before it."""
 
 
-def decode(path: Path, encoding: str | None) -> tuple[str, str]:
-    """The text of a file, without a byte order mark, and its encoding, which is recognised if it is None.
+def text_lines(path: Path, encoding: str | None) -> tuple[Iterator[str], str]:
+    """The lines of a file with their ends, and its encoding, which is recognised if it is None. STDIN is a stream.
 
-    Raises InputError for a file that cannot be read or decoded, and for an unknown encoding.
+    Raises InputError for a file or a line that cannot be read or decoded, and for an unknown encoding.
     """
+    if path == STDIN:
+        name = encoding or "utf-8"
+        return (_decoded(line, name, path, number) for number, line in enumerate(sys.stdin.buffer, 1)), name
     content = read_bytes(path, MOST)
     name = recognised(content) if encoding is None else encoding
+    # Lines end where the csv module ends them: JSON strings may contain other line separators.
+    return io.StringIO(_decoded(content, name, path), newline=""), name
+
+
+def _decoded(content: bytes, name: str, path: Path, line: int = 1) -> str:
+    """The text in an encoding, without a byte order mark; `line` is the number of its first line."""
     try:
         text = content.decode(name)
     except LookupError:
         raise InputError(f"unknown encoding: {name!r}; use for example utf-8, utf-16, cp1252 or gb18030") from None
     except UnicodeError as error:
-        line = content[: getattr(error, "start", 0)].count(b"\n") + 1
+        line += content[: getattr(error, "start", 0)].count(b"\n")
         raise InputError(f"{path}, line {line}: not in {name} ({error}); name the encoding with --encoding") from None
     if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
+        line += text[: text.index("\0")].count("\n")
         raise InputError(f"{path}, line {line}: a NUL character, in {name}; name another encoding with --encoding")
-    return text.removeprefix("\ufeff"), name
+    return text.removeprefix("\ufeff")
 
 
 def recognised(content: bytes) -> str:

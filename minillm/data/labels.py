@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -9,12 +10,12 @@ from minillm.errors import InputError
 
 
 def checked_texts(texts: Iterable[str]) -> list[str]:
-    """The texts as a list. Raises InputError for a single string, an empty list and anything but strings."""
+    """The texts in NFC, as those of tables. Raises InputError for a single string, no texts, anything but strings."""
     found = [] if isinstance(texts, str) else list(texts)
     if not found or not all(isinstance(text, str) for text in found):
         odd = texts if isinstance(texts, str) else next((text for text in found if not isinstance(text, str)), [])
         raise InputError(f"texts must be a list of one string or more, got {odd!r}"[:500])
-    return found
+    return [normalize("NFC", text) for text in found]
 
 
 def distinct(labels: Iterable[Any]) -> list[Any]:

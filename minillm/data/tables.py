@@ -1,24 +1,25 @@
-"""Tables in files: .csv and .tsv with a header, JSON lines, a JSON array. Every row is checked; errors name its line.
+"""Tables: .csv and .tsv with a header, JSON lines or an array, plain lines. Every row is checked; errors name its line.
 
 Delimiter and encoding are recognised if they are not given. In strict mode the csv module refuses open and misplaced
 quotes; the number of values in a row is checked here.
 """
 
 import csv
-import io
 import json
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
-from minillm.data.encodings import decode
+from minillm.data.encodings import text_lines
 from minillm.errors import InputError
 from minillm.runtime.reading import unique
 
 DELIMITERS = (",", ";", "\t", "|")
+Format = Literal["csv", "tsv", "jsonl", "json", "lines"]
 SHOWN = 60
 """The number of characters of a row that an error message shows."""
 
@@ -57,37 +58,51 @@ class Contents(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """A .csv, .tsv, .jsonl or .json file. Its delimiter and its encoding are recognised if they are None."""
+    """A .csv, .tsv, .jsonl or .json file, or one of a given format. Delimiter and encoding are recognised if None."""
 
     path: Path
     delimiter: str | None = None
     encoding: str | None = None
+    format: Format | None = None
+
+    @property
+    def kind(self) -> str:
+        return self.format or self.path.suffix.lower().removeprefix(".")
 
     def read(self, *names: str) -> Contents:
-        """All rows. Raises InputError for another file, a wrong row, and no rows.
+        """All rows. Raises InputError for another file, a wrong row, and no rows."""
+        rows, delimiter, encoding = self.scan(*names)
+        return Contents(list(rows), delimiter, encoding)
+
+    def scan(self, *names: str) -> tuple[Iterator[Row], str, str]:
+        """The rows one by one, the delimiter and the encoding. Raises InputError for a wrong row when it is reached.
 
         The names are those of columns that will be used: they help to recognise the delimiter.
         """
-        kind = self.path.suffix.lower()
-        if kind not in (".csv", ".tsv", ".jsonl", ".json"):
+        if self.kind not in get_args(Format):
             raise InputError(f"{self.path} must be a .csv, .tsv or .jsonl file, or a .json file with an array")
-        text, encoding = decode(self.path, self.encoding)
-        # Lines end where the csv module ends them: JSON strings may contain other line separators.
-        lines = list(io.StringIO(text, newline=""))
-        if kind in (".jsonl", ".json"):
-            if self.delimiter is not None:
-                raise InputError(f"{self.path} has JSON lines, which have no delimiter; leave out --delimiter")
-            delimiter, rows = "", list(self._json_rows(lines if kind == ".jsonl" else self._array(text)))
+        lines, encoding = text_lines(self.path, self.encoding)
+        if self.kind in ("csv", "tsv"):
+            start: list[str] = []
+            for line in lines:
+                start.append(line)
+                if line.strip():  # the header
+                    break
+            delimiter = self._delimiter(start[-1] if start else "", names)
+            rows = self._csv_rows(chain(start, lines), delimiter)
+        elif self.delimiter is not None:
+            what = "plain lines" if self.kind == "lines" else "JSON lines"
+            raise InputError(f"{self.path} has {what}, which have no delimiter; leave out --delimiter")
         else:
-            delimiter = self._delimiter(lines, names, kind)
-            rows = list(self._csv_rows(lines, delimiter))
-        if not rows:
+            lines = self._array("".join(lines)) if self.kind == "json" else lines
+            delimiter, rows = "", self._line_rows(lines) if self.kind == "lines" else self._json_rows(lines)
+        if (first := next(rows, None)) is None:
             raise InputError(f"{self.path} has no rows")
-        return Contents(rows, delimiter, encoding)
+        return chain([first], rows), delimiter, encoding
 
     def note(self, found: Contents) -> str:
         """A line about a delimiter or an encoding that was recognised and is not the usual one, or nothing."""
-        usual = "\t" if self.path.suffix.lower() == ".tsv" else ","
+        usual = "\t" if self.kind == "tsv" else ","
         odd = []
         if self.delimiter is None and found.delimiter not in (usual, ""):
             odd.append(f"delimiter {found.delimiter!r}")
@@ -97,15 +112,14 @@ class Table:
             return ""
         return f"{self.path}: recognised {' and '.join(odd)}; --delimiter and --encoding overrule"
 
-    def _delimiter(self, lines: list[str], names: tuple[str, ...], kind: str) -> str:
+    def _delimiter(self, header: str, names: tuple[str, ...]) -> str:
         if self.delimiter is not None:
             given = self.delimiter.replace("\\t", "\t")
             if len(given) != 1 or given in '" \r\n':
                 raise InputError(f"delimiter must be one character, no quote, space or newline, got {self.delimiter!r}")
             return given
-        if kind == ".tsv":
+        if self.kind == "tsv":
             return "\t"
-        header = next((line for line in lines if line.strip()), "")
 
         def fit(delimiter: str) -> tuple[int, int]:
             found = [name.strip(' "\r\n') for name in header.split(delimiter)]
@@ -113,7 +127,7 @@ class Table:
 
         return max(DELIMITERS, key=fit)
 
-    def _csv_rows(self, lines: list[str], delimiter: str) -> Iterator[Row]:
+    def _csv_rows(self, lines: Iterable[str], delimiter: str) -> Iterator[Row]:
         records = self._records(lines, delimiter)
         header, names = next(records, (Row("", {}, ""), []))
         columns = _column_names(header, names)
@@ -128,23 +142,26 @@ class Table:
                 raise row.wrong(f"{extra[0]} has a value but no name in the header")
             yield row._replace(values=dict(zip(columns, values, strict=True)))
 
-    def _records(self, lines: list[str], delimiter: str) -> Iterator[tuple[Row, list[str]]]:
+    def _records(self, lines: Iterable[str], delimiter: str) -> Iterator[tuple[Row, list[str]]]:
         """The place, source and values of each row that is not empty. Raises InputError for wrong quotes."""
         # The default limit is 131,072 characters, and reviews are longer. A C long has 32 bits on Windows.
         csv.field_size_limit(2**31 - 1)
-        reader, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 0
+        taken: list[str] = []
+        # `append` returns None, so each line is appended and passed on.
+        lines = (taken.append(line) or line for line in lines)
+        reader, start = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True), 1
         try:
             for values in reader:
-                source, place = "".join(lines[start : reader.line_num]), f"{self.path}, line {start + 1}"
-                start = reader.line_num
+                row, start = Row(f"{self.path}, line {start}", {}, "".join(taken)), reader.line_num + 1
+                taken.clear()
                 if any(map(str.strip, values)):
-                    yield Row(place, {}, source), values
+                    yield row, values
         except csv.Error as error:
-            raise Row(f"{self.path}, line {start + 1}", {}, lines[start]).wrong(
+            raise Row(f"{self.path}, line {start}", {}, taken[0]).wrong(
                 f"open or misplaced double quotes ({error}); a quote in a quoted value must be doubled"
             ) from None
 
-    def _array(self, text: str) -> list[str]:
+    def _array(self, text: str) -> Iterator[str]:
         """The rows of a JSON array, as one line each."""
         try:
             found = json.loads(text, object_pairs_hook=unique)
@@ -152,10 +169,16 @@ class Table:
             raise InputError(f"{self.path}: not JSON ({error}); a .jsonl file has an object in each line") from None
         if not isinstance(found, list):
             raise InputError(f"{self.path} must be an array of objects, got {type(found).__name__}")
-        return [json.dumps(row, ensure_ascii=False) for row in found]
+        return (json.dumps(row, ensure_ascii=False) for row in found)
 
-    def _json_rows(self, lines: list[str]) -> Iterator[Row]:
-        unit = "row" if self.path.suffix.lower() == ".json" else "line"
+    def _line_rows(self, lines: Iterable[str]) -> Iterator[Row]:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                raise InputError(f"{self.path}, line {number}: an empty line; every line must be a text")
+            yield Row(f"{self.path}, line {number}", {"text": line.rstrip("\r\n")}, line)
+
+    def _json_rows(self, lines: Iterable[str]) -> Iterator[Row]:
+        unit = "row" if self.kind == "json" else "line"
         for number, line in enumerate(lines, 1):
             row = Row(f"{self.path}, {unit} {number}", {}, line)
             if not line.strip():

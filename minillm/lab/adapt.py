@@ -5,6 +5,7 @@ Until then a checkpoint lies next to it.
 """
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -23,6 +24,7 @@ from minillm.errors import InputError, check_at_least
 from minillm.lab.experiment import DataOptions, doubts, parameter_count, run, tensor_bytes
 from minillm.lab.free_answers import adapt_to_answers
 from minillm.lab.own_data import report, trained_tokens
+from minillm.lab.report import verdict
 from minillm.lab.saving import saved
 from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.lengths import room
@@ -101,9 +103,16 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         lines = [f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in single.items()]
         for sample in measured.get("samples", []):
             lines += [*(f"{name}: {text}" for name, text in sample.items()), ""]
-        self.show("\n".join([*lines, f"saved: {self.out}"]), measured | {"out": self.out})
+        lines += [f"saved: {self.out}", "", *self.conclusion(measured)]
+        self.show("\n".join(lines), measured | {"out": self.out})
         for doubt in doubts(measured) if "accuracy" in measured else []:
             note(doubt)
+
+    def conclusion(self, measured: Mapping[str, Any]) -> list[str]:
+        """The accuracy against the majority baseline, and the command that uses the adapter."""
+        if "accuracy" in measured:
+            return [verdict(measured), f"next: {shlex.join(['minillm', 'predict', str(self.out)])} FILE"]
+        return [f"next: {shlex.join(['minillm', 'generate', '--base', self.base, '--adapter', str(self.out)])} TEXT"]
 
     def load_data(self) -> Task | Conversations:
         """Labelled texts, free answers or conversations. Raises InputError for data or options that cannot be used."""

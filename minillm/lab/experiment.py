@@ -16,7 +16,7 @@ from minillm.adapt import Adaptation, Method
 from minillm.classifier import TextClassifier
 from minillm.data.conversations import Conversations
 from minillm.data.reviews import PROMPT, reviews_task
-from minillm.data.table_tasks import table_task
+from minillm.data.table_tasks import TableTask, table_task
 from minillm.data.tables import Table
 from minillm.data.tasks import LabelledText, Task
 from minillm.data.word_problems import word_problems_task
@@ -145,11 +145,13 @@ class DataOptions(RunOptions):
         return reviews_task(pull("reviews"), self.train, self.test)
 
     def classifier(self, task: Task, method: str, options: MethodOptions, out: Path) -> TextClassifier:
-        """A classifier for a task. Its labels are the indices of the answers; features are cached in `out`."""
+        """A classifier for a task. Its labels are those of the file, else the answers; features are cached in `out`."""
         chosen = {option.name: getattr(options, option.name) for option in fields(MethodOptions)}
+        values = task.values if isinstance(task, TableTask) else [answer.strip() for answer in task.answers]
+        answers = dict(zip(values, task.answers, strict=True))
         return TextClassifier(
-            base=self.base, method=method, prompt=task.prompt, answers=dict(enumerate(task.answers)), end=task.end,
-            seed=self.seed, device=self.device, store=out / "features", truncate=self.truncate, **chosen,
+            base=self.base, method=method, prompt=task.prompt, answers=answers, end=task.end, seed=self.seed,
+            device=self.device, store=out / "features", truncate=self.truncate, **chosen,
         )  # fmt: skip
 
     def load(self) -> Experiment:

@@ -8,6 +8,7 @@ a rung, from its checkpoint.
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,19 +20,20 @@ from threading import Thread
 from typing import Any, NamedTuple
 
 from minillm import hub
-from minillm.classifier import TextClassifier
+from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, one_sentence, unknown
 from minillm.lab.experiment import DataOptions, doubts, run, versions
 from minillm.lab.own_data import report
-from minillm.lab.report import draw, picture, table
+from minillm.lab.report import draw, picture, table, verdict
 from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
-from minillm.runtime.options import Directory, DryRunOptions, Names
+from minillm.runtime.option import options_of
+from minillm.runtime.options import NO_SETTINGS, Directory, DryRunOptions, Names
 from minillm.runtime.progress import note
 from minillm.runtime.reading import read_json, reading
 from minillm.runtime.streams import unbroken
@@ -102,9 +104,27 @@ class Ladder(DryRunOptions, DataOptions):
             if ladder:
                 drawn = bool(ladder["rungs"]) and draw(picture, ladder, self.out / "ladder.png")
                 files = [f"saved: {self.out / name}" for name in (("ladder.png", LADDER) if drawn else (LADDER,))]
-                self.show("\n".join([table(ladder), "", *files]), ladder | {"out": self.out})
+                lines = [table(ladder), "", *files, *self.conclusion(ladder["rungs"])]
+                self.show("\n".join(lines), ladder | {"out": self.out})
         if ladder["skipped"]:
             sys.exit(FAILED)
+
+    def conclusion(self, rungs: Sequence[Mapping[str, Any]]) -> list[str]:
+        """The best rung, and the command that adapts with the best one of those that train."""
+        ranked = sorted(rungs, key=lambda rung: rung["accuracy"], reverse=True)
+        best = [f"\nbest: {rung['name']}, {verdict(rung)}" for rung in ranked[:1]]
+        trained = [rung["name"] for rung in ranked if rung["name"] not in IN_CONTEXT]
+        return best + [f"next: {self.adapt_command(name)}" for name in trained[:1]]
+
+    def adapt_command(self, method: str) -> str:
+        """The command that adapts with a method to the same data."""
+        usual, words = DataOptions(task=self.task, data=self.data), ["minillm", "adapt", "--method", method]
+        for name, option in options_of(DataOptions).items():
+            value = getattr(self, name)
+            given = value != getattr(usual, name) or (name in ("task", "data") and value is not None)
+            if given and name not in NO_SETTINGS:
+                words += [option.flag, str(value) if option.spec is None else option.spec.str_from_instance(value)[0]]
+        return shlex.join([*words, "--out", f"{method}.adapter"])
 
     def described_run(self, task: Task) -> dict[str, Any]:
         """The settings that determine the results, in JSON's types."""

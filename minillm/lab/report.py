@@ -21,6 +21,12 @@ def standard_error(share: float, count: int) -> float:
     return math.sqrt(share * (1 - share) / count)
 
 
+def verdict(measured: Mapping[str, Any]) -> str:
+    """The accuracy with its standard error, next to that of always predicting the most frequent class."""
+    accuracy = f"accuracy {measured['accuracy']:.3f} ± {measured['standard_error']:.3f}"
+    return f"{accuracy}, majority baseline {measured['majority_baseline']:.3f}"
+
+
 def terminal_width() -> float:
     """The columns of the terminal; a file or a pipe has no limit."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else math.inf

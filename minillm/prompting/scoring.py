@@ -109,7 +109,7 @@ def score_all(
 ) -> Float[Tensor, "N C"]:  # fmt: skip
     """`answer_scores` of all prompts, in batches of similar length, in the precision of training."""
     batches, found = length_buckets([len(prompt) for prompt in prompts], BATCH), []
-    for batch in progress(batches, desc=name, unit="batch"):
+    for batch in progress(batches, desc=name, unit="batch") if name else batches:
         with autocast(model.decoder.embed.weight.device, precision):
             found.append(answer_scores(model, [prompts[index] for index in batch], answers, features).cpu())
     return torch.cat(found)[torch.tensor([index for batch in batches for index in batch]).argsort()]

@@ -36,8 +36,9 @@ def compute_features(
     device, training = decoder.embed.weight.device, decoder.training
     found = torch.empty(len(texts), decoder.config.width, dtype=decoder.embed.weight.dtype)
     decoder.eval()
+    batches = length_buckets([len(text) for text in texts], BATCH)
     try:
-        for batch in progress(length_buckets([len(text) for text in texts], BATCH), desc=name, unit="batch"):
+        for batch in progress(batches, desc=name, unit="batch") if name else batches:
             ids, last = pad_right([texts[index] for index in batch])
             with autocast(device, recipe.precision):
                 hidden = decoder.run_blocks(decoder.embed(ids.to(device)), stop=recipe.stage(decoder))

@@ -4,6 +4,8 @@ import codecs
 import csv
 import json
 import sys
+from itertools import count
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from minillm import InputError
 from minillm.data import tables
+from minillm.data.encodings import STDIN
 from minillm.data.tables import Table, columns
 
 TEXT = "Straße, 12,50 €;\tgut | „sehr“"
@@ -165,6 +168,15 @@ def test_json_values_are_text_in_nfc_and_whole_numbers_without_a_fraction(tmp_pa
     assert [label for (label,) in columns(path, "label")] == ["1", "1", "0", "2.5", "true", "sch\u00f6n", "1.0"]
     with pytest.raises(InputError, match="JSON lines, which have no delimiter"):
         Table(path, ";").read()
+
+
+def test_rows_are_read_one_by_one_from_standard_input(monkeypatch):
+    """Also from a stream without an end."""
+    stream = (f"{n},b\n".encode() if n else b"text,label\n" for n in count())
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=stream))
+    rows, delimiter, encoding = Table(STDIN, format="csv").scan("text")
+    assert ([next(rows).text("text") for _ in range(3)], delimiter, encoding) == (["1", "2", "3"], ",", "utf-8")
+    assert next(stream) == b"4,b\n"
 
 
 def test_the_limit_of_a_field_fits_into_a_c_long_of_32_bits(tmp_path, monkeypatch):

@@ -3,19 +3,24 @@
 import json
 import multiprocessing
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import threading
-from dataclasses import replace
+from dataclasses import fields, replace
+from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
 from minillm import Decoder, DecoderConfig, InputError, save
 from minillm.lab import ladder
+from minillm.lab.adapt import Adapt
+from minillm.lab.experiment import DataOptions
 from minillm.lab.ladder import Ladder, measure_apart, run_ladder
 from minillm.operations import backend, current_backend
+from minillm.runtime.options import parse
 from minillm.training.checkpoints import CHECKPOINT
 from minillm.training.loop import Loop
 from minillm.training.tokenizers import byte_pairs
@@ -53,6 +58,31 @@ def test_an_accelerator_that_fails_in_a_rung_is_named(monkeypatch):
         InputError, match=r"the accelerator failed in _child \(ladder\.py\): The .*; --device cpu computes"
     ):
         measure_apart("lora", Ladder())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {
+            "data": Path("my data.csv"),
+            "prompt": "Q: {text}\nA:",
+            "labels": ("1=bad", "5=very good"),
+            "delimiter": "\\t",
+        },
+        {"task": "word_problems", "train": 40, "base": "tiny", "seed": 3, "truncate": "left"},
+        {},
+    ],
+)
+def test_the_last_lines_name_the_best_rung_and_the_command_that_adapts_with_it(given):
+    """A prompt is no adapter, so the command is for the best of the others."""
+    settings = Ladder(**given)
+    shares = {"zero-shot": 0.9, "features": 0.5, "lora": 0.7, "full": 0.6}
+    best, command = settings.conclusion([{**result(name), "accuracy": share} for name, share in shares.items()])
+    assert best == "\nbest: zero-shot, accuracy 0.900 ± 0.500, majority baseline 0.100"
+    assert command.startswith("next: minillm adapt --method lora")
+    assert command.endswith("--out lora.adapter")
+    adapt = parse(Adapt, "minillm adapt", shlex.split(command)[3:])
+    assert all(getattr(adapt, field.name) == getattr(settings, field.name) for field in fields(DataOptions))
 
 
 @pytest.fixture
