@@ -455,6 +455,16 @@ _ROWS = [
     ("an interrupted adapter that is lost", only(("classifier.py", "adapters/test_commands.py"),
         "test_an_interrupt_saves_what_was_trained_so_far"), "lambda: on_trained(self)",
         "lambda: None"),
+    ("a lens without the last norm", "play/look.py", "decoder.run_blocks(states, start=len(decoder.blocks))", "states"),
+    ("attention without the rotation", "play/look.py", "decoder.encode_positions(hidden, positions)[1]", "None"),
+    ("a prefix that is not scaled", "play/scaled.py",
+        "attention.forward(hidden, others._replace(prefix=None)).lerp(out, self.scale)", "out"),
+    ("a scale left by another client", "play/page.py", "self.models[adapter].scale = scale",
+        "self.models[adapter].scale *= scale"),
+    ("any token accepted", "play/server.py", "compare_digest(headers.get('x-token', '').encode(), token.encode())",
+        "True"),
+    ("any host accepted", "play/server.py", "(host := headers.get('host')) not in hosts",
+        "(host := headers.get('host')) is None"),
 ]
 # fmt: on
 MUTATIONS = [mutation(*row) for row in _ROWS]

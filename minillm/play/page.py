@@ -1,0 +1,141 @@
+"""What the page shows: the answers to its requests, in JSON's types.
+
+Nothing is stored for a client: the text, the adapter and its scale come with every request.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from minillm.adapt.method import Adaptation, Method
+from minillm.decoder import Decoder
+from minillm.errors import InputError
+from minillm.generation import LanguageModel
+from minillm.key_values import KeyValues
+from minillm.play.look import attention, hidden_states, lens
+from minillm.play.scaled import ScaledMethod
+from minillm.shapes import Float
+from minillm.tokenizer import Tokenizer
+
+MOST_CHARACTERS, MOST_TOKENS, LARGEST_SCALE, TOP, WIDE = 8000, 256, 2, 10, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a client looks at. `adapter` is an index; position -1 is that of the last token; a `wide` lens covers the 16
+    positions up to it. Raises InputError for a value of another type or out of range."""
+
+    text: str
+    chat: bool = False
+    adapter: int | None = None
+    scale: float | int = 1
+    layer: int = 0
+    head: int = 0
+    position: int = -1
+    wide: bool = False
+
+    def __post_init__(self):
+        for name, kind in get_type_hints(View).items():
+            if not isinstance(getattr(self, name), kind):
+                raise InputError(f"{name} has the wrong type: {getattr(self, name)!r:.50}")
+        if len(self.text) > MOST_CHARACTERS:
+            raise InputError(f"the text may have {MOST_CHARACTERS} characters, got {len(self.text)}; shorten it")
+        if not 0 <= self.scale <= LARGEST_SCALE:
+            raise InputError(f"scale must be in [0, {LARGEST_SCALE}], got {self.scale}")
+
+
+class Pass(NamedTuple):
+    """One forward pass: the prefix, the hidden states, and log p of each token but the first."""
+
+    prefix: KeyValues | None
+    states: Float[Tensor, "_ T D"]
+    scores: list[float]
+
+
+class Page:
+    """A base with its tokenizer, and adapters by name. One call at a time: the server has a lock."""
+
+    def __init__(self, name: str, base: Decoder, tokenizer: Tokenizer, adapters: Sequence[tuple[str, Adaptation]]):
+        self.base, self.tokenizer, self.models = base, tokenizer, list[ScaledMethod]()
+        config, chat, offered = base.config, tokenizer.chat_template is not None, []
+        for adapter, method in adapters:
+            if not isinstance(method, Method) or getattr(method, "classes", None) is not None:
+                raise InputError(f"{adapter} is a {type(method).__name__}, a classifier; play needs a language model")
+            self.models.append(ScaledMethod(base, method))
+            usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
+            offered.append({"name": adapter, "method": type(method).__name__, **usage})
+        self.about = {"name": name, "layers": config.layers, "heads": config.heads, "chat": chat, "adapters": offered}
+        # Another position, layer or head of the same text needs no other pass.
+        self._passed = lru_cache(4)(self._pass)
+
+    def look(self, view: View) -> dict[str, Any]:
+        """Tokens, log-probabilities, the next token, attention in thousandths, and the most likely token of each layer.
+
+        Raises InputError for an adapter, layer or head that does not exist, and for too many tokens.
+        """
+        ids = self._ids(view)
+        position = view.position % len(ids)
+        _check_index("layer", view.layer, self.base.config.layers)
+        _check_index("head", view.head, self.base.config.heads)
+        base = self._passed(None, 1, ids)
+        before = lens(self.base, base.states[-1:, position : position + 1])[0, 0].exp()
+        model = self.model(view.adapter, view.scale)
+        adapted = base if model is self.base else self._passed(view.adapter, view.scale, ids)
+        weights = self._weights(view, model.decoder, adapted)
+        shown = slice(max(0, position + 1 - WIDE) if view.wide else position, position + 1)
+        by_layer = lens(model.decoder, adapted.states[:, shown]).exp()
+        top, best = by_layer[-1, -1].topk(min(TOP, by_layer.shape[-1])), by_layer.max(-1)
+        return {
+            "tokens": [self._text(token) for token in ids], "position": position,
+            "base": base.scores, "adapted": adapted.scores,
+            "next": [self._text(token) for token in top.indices.tolist()],
+            "next_adapted": top.values.tolist(), "next_base": before[top.indices].tolist(),
+            "prefix": weights.shape[1] - len(ids), "attention": weights.mul(1000).round().int().tolist(),
+            "lens": [[self._text(token) for token in row] for row in best.indices.tolist()],
+            "lens_probabilities": best.values.tolist(), "lens_start": shown.start,
+        }  # fmt: skip
+
+    def _weights(self, view: View, decoder: Decoder, adapted: Pass) -> Float[Tensor, "T S"]:
+        """The attention of a head, with a scaled prefix as the model computes it."""
+        weights = attention(decoder, adapted.states, view.layer, adapted.prefix)[view.head]
+        if adapted.prefix is None:
+            return weights
+        text = attention(decoder, adapted.states, view.layer)[view.head]
+        return F.pad(text, (len(adapted.prefix), 0)).lerp(weights, view.scale)
+
+    def model(self, adapter: int | None, scale: float) -> LanguageModel:
+        """The base, or an adapter at its scale until the next call; at 0 the base."""
+        if adapter is not None:
+            _check_index("adapter", adapter, len(self.models))
+        if adapter is None or scale == 0:
+            return self.base
+        self.models[adapter].scale = scale
+        return self.models[adapter]
+
+    @torch.no_grad()
+    def _pass(self, adapter: int | None, scale: float, ids: tuple[int, ...]) -> Pass:
+        row, model = torch.tensor([ids], device=self.base.embed.weight.device), self.model(adapter, scale)
+        prefix = model.prefix()
+        states = hidden_states(model.decoder, row, prefix)
+        next_token = lens(model.decoder, states[-1:])[0]
+        return Pass(prefix, states, next_token[:-1].gather(-1, row[0, 1:, None])[:, 0].tolist())
+
+    def _ids(self, view: View) -> tuple[int, ...]:
+        message = [{"role": "user", "content": view.text}]
+        ids = self.tokenizer.chat(message) if view.chat else self.tokenizer.prompt(view.text)
+        if len(ids) > MOST_TOKENS:
+            raise InputError(f"the page shows at most {MOST_TOKENS} tokens, and the text has {len(ids)}; shorten it")
+        return tuple(ids)
+
+    def _text(self, token: int) -> str:
+        return self.tokenizer.decode([token])
+
+
+def _check_index(name: str, index: int, count: int) -> None:
+    if not 0 <= index < count:
+        raise InputError(f"there is no {name} {index}: there are {count}")

@@ -1,0 +1,45 @@
+"""A method whose effect is scaled by s: W + s dW for a change of the weights, and the attention to a prefix times s.
+
+Every layer is linear in its own parameters, so the output of W + s dW is (1 - s) times that of W plus s times that of
+W + dW: for LoRA, DoRA, PiSSA and trained copies alike. With a prefix it is Attn(text) + s (Attn(prefix, text) -
+Attn(text)): s multiplies the prefix's softmax mass, or tanh(gate). The text keeps its positions.
+"""
+
+from functools import partial
+
+from torch import Tensor, nn
+
+from minillm.adapt.method import Method
+from minillm.decoder import Attention, Decoder
+from minillm.key_values import BlockInputs
+
+
+class ScaledMethod:
+    """A method as a language model, whose effect is scaled by `scale`: 1 is the method itself, bit for bit.
+
+    The method's decoder is changed, and must not be used elsewhere.
+    """
+
+    def __init__(self, base: Decoder, method: Method):
+        self.decoder, self.prefix, self.scale = method.decoder, method.prefix, 1.0
+        for path, module in self.decoder.named_modules():
+            if isinstance(module, Attention):
+                module.register_forward_hook(self._prefix_scaled)
+            elif _own(module) != _own(there := base.get_submodule(path)):
+                module.register_forward_hook(partial(self._change_scaled, there))
+
+    def _change_scaled(self, base: nn.Module, module: nn.Module, inputs: tuple[Tensor], out: Tensor) -> Tensor:
+        return out if self.scale == 1 else base(*inputs).lerp(out, self.scale)
+
+    def _prefix_scaled(self, attention: Attention, inputs: tuple[Tensor, BlockInputs], out: Tensor) -> Tensor:
+        hidden, others = inputs
+        if self.scale == 1 or others.prefix is None:
+            return out
+        if others.cache is not None:  # the same keys and values are cached again, at the same places
+            others.cache.length -= hidden.shape[1]
+        return attention.forward(hidden, others._replace(prefix=None)).lerp(out, self.scale)
+
+
+def _own(module: nn.Module) -> dict[str, int]:
+    """Where the parameters of a module itself are in memory."""
+    return {name: parameter.data_ptr() for name, parameter in module.named_parameters(recurse=False)}

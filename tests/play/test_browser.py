@@ -1,0 +1,143 @@
+"""The page in headless Chromium: it shows what was typed and chosen, for several clients, without errors."""
+
+import json
+import shutil
+import threading
+import time
+import urllib.request
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select
+
+from tests.processes import wait
+
+OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,900",
+)  # fmt: skip
+IS_PAINTED = """
+    const canvas = document.getElementById("attention");
+    return canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some(value => value > 0);
+"""
+
+
+@pytest.fixture
+def browser(tmp_path):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in (*OPTIONS, f"--user-data-dir={tmp_path}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
+
+
+def write(browser, text):
+    area = browser.find_element(By.ID, "text")
+    area.send_keys(Keys.CONTROL, "a")
+    area.send_keys(text)
+
+
+def tokens(browser):
+    return browser.execute_script("return [...document.getElementById('tokens').children].map(one => one.textContent)")
+
+
+def shows(browser, text):
+    wait(lambda: "".join(tokens(browser)).replace("·", " ") == text)
+
+
+def choose(browser, adapter):
+    Select(browser.find_element(By.ID, "adapter")).select_by_visible_text(adapter)
+
+
+def table(browser, name):
+    return browser.find_element(By.ID, name).text
+
+
+def test_the_page_follows_the_text_the_adapter_and_the_keyboard(served, browser):
+    browser.get(served)
+    write(browser, "Tom has <b>3</b> apples.")
+    shows(browser, "Tom has <b>3</b> apples.")
+    assert not browser.find_elements(By.CSS_SELECTOR, "#look b, .card script"), "a text is no markup"
+    assert browser.execute_script(IS_PAINTED)
+    assert "difference" not in table(browser, "scores")
+    choose(browser, "lora (LoRA)")
+    wait(lambda: "difference" in table(browser, "scores"))
+    before = table(browser, "next")
+    browser.find_element(By.ID, "scale").send_keys(Keys.HOME)
+    wait(lambda: "+0.00" in table(browser, "scores") and table(browser, "next") != before)
+    browser.find_element(By.ID, "scale").send_keys(Keys.END)
+    choose(browser, "prefix (PrefixTuning)")
+    wait(lambda: "after a prefix of 5" in browser.find_element(By.ID, "count").text)
+    browser.find_element(By.CSS_SELECTOR, "#tokens [aria-selected=true]").send_keys(Keys.HOME)
+    wait(lambda: browser.find_element(By.ID, "after").text == tokens(browser)[0])
+    assert browser.switch_to.active_element.text == tokens(browser)[0]
+    choose(browser, "none: the base alone")
+    write(browser, "1 " * 150)
+    wait(lambda: "at most 256 tokens" in browser.find_element(By.ID, "problem").text)
+    errors = [entry for entry in browser.get_log("browser") if "422" not in entry["message"]]
+    assert not errors
+
+
+def test_a_narrow_page_and_a_dark_one(served, browser):
+    backgrounds = []
+    for scheme in ("light", "dark"):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride", {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
+        )
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+        browser.get(served)
+        wait(lambda: len(tokens(browser)) > 1)
+        choose(browser, "prefix (PrefixTuning)")
+        wait(lambda: "difference" in table(browser, "scores"))
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 360
+        backgrounds.append(browser.execute_script("return getComputedStyle(document.body).backgroundColor"))
+    assert backgrounds[0] != backgrounds[1]
+
+
+def test_a_page_without_the_token_says_so(served, browser):
+    browser.get(served.replace("right", "wrong"))
+    wait(lambda: "token of the address is wrong" in browser.find_element(By.ID, "problem").text)
+
+
+def look(address, **view):
+    address, _, token = address.partition("#")
+    request = urllib.request.Request(f"{address}api/look", json.dumps(view).encode(), headers={"x-token": token})
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.slow)])
+def test_clients_at_once_get_their_own_answers(served, browser, seconds):
+    """The page, and three clients that each ask for another adapter and scale as fast as they can."""
+    views = [{"adapter": None}, {"adapter": 0, "scale": 0.5}, {"adapter": 1, "scale": 1.5}]
+    alone = [look(served, text="Tom has 3 apples.", **view) for view in views]
+    end, answers = time.monotonic() + seconds, []
+
+    def ask(view, expected):
+        while time.monotonic() < end:
+            answers.append(look(served, text="Tom has 3 apples.", **view) == expected)
+
+    threads = [threading.Thread(target=ask, args=pair) for pair in zip(views, alone, strict=True)]
+    browser.get(served)
+    for thread in threads:
+        thread.start()
+    count = 0
+    while time.monotonic() < end:
+        count += 1
+        write(browser, f"{count} apples")
+        shows(browser, f"{count} apples")
+    for thread in threads:
+        thread.join()
+    assert len(answers) > 3 * seconds
+    assert all(answers)
+    assert not browser.get_log("browser")
