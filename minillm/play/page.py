@@ -3,7 +3,7 @@
 Nothing is stored for a client: the text, the adapter and its scale come with every request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, get_type_hints
@@ -19,6 +19,7 @@ from minillm.generation import LanguageModel
 from minillm.key_values import KeyValues
 from minillm.play.look import attention, hidden_states, lens
 from minillm.play.scaled import ScaledMethod
+from minillm.prompting.chat_session import ChatSession
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 
@@ -27,10 +28,11 @@ MOST_CHARACTERS, MOST_TOKENS, LARGEST_SCALE, TOP, WIDE = 8000, 256, 2, 10, 16
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """What a client looks at. `adapter` is an index; position -1 is that of the last token; a `wide` lens covers the 16
-    positions up to it. Raises InputError for a value of another type or out of range."""
+    """What a client looks at: a text, or messages to answer. `adapter` is an index, position -1 the last token, and a
+    `wide` lens covers the 16 positions up to it. Raises InputError for a value of another type or out of range."""
 
-    text: str
+    text: str = ""
+    messages: list | None = None
     chat: bool = False
     adapter: int | None = None
     scale: float | int = 1
@@ -62,14 +64,14 @@ class Page:
 
     def __init__(self, name: str, base: Decoder, tokenizer: Tokenizer, adapters: Sequence[tuple[str, Adaptation]]):
         self.base, self.tokenizer, self.models = base, tokenizer, list[ScaledMethod]()
-        config, chat, offered = base.config, tokenizer.chat_template is not None, []
+        offered = []
         for adapter, method in adapters:
             if not isinstance(method, Method) or getattr(method, "classes", None) is not None:
                 raise InputError(f"{adapter} is a {type(method).__name__}, a classifier; play needs a language model")
             self.models.append(ScaledMethod(base, method))
             usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
             offered.append({"name": adapter, "method": type(method).__name__, **usage})
-        self.about = {"name": name, "layers": config.layers, "heads": config.heads, "chat": chat, "adapters": offered}
+        self.about = {"name": name, "layers": base.config.layers, "heads": base.config.heads, "adapters": offered}
         # Another position, layer or head of the same text needs no other pass.
         self._passed = lru_cache(4)(self._pass)
 
@@ -99,6 +101,13 @@ class Page:
             "lens": [[self._text(token) for token in row] for row in best.indices.tolist()],
             "lens_probabilities": best.values.tolist(), "lens_start": shown.start,
         }  # fmt: skip
+
+    def answer(self, view: View) -> Iterator[str]:
+        """The answer to the messages, in pieces."""
+        model = self.model(view.adapter, view.scale)
+        for piece in ChatSession(model, self.tokenizer).complete(view.messages or []):
+            yield piece
+            self.model(view.adapter, view.scale)  # another client may have changed the scale
 
     def _weights(self, view: View, decoder: Decoder, adapted: Pass) -> Float[Tensor, "T S"]:
         """The attention of a head, with a scaled prefix as the model computes it."""

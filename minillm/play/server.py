@@ -7,7 +7,7 @@ Content-Security-Policy the page loads and runs nothing but its own files.
 
 import asyncio
 import json
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
 from hmac import compare_digest
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -44,7 +44,23 @@ def application(page: Page, token: str, hosts: Collection[str]) -> ASGIApp:
         async with lock:
             return JSONResponse(await run_in_threadpool(page.look, view))
 
+    async def chat(request: Request) -> Response:
+        pieces = page.answer(await _view(request))
+
+        async def next_piece() -> str | None:
+            async with lock:
+                return await run_in_threadpool(next, pieces, None)
+
+        async def streamed(piece: str | None) -> AsyncIterator[str]:
+            while piece is not None:
+                yield piece
+                piece = await next_piece()
+
+        # The first piece comes before the response, so that messages that cannot be answered are an error.
+        return StreamingResponse(streamed(await next_piece()), media_type="text/plain")
+
     routes = [Route("/api/about", about), Route("/api/look", look, methods=["POST"])]
+    routes.append(Route("/api/chat", chat, methods=["POST"]))
     files = Mount("/", StaticFiles(directory=STATIC, html=True))
     return guarded(Starlette(routes=[*routes, files], exception_handlers={InputError: _refused}), token, hosts)
 

@@ -12,6 +12,7 @@ import urllib.request
 import pytest
 
 from minillm.play.server import MOST_BYTES, application
+from minillm.prompting.chat_session import ChatSession
 
 HOST, TOKEN = "127.0.0.1:8765", "right"
 LOOK = ("POST", "/api/look", {"text": "Tom has 3 apples.", "adapter": 0})
@@ -54,6 +55,17 @@ def test_the_page_and_its_api_answer(app, page):
     status, headers, body = call(app, *LOOK, origin=f"http://{HOST}")
     assert (status, headers["x-content-type-options"]) == (200, "nosniff")
     assert "".join(json.loads(body)["tokens"]) == LOOK[2]["text"]
+
+
+def test_the_chat_answers_messages_as_the_session_does(app, base, monkeypatch):
+    monkeypatch.setattr("minillm.prompting.chat_session.ANSWER_TOKENS", 20)
+    messages = [{"role": "user", "content": "Tom"}]
+    status, headers, answer = call(app, "POST", "/api/chat", {"messages": messages})
+    assert (status, headers["content-type"]) == (200, "text/plain; charset=utf-8")
+    assert answer.decode() == "".join(ChatSession(*base).complete(messages))
+    assert call(app, "POST", "/api/chat", {"messages": messages, "adapter": 0})[2] != answer
+    for wrong in ([], [{"role": "user", "content": "a" * 600}]):
+        assert call(app, "POST", "/api/chat", {"messages": wrong})[0] == 422
 
 
 @pytest.mark.parametrize(

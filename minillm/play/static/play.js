@@ -355,7 +355,6 @@ async function start() {
   $("base").textContent = about.name;
   $("layer").max = about.layers - 1;
   $("head").max = about.heads - 1;
-  $("template").parentElement.hidden = $("tab-chat").hidden = !about.chat;
   about.adapters.forEach(({name, method}, index) => {
     $("adapter").append(make("option", {value: index, textContent: `${name} (${method})`}));
   });
