@@ -43,7 +43,8 @@ class Play(RunOptions, BaseOptions):
         with _listening(self.port) as listening:
             page, token, host = self._page(), secrets.token_urlsafe(16), f"{LOOPBACK}:{listening.getsockname()[1]}"
             app = application(page, token, {host, host.replace(LOOPBACK, "localhost")})
-            print(f"http://{host}/#{token}\nCtrl-C ends it.", flush=True)
+            self.show(f"http://{host}/#{token}\nCtrl-C ends it.", {"address": f"http://{host}/#{token}"})
+            sys.stdout.flush()
             # Without a display a browser would open in the terminal.
             if not self.no_browser and (sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY")):
                 webbrowser.open(f"http://{host}/#{token}")
