@@ -31,6 +31,7 @@ HELP = """\
 /save FILE      append the conversation to a .jsonl file, for `minillm adapt --data FILE`
 /help           list the commands and the adapters
 /exit           end the program, as Ctrl-D does"""
+STOPPED = "stopped; the message and its answer are not part of the conversation"
 
 
 @dataclass(kw_only=True)
@@ -69,8 +70,6 @@ class Chat(RunOptions, GenerationOptions, BaseOptions):
         decoder, tokenizer = self.load_base()
         if tokenizer is None or not tokenizer.stop:
             raise InputError(f"{self.base} has no {'end token' if tokenizer else 'tokenizer'}, which a chat needs")
-        if tokenizer.chat_template is None:
-            _note(f"{self.base} has no chat template; messages have a plain format, which an adapter may have learned")
         decoder.to(pick_device(self.device))
         names = [directory.resolve().name for directory in self.adapter]
         names = names if len(set(names)) == len(names) else map(str, self.adapter)
@@ -82,6 +81,10 @@ class Chat(RunOptions, GenerationOptions, BaseOptions):
                 raise InputError(f"{directory} was trained to give labels; use `minillm predict {directory}`")
             if usage.prompt not in (None, "{text}"):
                 _note(f"{directory} was trained with the prompt {usage.prompt!r}, which `minillm generate` applies")
+        if tokenizer.chat_template is None and not any(member.usage.chat for member in members.values()):
+            raise InputError(
+                f"{self.base} has no chat template; use `minillm generate`, or an adapter of conversations"
+            )
         return Family(decoder, members), tokenizer
 
 
@@ -93,16 +96,21 @@ class Terminal:
         self.session = ChatSession(family[self.name], tokenizer, options, options.seed)
 
     def talk(self) -> None:
-        """A conversation in a terminal. Raises EOFError at its end."""
+        """A conversation in a terminal."""
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401, gives `input` line editing and history
         _note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the program")
         with ctrl_c_repeated():
             while True:
+                line = ""
                 try:
-                    self.take(input(f"{self.name}> ").strip())
+                    line = input(f"{self.name}> ").strip()
+                    self.take(line)
+                except EOFError:
+                    print()
+                    return
                 except CtrlC:
-                    _note("\nstopped; an unfinished answer is not part of the conversation (Ctrl-D ends the program)")
+                    _note(f"\n{STOPPED if line else '/exit or Ctrl-D ends the program'}")
                 except (InputError, MemoryError, OSError, RuntimeError) as error:
                     if (sentence := one_sentence(error)) is None:
                         raise

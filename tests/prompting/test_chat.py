@@ -3,6 +3,11 @@
 import copy
 import io
 import json
+import os
+import select
+import subprocess
+import sys
+import time
 from unittest.mock import Mock
 
 import pytest
@@ -122,8 +127,70 @@ def test_what_cannot_talk_is_refused(chat, words, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("tokenizer", "missing"), [(None, "tokenizer"), (Mock(stop=()), "end token")])
-def test_a_base_without_a_tokenizer_or_an_end_is_refused(tokenizer, missing, monkeypatch):
+@pytest.mark.parametrize(
+    ("tokenizer", "missing"),
+    [(None, "tokenizer"), (Mock(stop=()), "end token"), (Mock(stop=(1,), chat_template=None), "chat template")],
+)
+def test_a_base_without_a_tokenizer_an_end_or_a_template_is_refused(tokenizer, missing, monkeypatch):
     monkeypatch.setattr(Chat, "load_base", lambda self: (DECODER, tokenizer))
-    with pytest.raises(InputError, match=f"has no {missing}"):
-        Chat(base="x")._load()
+    with pytest.raises(InputError, match=f"x has no {missing}"):
+        Chat(base="x", device="cpu")._load()
+
+
+TERMINAL = """
+import fcntl, os, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from minillm.cli import main
+main()
+"""
+
+
+class Pseudoterminal:
+    """A `minillm chat` in a terminal of its own, where Ctrl-C is a key."""
+
+    def __init__(self, place):
+        self.screen, (self.keyboard, terminal) = "", os.openpty()
+        words = (*RUN[:-1], "90000", "--base", str(place / "endless"))
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", TERMINAL, *words], stdin=terminal, stdout=terminal, stderr=terminal,
+            start_new_session=True, env={**os.environ, "TERM": "xterm"},
+        )  # fmt: skip
+        os.close(terminal)
+
+    def type(self, keys):
+        os.write(self.keyboard, keys.encode())
+
+    def shows(self, text):
+        """Waits for the text, which comes after those that were waited for before."""
+        end = time.monotonic() + 60
+        while text not in self.screen:
+            assert time.monotonic() < end, self.screen[-2000:]
+            if select.select([self.keyboard], [], [], 1)[0]:
+                self.screen += os.read(self.keyboard, 4096).decode()
+        self.screen = self.screen.partition(text)[2]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
+def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_the_program(place):
+    terminal = Pseudoterminal(place)
+    try:
+        for _ in range(2):
+            terminal.shows("> ")
+            terminal.type("a word\r")
+            terminal.shows("filmthe film")
+            terminal.type("\x03")
+            terminal.shows("stopped; the message and its answer")
+        terminal.shows("> ")
+        terminal.type("/untwo\x7f\x7f\x7fdo\r")
+        terminal.shows("there is no turn to remove")
+        terminal.shows("> ")
+        terminal.type("\x1b[A\r")  # the line before
+        terminal.shows("there is no turn to remove")
+        terminal.shows("> ")
+        terminal.type("\x03")
+        terminal.shows("> ")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.process.kill()
+        os.close(terminal.keyboard)
