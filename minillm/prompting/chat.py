@@ -20,6 +20,7 @@ from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import write_text
 from minillm.runtime.interrupts import CtrlC, ctrl_c_repeated
 from minillm.runtime.options import Directories, RunOptions
+from minillm.runtime.progress import note
 from minillm.runtime.reading import read_text, reading
 from minillm.tokenizer import Tokenizer
 
@@ -80,11 +81,9 @@ class Chat(RunOptions, GenerationOptions, BaseOptions):
             if usage.labels is not None:
                 raise InputError(f"{directory} was trained to give labels; use `minillm predict {directory}`")
             if usage.prompt not in (None, "{text}"):
-                _note(f"{directory} was trained with the prompt {usage.prompt!r}, which `minillm generate` applies")
+                note(f"{directory} was trained with the prompt {usage.prompt!r}, which `minillm generate` applies")
         if tokenizer.chat_template is None and not any(member.usage.chat for member in members.values()):
-            raise InputError(
-                f"{self.base} has no chat template; use `minillm generate`, or an adapter of conversations"
-            )
+            raise InputError(f"{self.base} has no chat template: use `minillm generate`, or an adapter of chats")
         return Family(decoder, members), tokenizer
 
 
@@ -99,7 +98,7 @@ class Terminal:
         """A conversation in a terminal."""
         with suppress(ImportError):  # Windows has none
             import readline  # noqa: F401, gives `input` line editing and history
-        _note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the program")
+        note("/help lists the commands, Ctrl-C stops an answer, Ctrl-D ends the program")
         with ctrl_c_repeated():
             while True:
                 line = ""
@@ -110,24 +109,24 @@ class Terminal:
                     print()
                     return
                 except CtrlC:
-                    _note(f"\n{STOPPED if line else '/exit or Ctrl-D ends the program'}")
+                    note(f"\n{STOPPED if line else '/exit or Ctrl-D ends the program'}")
                 except (InputError, MemoryError, OSError, RuntimeError) as error:
                     if (sentence := one_sentence(error)) is None:
                         raise
-                    _note(sentence)
+                    print(sentence, file=sys.stderr)
 
     def take(self, line: str) -> None:
         """Answer a message, or carry out a command. Raises EOFError for /exit."""
         if line.startswith("/"):
             name, _, rest = line.partition(" ")
             self.command(name, rest.strip())
-            _note(f"{self.name} answers; {len(self.session.messages)} messages")
+            note(f"{self.name} answers; {len(self.session.messages)} messages")
         elif line:
             for piece in self.session.answer(line):
                 print(piece, end="", flush=True)
             print(flush=True)
             if self.session.last["finish_reason"] == "length":
-                _note("the answer was cut: --max-new-tokens, or the end of the context")
+                note("the answer was cut: --max-new-tokens, or the end of the context")
 
     def command(self, name: str, rest: str) -> None:
         match name:
@@ -143,7 +142,7 @@ class Terminal:
             case "/save":
                 save(self.session.messages, Path(rest).expanduser())
             case "/help":
-                _note(f"{HELP}\nadapters: {', '.join([BASE, *self.family.methods])}")
+                print(f"{HELP}\nadapters: {', '.join([BASE, *self.family.methods])}", file=sys.stderr)
             case "/exit":
                 raise EOFError
             case _:
@@ -178,10 +177,6 @@ class Terminal:
 
 def _is_message(message: Any) -> bool:
     return isinstance(message, dict) and all(isinstance(message.get(part), str) for part in ("role", "content"))
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def save(messages: list[dict[str, str]], path: Path) -> None:

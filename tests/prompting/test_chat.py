@@ -170,6 +170,7 @@ class Pseudoterminal:
         self.screen = self.screen.partition(text)[2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no pseudo-terminals")
 def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_the_program(place):
     terminal = Pseudoterminal(place)
