@@ -1,11 +1,13 @@
 """Inside a forward pass of one row: hidden states by layer, the logit lens, attention weights and log-probabilities."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from minillm.decoder import Block, Decoder
-from minillm.key_values import KeyValues, new_positions
+from minillm.key_values import KeyValues, LayerCache, new_positions
 from minillm.operations import Prefix, log_softmax
 from minillm.operations import attention as attend
 from minillm.shapes import Float, Int
@@ -13,15 +15,21 @@ from minillm.shapes import Float, Int
 
 @torch.no_grad()
 def hidden_states(
-    decoder: Decoder, ids: Int[Tensor, "1 T"], prefix: KeyValues | None = None
+    decoder: Decoder, ids: Int[Tensor, "1 T"], prefix: KeyValues | None = None,
+    cache: Sequence[LayerCache] | None = None,
 ) -> Float[Tensor, "_ T D"]:  # fmt: skip
-    """The residual stream before the first block and after each, L + 1 rows, without the last norm."""
-    hidden = decoder.embed(ids)
-    states = [decoder.run_blocks(hidden, stop=0, prefix=prefix)]
-    for layer in range(len(decoder.blocks)):
-        hidden = decoder.run_blocks(hidden, start=layer, stop=layer + 1, prefix=prefix)
-        states.append(hidden)
-    return torch.cat(states)
+    """The residual stream before the first block and after each, L + 1 rows, without the last norm.
+
+    With a cache, `ids` continue the tokens that it has.
+    """
+    states: list[Tensor] = []
+    hooks = [block.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])) for block in decoder.blocks]
+    try:
+        last = decoder.run_blocks(decoder.embed(ids), stop=len(decoder.blocks), prefix=prefix, cache=cache)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat((*states, last))
 
 
 @torch.no_grad()

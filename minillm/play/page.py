@@ -5,8 +5,7 @@ Nothing is stored for a client: the text, the adapter and its scale come with ev
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +14,14 @@ from torch import Tensor
 from minillm.adapt.method import Adaptation, Method
 from minillm.decoder import Decoder
 from minillm.errors import InputError
-from minillm.generation import LanguageModel
-from minillm.key_values import KeyValues
+from minillm.generation import DecodingCache, LanguageModel
 from minillm.play.look import attention, hidden_states, lens
 from minillm.play.scaled import ScaledMethod
 from minillm.prompting.chat_session import ChatSession
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
 
-MOST_CHARACTERS, MOST_TOKENS, LARGEST_SCALE, TOP, WIDE = 8000, 256, 2, 10, 16
+MOST_CHARACTERS, MOST_TOKENS, MOST_PASSES, LARGEST_SCALE, TOP, WIDE = 8000, 256, 4, 2, 10, 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,12 +49,27 @@ class View:
             raise InputError(f"scale must be in [0, {LARGEST_SCALE}], got {self.scale}")
 
 
-class Pass(NamedTuple):
-    """One forward pass: the prefix, the hidden states, and log p of each token but the first."""
+class Pass:
+    """The forward pass over a text: hidden states, and log p of each token but the first.
 
-    prefix: KeyValues | None
-    states: Float[Tensor, "_ T D"]
-    scores: list[float]
+    The next text costs only its tokens after the first one that differs.
+    """
+
+    def __init__(self, model: LanguageModel):
+        self.cache, self.scores = DecodingCache(model), list[float]()
+        config, weight = model.decoder.config, model.decoder.embed.weight
+        self.states = weight.new_empty(config.layers + 1, 0, config.width)
+
+    @torch.no_grad()
+    def run(self, ids: list[int]) -> None:
+        cache, row = self.cache, torch.tensor([ids], device=self.states.device)
+        if row.shape == cache.ids.shape and bool((row == cache.ids).all()):
+            return
+        new = hidden_states(cache.decoder, cache.rest(row), cache.prefix, cache.layers)
+        cache.ids, self.states = row, torch.cat((self.states[:, : cache.shared], new), 1)
+        start = max(cache.shared - 1, 0)
+        next_token = lens(cache.decoder, self.states[-1:, start:])[0]
+        self.scores[start:] = next_token[:-1].gather(-1, row[0, start + 1 :, None])[:, 0].tolist()
 
 
 class Page:
@@ -72,8 +85,7 @@ class Page:
             usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
             offered.append({"name": adapter, "method": type(method).__name__, **usage})
         self.about = {"name": name, "layers": base.config.layers, "heads": base.config.heads, "adapters": offered}
-        # Another position, layer or head of the same text needs no other pass.
-        self._passed = lru_cache(4)(self._pass)
+        self.passes: dict[tuple[int | None, float], Pass] = {}
 
     def look(self, view: View) -> dict[str, Any]:
         """Tokens, log-probabilities, the next token, attention in thousandths, and the most likely token of each layer.
@@ -111,11 +123,12 @@ class Page:
 
     def _weights(self, view: View, decoder: Decoder, adapted: Pass) -> Float[Tensor, "T S"]:
         """The attention of a head, with a scaled prefix as the model computes it."""
-        weights = attention(decoder, adapted.states, view.layer, adapted.prefix)[view.head]
-        if adapted.prefix is None:
+        prefix = adapted.cache.prefix
+        weights = attention(decoder, adapted.states, view.layer, prefix)[view.head]
+        if prefix is None:
             return weights
         text = attention(decoder, adapted.states, view.layer)[view.head]
-        return F.pad(text, (len(adapted.prefix), 0)).lerp(weights, view.scale)
+        return F.pad(text, (len(prefix), 0)).lerp(weights, view.scale)
 
     def model(self, adapter: int | None, scale: float) -> LanguageModel:
         """The base, or an adapter at its scale until the next call; at 0 the base."""
@@ -126,20 +139,21 @@ class Page:
         self.models[adapter].scale = scale
         return self.models[adapter]
 
-    @torch.no_grad()
-    def _pass(self, adapter: int | None, scale: float, ids: tuple[int, ...]) -> Pass:
-        row, model = torch.tensor([ids], device=self.base.embed.weight.device), self.model(adapter, scale)
-        prefix = model.prefix()
-        states = hidden_states(model.decoder, row, prefix)
-        next_token = lens(model.decoder, states[-1:])[0]
-        return Pass(prefix, states, next_token[:-1].gather(-1, row[0, 1:, None])[:, 0].tolist())
+    def _passed(self, adapter: int | None, scale: float, ids: list[int]) -> Pass:
+        """The pass over a text; those of the last adapters and scales are kept."""
+        model, key = self.model(adapter, scale), (adapter, scale)
+        found = self.passes[key] = self.passes.pop(key, None) or Pass(model)
+        if len(self.passes) > MOST_PASSES:
+            del self.passes[next(iter(self.passes))]
+        found.run(ids)
+        return found
 
-    def _ids(self, view: View) -> tuple[int, ...]:
+    def _ids(self, view: View) -> list[int]:
         message = [{"role": "user", "content": view.text}]
         ids = self.tokenizer.chat(message) if view.chat else self.tokenizer.prompt(view.text)
         if len(ids) > MOST_TOKENS:
             raise InputError(f"the page shows at most {MOST_TOKENS} tokens, and the text has {len(ids)}; shorten it")
-        return tuple(ids)
+        return ids
 
     def _text(self, token: int) -> str:
         return self.tokenizer.decode([token])

@@ -171,8 +171,8 @@ function showScores(compared, differences) {
     return row;
   });
   const sum = list => list.reduce((total, x) => total + x, 0);
-  const totals = [sum(shown.base), ...(compared ? [sum(shown.adapted), sum(differences)] : [])];
-  rows.push(make("tr", {}, make("th", {textContent: "sum", scope: "row"}), ...totals.map(total => cell(total.toFixed(2)))));
+  const totals = [sum(shown.base).toFixed(2), ...(compared ? [sum(shown.adapted).toFixed(2), signed(sum(differences))] : [])];
+  rows.push(make("tr", {}, make("th", {textContent: "sum", scope: "row"}), ...totals.map(cell)));
   $("scores").replaceChildren(
     make("thead", {}, make("tr", {}, ...titles.map((title, index) => make("th", {
       className: index ? "number" : "", textContent: title, scope: "col"})))), make("tbody", {}, ...rows));
