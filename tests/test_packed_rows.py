@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minillm import InputError
+from minillm import InputError, operations
 from minillm.adapt import FrozenHead
 from minillm.generation import GrowingLayer
 from minillm.ops.attention import visible_keys
@@ -55,6 +55,11 @@ def test_a_cache_continues_the_last_conversation_of_a_packed_row(style):
     first = decoder.features(ids[:, :3], mask=mask[:, :3], cache=cache)
     rest = decoder.features(ids[:, 3:], mask=mask, cache=cache)
     assert_close(torch.cat((first, rest), 1), decoder.features(ids, mask=mask), "law")
+
+
+def test_the_kernel_gets_no_packed_rows(monkeypatch):
+    monkeypatch.setattr(operations, "by_kernel", lambda *_: pytest.fail("its mask is Bool"))
+    assert operations.attention(*torch.randn(3, 1, 2, 6, 4), mask=PACKED).isfinite().all()
 
 
 def test_a_mask_of_floating_point_numbers_is_refused():
