@@ -133,7 +133,8 @@ def _turn(tokenizer: Tokenizer, conversation: Conversation, turn: int) -> tuple[
 
 def _discontinued(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int]) -> str:
     first = next((n for n, (one, other) in enumerate(zip(prompt, ids, strict=False)) if one != other), len(ids))
-    ends = (tokenizer.decode(row[max(first - 5, 0) : first + 10]) for row in (prompt, ids))
-    return "the chat template continues its prompt for generation, {!r}, with another text, {!r}: ".format(*ends) + (
-        "what is trained would not be what is generated; use another template, or an answer that begins differently"
+    before, after = (tokenizer.decode(row[max(first - 5, 0) : first + 10]) for row in (prompt, ids))
+    return (
+        f"the chat template continues its prompt for generation, {before!r}, with another text, {after!r}: what is "
+        "trained would not be what is generated; use another template, or an answer that begins differently"
     )

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 
 from minillm.adapt import Method
-from minillm.data.batches import generation_batches, length_buckets, pad_left
-from minillm.data.conversations import Conversation, Conversations, EncodedConversation
+from minillm.data.batches import generation_batches, length_buckets
+from minillm.data.conversations import Conversation, Conversations, EncodedConversation, answered
 from minillm.generation import LanguageModel, generate
 from minillm.lab.experiment import Experiment
+from minillm.prompting.answering import GenerationSettings, complete
 from minillm.prompting.fitting import encode_conversations, fit_to_answers
 from minillm.prompting.lengths import room
 from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import progress
-from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.schedule import TrainingSettings
 
@@ -108,11 +108,9 @@ def own_text(experiment: Experiment, method: Method) -> list[EncodedConversation
     new = min(OWN_TOKENS, room(method, 0, experiment.precision).prompt - len(start))
     with autocast(experiment.device, experiment.precision):
         out = generate(method.decoder, ids, max_new_tokens=new, temperature=1.0, seed=experiment.seed, stop=stop)
-    rows = []
-    for row in out.tolist():
-        end = next((n for n, token in enumerate(row) if token in stop and n >= len(start)), len(row) - 1)
-        rows.append(EncodedConversation(row[: end + 1], [n >= len(start) for n in range(end + 1)]))
-    return rows
+    new_tokens = out[:, len(start) :].tolist()
+    ends = [next((n for n, token in enumerate(row, 1) if token in stop), len(row)) for row in new_tokens]
+    return [answered(start, row[:end]) for row, end in zip(new_tokens, ends, strict=True)]
 
 
 def matches(
@@ -136,11 +134,8 @@ def matches(
 
 def expected(experiment: Experiment, row: EncodedConversation) -> str:
     """The text of the last answer of a row, without its end."""
-    return _text(experiment.tokenizer, row.ids[row.answer :])
-
-
-def _text(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    return tokenizer.decode([*takewhile(lambda token: token not in tokenizer.stop, ids)]).strip()
+    tokenizer = experiment.tokenizer
+    return tokenizer.decode([*takewhile(lambda token: token not in tokenizer.stop, row.ids[row.answer :])]).strip()
 
 
 def answers(
@@ -151,15 +146,14 @@ def answers(
     They end after one token more than the longest expected answer of a batch, or `least` tokens, if the context has
     them: for exact match, longer outputs are wrong anyway.
     """
-    device, stop, found = experiment.device, experiment.tokenizer.stop, [""] * len(rows)
-    most = room(model, 0, experiment.precision).prompt
-    prompts = [row.answer for row in rows]
-    lengths = [max(least, len(row.ids) - row.answer) for row in rows]
-    for batch in progress(generation_batches(prompts, lengths, BATCH, most), desc="answers", unit="batch"):
-        ids, mask = pad_left([rows[index].ids[: prompts[index]] for index in batch])
-        longest = min(max(lengths[index] for index in batch) + 1, most - ids.shape[1])
-        with autocast(device, experiment.precision):
-            out = generate(model, ids.to(device), max_new_tokens=longest, stop=stop, mask=mask.to(device))
-        for index, answer in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-            found[index] = _text(experiment.tokenizer, answer)
+    most, found = room(model, 0, experiment.precision).prompt, [""] * len(rows)
+    prompts = [row.ids[: row.answer] for row in rows]
+    starts, lengths = [row.answer for row in rows], [max(least, len(row.ids) - row.answer) for row in rows]
+    for batch in progress(generation_batches(starts, lengths, BATCH, most), desc="answers", unit="batch"):
+        longest = min(max(lengths[n] for n in batch) + 1, most - max(starts[n] for n in batch))
+        settings = GenerationSettings(max_new_tokens=longest, stop=())
+        with autocast(experiment.device, experiment.precision):
+            texts = complete(model, experiment.tokenizer, [prompts[n] for n in batch], settings)
+        for n, text in zip(batch, texts, strict=True):
+            found[n] = text.strip()
     return found
