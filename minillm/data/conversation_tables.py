@@ -61,7 +61,9 @@ def table_conversations(
         rows = [_conversation(row, chosen) for row in contents.rows]
     else:
         rows = [exchange(row.text(chosen[0]), row.text(chosen[1]), template, row.place) for row in contents.rows]
-    notes = [table.note(contents), f"{name}, by {' and '.join(chosen)}; --kind overrules" if kind is None else ""]
+    notes = [table.note(contents)]
+    if kind is None:
+        notes.append(f"{table.path}: recognised {name} by its columns, {' and '.join(chosen)}; --kind overrules")
     if unanswered := sum(one.messages[-1]["role"] != "assistant" for one in rows):
         notes.append(f"{unanswered} of {len(rows)} conversations have messages after the last answer: not used")
     return Conversations(table.path.stem, *divide(rows, train, test), note="\n".join(filter(None, notes)))

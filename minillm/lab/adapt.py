@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 from minillm.adapt.card import write_card
@@ -102,7 +103,7 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         single = {name: value for name, value in measured.items() if not isinstance(value, (list, dict))}
         lines = [f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in single.items()]
         for sample in measured.get("samples", []):
-            lines += [*(f"{name}: {text}" for name, text in sample.items()), ""]
+            lines += [*(f"{name}: {shorten(text, 400)}" for name, text in sample.items()), ""]
         lines += [f"saved: {self.out}", "", *self.conclusion(measured)]
         self.show("\n".join(lines), measured | {"out": self.out})
         for doubt in doubts(measured) if "accuracy" in measured else []:

@@ -25,7 +25,7 @@ from minillm.prompting.fitting import encode_conversations, fit_to_answers
 from minillm.prompting.lengths import room
 from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.device import autocast
-from minillm.runtime.progress import progress
+from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.schedule import TrainingSettings
 
@@ -34,6 +34,8 @@ SAMPLES, SAMPLE_TOKENS = 3, 64
 """Answers that are shown, and the tokens that an answer may have if the expected one is shorter."""
 OWN_ROWS, OWN_TOKENS = 8, 64
 """The size of the base's own text."""
+MANY_UNKNOWN = 0.05
+"""With a larger share of unknown tokens, a warning is printed."""
 
 
 def adapt_to_answers(
@@ -45,6 +47,9 @@ def adapt_to_answers(
     rows, first, last = [*task.train, *task.validation, *task.test], len(task.train), -len(task.test)
     available = room(method, 0, experiment.precision)
     encoded = encode_conversations(experiment.tokenizer, rows, available, truncate)
+    ids = [token for rows in encoded for row in rows for token in row.ids]
+    if (unknown := sum(token == experiment.tokenizer.unk for token in ids) / len(ids)) > MANY_UNKNOWN:
+        note(f"warning: {unknown:.0%} of the tokens are unknown to the tokenizer of this base; use another --base")
     train, validation, test = (
         [row for rows in part for row in rows] for part in (encoded[:first], encoded[first:last], encoded[last:])
     )

@@ -1,6 +1,5 @@
 """Fitting a method: on labels (`fit_to_labels`), on stored features (`fit_head`), on answers in words (`train`)."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 
@@ -16,7 +15,7 @@ from minillm.errors import InputError
 from minillm.prompting.lengths import Room, fit, room
 from minillm.prompting.scoring import Features, accuracy, answer_scores, log_likelihoods, score_all
 from minillm.runtime.device import best_precision
-from minillm.runtime.progress import progress
+from minillm.runtime.progress import note, progress
 from minillm.shapes import Float, Int
 from minillm.tokenizer import Tokenizer
 from minillm.training import loop
@@ -152,7 +151,7 @@ def encode_conversations(
             f"turns{hint * (truncate == 'error')}"
         )
     if cut:
-        print(f"truncated ({truncate}): {cut} of {len(sizes)} conversations, by whole turns", file=sys.stderr)
+        note(f"truncated ({truncate}): {cut} of {len(sizes)} conversations, by whole turns")
     return encoded
 
 

@@ -46,7 +46,9 @@ def test_each_kind_is_recognised_by_its_columns(tmp_path, kind, row, expected):
             read(table)
         return
     assert [conversation.messages for conversation in read(table)] == [expected] * 8
-    assert table_conversations(table, None, (), None, None).note.startswith(f"{kind}, by ")
+    assert table_conversations(table, None, (), None, None).note.startswith(
+        f"{table.path}: recognised {kind} by its columns, "
+    )
     assert read(table, kind) == read(table)
 
 

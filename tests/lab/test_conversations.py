@@ -103,7 +103,7 @@ def test_the_command_trains_on_conversations_and_generate_uses_their_template(di
     command = "--out", str(out), "--r", "2", "--exact-match"
     run(directory, *command)
     printed, notes = capsys.readouterr()
-    assert "messages, by messages; --kind overrules\n" in notes
+    assert "chat.jsonl: recognised messages by its columns, messages; --kind overrules\n" in notes
     measured = json.loads((out / "adapt.json").read_text())
     assert measured.keys() >= {"perplexity", "perplexity_before", "forgetting", "exact_match", "samples"}
     assert printed.count("\nbefore: ") == len(measured["samples"]) == 2
