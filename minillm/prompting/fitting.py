@@ -191,6 +191,6 @@ def train(
     settings = TrainingSettings(
         epochs=epochs, learning_rate=learning_rate, batch_size=batch_size, precision=precision, seed=seed
     )
-    pairs = [exchange(*pair, "{text}", f"exchanges[{n}]") for n, pair in enumerate(exchanges)]
+    pairs = [exchange(prompt, answer, "{text}", f"exchanges[{n}]") for n, (prompt, answer) in enumerate(exchanges)]
     rows = [row for rows in encode_conversations(tokenizer, pairs, room(method, 0, precision)) for row in rows]
     return fit_to_answers(method, rows, settings, checkpoints=checkpoints)
