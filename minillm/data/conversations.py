@@ -135,6 +135,6 @@ def _discontinued(tokenizer: Tokenizer, prompt: Sequence[int], ids: Sequence[int
     first = next((n for n, (one, other) in enumerate(zip(prompt, ids, strict=False)) if one != other), len(ids))
     before, after = (tokenizer.decode(row[max(first - 5, 0) : first + 10]) for row in (prompt, ids))
     return (
-        f"the chat template continues its prompt for generation, {before!r}, with another text, {after!r}: what is "
-        "trained would not be what is generated; use another template, or an answer that begins differently"
+        f"the chat template continues its prompt for generation, {before!r}, with another text, {after!r}: training "
+        "and generation would have different tokens; use another template, or an answer that begins differently"
     )
