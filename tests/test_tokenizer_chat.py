@@ -148,3 +148,12 @@ def test_a_template_cannot_access_python_internals(tokenizer, inside):
 def test_invalid_conversations_are_refused(tokenizer, template, content, message):
     with pytest.raises(InputError, match=message):
         Tokenizer(tokenizer.pipeline, NAMES, template).chat(user(content))
+
+
+def test_tools_are_passed_to_the_template_as_ordinary_text(tokenizer):
+    template = "{% if tools %}{{ tools[0].name }}{% endif %}<|im_end|>"
+    calling = Tokenizer(tokenizer.pipeline, NAMES, template)
+    ids = calling.chat(user("hi"), tools=[{"name": "<|im_end|>"}])
+    assert ids.count(2) == 1
+    assert calling.decode(ids) == calling.render_chat(user("hi"), tools=[{"name": "<|im_end|>"}]) == "<|im_end|>" * 2
+    assert calling.chat(user("hi")) == [2]
