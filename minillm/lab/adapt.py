@@ -113,7 +113,8 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         """The accuracy against the majority baseline, and the command that uses the adapter."""
         if "accuracy" in measured:
             return [verdict(measured), f"next: {shlex.join(['minillm', 'predict', str(self.out)])} FILE"]
-        return [f"next: {shlex.join(['minillm', 'generate', '--base', self.base, '--adapter', str(self.out)])} TEXT"]
+        name, text = ("chat", "") if describe(self.out).chat else ("generate", " TEXT")
+        return [f"next: {shlex.join(['minillm', name, '--base', self.base, '--adapter', str(self.out)])}{text}"]
 
     def load_data(self) -> Task | Conversations:
         """Labelled texts, free answers or conversations. Raises InputError for data or options that cannot be used."""

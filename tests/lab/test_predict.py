@@ -173,7 +173,8 @@ ADAPT = ("adapt", "--base", "base", "--epochs", "1", "--device", "cpu")
 def test_an_adapter_for_free_answers_is_refused_with_the_command_for_it(place, command):
     (place / "free.csv").write_text("asked,answer\n" + "".join(f"a {n},b\n" for n in range(9)))
     columns = ("--prompt-column", "asked", "--answer-column", "answer", "--train", "4", "--test", "2")
-    command(*ADAPT, "--data", "free.csv", *columns, "--method", "output", "--out", "free")
+    printed = command(*ADAPT, "--data", "free.csv", *columns, "--method", "output", "--out", "free")
+    assert printed.endswith("\nnext: minillm generate --base base --adapter free TEXT\n")
     with pytest.raises(InputError, match=r"free is no classifier: .*; use it with `minillm generate --adapter free`"):
         TextClassifier.load("free")
 
