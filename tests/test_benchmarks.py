@@ -13,6 +13,7 @@ from hypothesis import strategies as some
 from benchmarks.adapt_reviews import numbers, standard_error_of_mean, summary, table
 from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
+from benchmarks.lecture_set import table as lecture_table
 from benchmarks.sides import Side, at_work, shares, take_turns
 from minillm.errors import InputError
 
@@ -37,6 +38,14 @@ def test_the_rounds_divide_the_work_into_equal_parts(batches, data):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(InputError, match=r"rounds must be in \[1, 2\], the number of batches, got 3"):
         shares([[0], [1]], 3)
+
+
+def test_the_table_of_the_lecture_set_has_a_dash_for_what_a_prompt_does_not_have():
+    lines = lecture_table(
+        {"zero-shot": {"perplexity": 61.234, "keyword_match": 0.05, "eval_seconds": 9.0}}
+    ).splitlines()
+    assert lines[0] == "| method | perplexity | keyword match | forgetting | train seconds |"
+    assert lines[2] == "| zero-shot | 61.23 | 5% | - | - |"
 
 
 def test_sides_with_different_results_are_refused():
