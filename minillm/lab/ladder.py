@@ -34,7 +34,7 @@ from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_h
 from minillm.runtime.locks import locked
 from minillm.runtime.option import options_of
 from minillm.runtime.options import NO_SETTINGS, Directory, DryRunOptions, Names
-from minillm.runtime.progress import note
+from minillm.runtime.progress import duration, note
 from minillm.runtime.reading import read_json, reading
 from minillm.runtime.streams import unbroken
 from minillm.training.checkpoints import Checkpoints, check_settings
@@ -97,7 +97,7 @@ class Ladder(DryRunOptions, DataOptions):
                     continue
                 rung = next(rung for rung in ladder["rungs"] if rung["name"] == name)
                 seconds, share = rung["train_seconds"] + rung["eval_seconds"], rung["accuracy"]
-                note(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {seconds:.0f} s")
+                note(f"{rung['name']}: {share:.3f} ± {rung['standard_error']:.3f} in {duration(seconds)}")
                 for doubt in doubts(rung):
                     note(f"{rung['name']}: {doubt}")
         finally:

@@ -71,7 +71,7 @@ class _Bar(tqdm):
         return f"{self.desc}: {self.n} of {whole}, {self.postfix + ', ' if self.postfix else ''}{left} left"
 
     def count(self, number: int) -> str:
-        return f"{number} {self.unit}{'es' if self.unit.endswith('ch') else 's'}"
+        return f"{number} {self.unit}{'' if number == 1 else 'es' if self.unit.endswith('ch') else 's'}"
 
     def clear(self, *arguments: Any, **options: Any) -> None:
         if sys.stderr.isatty():
