@@ -101,7 +101,7 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
             self.show_plan(measured)
             return
         single = {name: value for name, value in measured.items() if not isinstance(value, (list, dict))}
-        lines = [f"{name}: {f'{value:.4g}' if isinstance(value, float) else value}" for name, value in single.items()]
+        lines = [f"{name}: {_figure(value) if isinstance(value, float) else value}" for name, value in single.items()]
         for sample in measured.get("samples", []):
             lines += [*(f"{name}: {shorten(text, 400)}" for name, text in sample.items()), ""]
         lines += [f"saved: {self.out}", "", *self.conclusion(measured)]
@@ -132,6 +132,11 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         kind = "answers" if self.free else self.kind
         found = table_conversations(self.table, kind, columns, self.train, self.test, template)
         return self.load_task() if found is None else found
+
+
+def _figure(value: float) -> str:
+    """Three significant digits, without an exponent for large numbers."""
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
 
 def adapt(options: Adapt) -> dict[str, Any]:
