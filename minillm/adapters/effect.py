@@ -17,7 +17,7 @@ from minillm.errors import InputError
 from minillm.runtime.device import autocast
 from minillm.shapes import Int
 
-PROBE_TOKENS, LISTED = 16, 16
+PROBE_TOKENS = 16
 
 
 def probe(decoder: Decoder, room: int) -> Int[Tensor, "1 T"]:
@@ -72,9 +72,7 @@ def report(method: Adaptation, found: Effect) -> str:
 
 
 def _listed(norms: dict[str, float]) -> str:
-    """Each norm or, for more than `LISTED` matrices, the smallest and the largest of each role."""
-    if len(norms) <= LISTED:
-        return ", ".join(f"{path} {norm:.3g}" for path, norm in norms.items())
+    """The smallest and the largest norm of each role."""
     roles: dict[str, list[float]] = {}
     for path, norm in norms.items():
         roles.setdefault(".".join(part for part in path.split(".") if not part.isdigit()), []).append(norm)

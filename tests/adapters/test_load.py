@@ -180,15 +180,16 @@ def test_loading_reports_the_method_in_one_line(tmp_path, base, capsys, name):
     assert f"{tmp_path}: {type(method).__name__} (" in printed.err
 
 
-def test_the_line_has_the_norm_of_each_update_and_the_change_of_the_logits(adapter, base, capsys):
+def test_the_line_has_the_norms_of_each_role_and_the_change_of_the_logits(adapter, base, capsys):
     method = load(base, adapter)
-    printed = capsys.readouterr().err
+    printed, norms = capsys.readouterr().err, update_norms(method)
     for path, matrix in method.decoder.named_modules():
         if hasattr(matrix, "change"):
-            norm = (matrix.scale * matrix.b @ matrix.a).norm().item()
-            assert f"{path} {norm:.3g}" in printed
-            assert update_norms(method)[path] == pytest.approx(norm, rel=1e-12)
-    assert len(update_norms(method)) == 4
+            assert norms[path] == pytest.approx((matrix.scale * matrix.b @ matrix.a).norm().item(), rel=1e-12)
+    assert len(norms) == 4
+    for role in ("query", "value"):
+        first, last = sorted(norms[f"blocks.{n}.attention.{role}"] for n in range(2))
+        assert f"blocks.attention.{role} {first:.3g} to {last:.3g}" in printed
     probe = (torch.arange(16)[None] * 7919 + 1) % 13
     assert (
         f"largest change of a logit on a probe of 16 tokens: {(method(probe) - base(probe)).abs().max():.3g}\n"
