@@ -65,15 +65,14 @@ LADDER = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rungs", [["zero-shot", "lora"], list(RUNGS)])
-def test_the_ladder_runs_rungs_and_continues_after_finished_ones(place, command, rungs):
+def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place, command):
     command(*LADDER, "--rungs", "zero-shot", "--out", "out")
     begun = json.loads((place / "out" / "ladder.json").read_text())
     assert [rung["name"] for rung in begun["rungs"]] == ["zero-shot"]
 
-    table = command(*LADDER, "--rungs", ",".join(rungs), "--out", "out")
+    table = command(*LADDER, "--rungs", ",".join(RUNGS), "--out", "out")
     ladder = json.loads((place / "out" / "ladder.json").read_text())
-    assert [rung["name"] for rung in ladder["rungs"]] == rungs
+    assert [rung["name"] for rung in ladder["rungs"]] == list(RUNGS)
     assert ladder["rungs"][0] == begun["rungs"][0], "a finished rung is not run again"
     assert {"base", "train", "test", "seed", "device", "versions"} <= set(ladder)
     assert (ladder["task"], ladder["data"]) == (None, "mine.csv")
