@@ -53,7 +53,7 @@ _ROWS = [
         "new_positions(hidden, prefix, cache, mask, self.config.context_length)",
         "new_positions(hidden, prefix, cache, None, self.config.context_length)"),
     (4, "prefix, random", "a prefix that the mask hides", "ops/attention.py",
-        "F.pad(mask, (prefix.key.shape[2], 0), value=True)", "F.pad(mask, (prefix.key.shape[2], 0), value=False)"),
+        "F.pad(mask, (prefix.key.shape[2], 0), value=PREFIX)", "F.pad(mask, (prefix.key.shape[2], 0), value=0)"),
     (5, "LoRA", "attention that is not causal", "fast/attention.py", "F.scaled_dot_product_attention",
         "lambda *given, **named: F.scaled_dot_product_attention(*given, **named | {'is_causal': False})", "attention"),
     (5, "prefix, random", "a prefix that shows the next token", "ops/attention.py",

@@ -87,6 +87,7 @@ class Adder:
         return self.total
 
 
+@pytest.mark.slow
 def test_sides_take_turns_in_processes_that_keep_their_state():
     sides = [Side("from 0", Adder, {"start": 0}), Side("from 10", Adder, {"start": 10})]
     with at_work(sides, threads=1) as workers:
@@ -95,6 +96,7 @@ def test_sides_take_turns_in_processes_that_keep_their_state():
     assert all(one.amounts == [2, 1] and len(one.seconds) == 2 for one in found)
 
 
+@pytest.mark.slow
 def test_a_side_that_dies_is_named(capfd):
     with (
         pytest.raises(InputError, match="'no such start' died"),

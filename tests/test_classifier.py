@@ -254,6 +254,7 @@ def test_the_parameters_are_saved_as_json(tmp_path):
     assert (parameters["base"], parameters["store"], parameters["r"]) == (None, "features", 2)
 
 
+@pytest.mark.slow
 def test_scikit_learn_accepts_it():
     sklearn = pytest.importorskip("sklearn")
     from sklearn.model_selection import GridSearchCV, cross_val_score

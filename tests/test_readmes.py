@@ -24,6 +24,7 @@ FOLDERS += [ROOT / name for name in ("tests", "notebooks", "benchmarks")]
 LINES = {"minillm": 120, "tests": 66, "benchmarks": 120}
 """At most so many in a README; 60, one screen, in the others."""
 every_readme = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
+RUNS_PYTEST = ROOT / "tests"
 
 
 def blocks(path, language):
@@ -31,7 +32,11 @@ def blocks(path, language):
     return [text for name, text in found if name == language]
 
 
-@every_readme
+@pytest.mark.parametrize(
+    "folder",
+    [pytest.param(folder, marks=[pytest.mark.slow] * (folder == RUNS_PYTEST)) for folder in FOLDERS],
+    ids=lambda folder: str(folder.relative_to(ROOT)),
+)
 def test_a_readme_has_one_screen_and_an_example_that_runs(folder, capsys, tmp_path, monkeypatch):
     path = folder / "README.md"
     assert len(path.read_text("utf-8").splitlines()) <= LINES.get(str(folder.relative_to(ROOT)), 60)

@@ -48,6 +48,7 @@ def changes(lora):
     return found
 
 
+@pytest.mark.slow
 @settings(max_examples=max(settings.default.max_examples // 3, 1))
 @given(CASES, CASES, CASES, st.floats(-3, 3))
 def test_loras_add_and_scale_as_their_changes_do(first, second, third, factor):

@@ -222,6 +222,7 @@ def check(seeds, adapters, tmp_path):
     return refused
 
 
+@pytest.mark.slow
 def test_a_tampered_adapter_loads_correctly_or_is_refused(adapters, tmp_path):
     assert check(range(300), adapters, tmp_path) > 200
 

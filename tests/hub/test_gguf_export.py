@@ -33,6 +33,7 @@ def test_an_exported_decoder_loads_with_equal_logits(tmp_path, config):
     assert again.config == config
 
 
+@pytest.mark.slow
 def test_an_exported_tokenizer_loads_with_equal_ids(tmp_path, smollm2):
     source, tokenizer = smollm2
     tiny = random_decoder(llama_config(vocabulary=source.config.vocabulary, layers=1, width=8, heads=2, kv_heads=1))

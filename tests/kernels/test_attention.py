@@ -22,6 +22,7 @@ def small_tiles(monkeypatch):
     monkeypatch.setattr(kernels, "PROGRAMS", 3)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 @examples
 @given(cases("attention", FOR_KERNELS._replace(heads=(1, 2), tokens=(1, 17, 31))), randoms, dtypes)
@@ -38,6 +39,7 @@ def _gradients(out, leaves):
     return torch.autograd.grad(out, leaves, torch.randn_like(out))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 def test_strided_inputs_are_not_copied():
     """The layout of the decoder's Linears, B T (H K); the result has it too, so that the next Linear copies nothing."""
@@ -55,6 +57,7 @@ def test_strided_inputs_are_not_copied():
         assert_close(actual, expected, "law in float32")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_tiles")
 def test_the_gradient_of_a_shared_prefix_is_the_same_on_every_run_and_is_summed_in_float32():
     """A float32 prefix before bfloat16 text: it is rounded once on input, its gradient not at all."""

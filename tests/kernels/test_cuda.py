@@ -71,6 +71,7 @@ widths = st.sampled_from((1, 4, 7, 8, 61, 64, 264, 576, 2056, 2051))
 rows = st.one_of(st.tuples(st.sampled_from((0, 1, 2, 5))), st.just((3, 2)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_the_fast_form")
 @examples
 @given(rows, widths, st.sampled_from((1e-5, 0.3)), dtypes, randoms)

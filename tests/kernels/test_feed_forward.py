@@ -30,7 +30,8 @@ def test_nothing_is_written_out_of_bounds(gated):
     assert_nothing_else_is_written(kernels._feed_forward_backward, dout, inner, factor if gated else None)
 
 
-@pytest.mark.parametrize("gated", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("gated", [False, True])
 def test_a_non_linearity_is_a_registered_torch_operation(gated):
     inner, factor = (torch.randn(5, 13, device=DEVICE, requires_grad=True) for _ in range(2))
     opcheck(kernels._feed_forward, inner, factor if gated else None)

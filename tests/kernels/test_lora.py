@@ -21,6 +21,7 @@ def adapted(dtype=torch.float32, tokens=5, inner=13, outer=11, rank=3):
     return [torch.randn(shape, device=DEVICE).to(dtype).requires_grad_() for shape in shapes]
 
 
+@pytest.mark.slow
 def test_many_stripes_of_many_blocks_are_summed(monkeypatch):
     """More rows than fit one block of a stripe, and more stripes than one block of the sum, the last one not full."""
     monkeypatch.setattr(kernels, "BLOCK_STRIPE", 16)
@@ -78,6 +79,7 @@ def outputs_of(family):
     return [out, *torch.autograd.grad(out.square().mean(), [*family.trainable().values()])]
 
 
+@pytest.mark.slow
 def test_a_family_is_the_same_with_kernels_and_with_torch():
     decoder = random_decoder(replace(STYLES["Llama"], layers=1)).float().to(DEVICE)
     one, other = LoRA(decoder, r=3, targets="all-linear"), LoRA(decoder, r=2)

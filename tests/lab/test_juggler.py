@@ -106,6 +106,7 @@ def test_all_strategies_get_the_same_problems_for_each_number_of_steps():
     assert found == ask(teacher, Juggler(problems=8))
 
 
+@pytest.mark.slow
 def test_the_experiment_runs(tmp_path):
     found = juggle(Juggler(preset="nano", steps=3, problems=2, samples=2, device="cpu", out=tmp_path))
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))

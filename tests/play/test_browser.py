@@ -87,6 +87,7 @@ def test_the_page_follows_the_text_the_adapter_and_the_keyboard(served, browser)
     assert not errors
 
 
+@pytest.mark.slow
 def test_the_chat_tab_shows_an_answer_and_stops_it(served, browser):
     browser.get(served)
     wait(lambda: len(tokens(browser)) > 1)
@@ -103,6 +104,7 @@ def test_the_chat_tab_shows_an_answer_and_stops_it(served, browser):
     assert not browser.get_log("browser")
 
 
+@pytest.mark.slow
 def test_a_narrow_page_and_a_dark_one(served, browser):
     backgrounds = []
     for scheme in ("light", "dark"):
@@ -120,6 +122,7 @@ def test_a_narrow_page_and_a_dark_one(served, browser):
     assert backgrounds[0] != backgrounds[1]
 
 
+@pytest.mark.slow
 def test_a_page_without_the_token_says_so(served, browser):
     browser.get(served.replace("right", "wrong"))
     wait(lambda: "token of the address is wrong" in browser.find_element(By.ID, "problem").text)
@@ -132,7 +135,8 @@ def look(address, **view):
         return json.load(response)
 
 
-@pytest.mark.parametrize("seconds", [1, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [1, 30])
 def test_clients_at_once_get_their_own_answers(served, browser, seconds):
     """The page, and three clients that each ask for another adapter and scale as fast as they can."""
     views = [{"adapter": None}, {"adapter": 0, "scale": 0.5}, {"adapter": 1, "scale": 1.5}]

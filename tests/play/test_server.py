@@ -115,6 +115,7 @@ def test_a_request_that_cannot_be_answered_is_one_sentence(app, body, sentence):
     assert (status, json.loads(answer)["error"].startswith(sentence)) == (422, True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
 def test_the_command_serves_until_ctrl_c():
     words = [sys.executable, "-m", "minillm", "play", "--base", "tiny", "--no-browser", "--threads", "1", "--port", "0"]

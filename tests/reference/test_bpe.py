@@ -49,6 +49,7 @@ def _loaded(digits):
     return bpe.load(model["vocab"], model["merges"], digits)
 
 
+@pytest.mark.slow
 @both_splits
 def test_training_finds_the_same_merges_and_ids(digits):
     trained, loaded = _trained(digits), _loaded(digits)

@@ -98,7 +98,7 @@ def test_generation_and_pretraining_run_on_mps_in_every_style(style):
     trained(method, lambda rows: language_model_loss(method.decoder, [row]))
 
 
-@pytest.mark.parametrize("method", some(NAMES, "few-shot", "features", "prefix", "last-blocks", "pissa"))
+@pytest.mark.parametrize("method", some(NAMES, "few-shot", "prefix", "last-blocks", "pissa"))
 def test_a_classifier_is_fitted_and_used_on_mps(method):
     decoder = random_decoder(DecoderConfig.tiny(vocabulary=257, layers=1, context_length=256)).float().to(MPS)
     classifier = TextClassifier(
