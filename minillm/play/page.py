@@ -85,7 +85,7 @@ class Page:
             usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
             offered.append({"name": adapter, "method": type(method).__name__, **usage})
         self.about = {"name": name, "layers": base.config.layers, "heads": base.config.heads, "adapters": offered}
-        self.passes: dict[tuple[int | None, float], Pass] = {}
+        self.passes: dict[tuple[int | None, float | int], Pass] = {}
 
     def look(self, view: View) -> dict[str, Any]:
         """Tokens, log-probabilities, the next token, attention in thousandths, and the most likely token of each layer.
@@ -130,7 +130,7 @@ class Page:
         text = attention(decoder, adapted.states, view.layer)[view.head]
         return F.pad(text, (len(prefix), 0)).lerp(weights, view.scale)
 
-    def model(self, adapter: int | None, scale: float) -> LanguageModel:
+    def model(self, adapter: int | None, scale: float | int) -> LanguageModel:
         """The base, or an adapter at its scale until the next call; at 0 the base."""
         if adapter is not None:
             _check_index("adapter", adapter, len(self.models))
@@ -139,7 +139,7 @@ class Page:
         self.models[adapter].scale = scale
         return self.models[adapter]
 
-    def _passed(self, adapter: int | None, scale: float, ids: list[int]) -> Pass:
+    def _passed(self, adapter: int | None, scale: float | int, ids: list[int]) -> Pass:
         """The pass over a text; those of the last adapters and scales are kept."""
         model, key = self.model(adapter, scale), (adapter, scale)
         found = self.passes[key] = self.passes.pop(key, None) or Pass(model)
