@@ -13,7 +13,7 @@ ON_THE_HUB = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 """The names on the hub of the bases of `minillm pull`."""
 
 
-def write_card(directory: Path, description: Description, metrics: Mapping[str, float] | None = None) -> None:
+def write_card(directory: Path, description: Description, metrics: Mapping[str, float | int] | None = None) -> None:
     """Write README.md, unless the directory has one that is no model card of minillm."""
     path = directory / CARD
     if not path.exists() or LIBRARY in path.read_text("utf-8", errors="replace"):
@@ -21,7 +21,7 @@ def write_card(directory: Path, description: Description, metrics: Mapping[str, 
             new.text(CARD, card(description, directory.name, metrics or {}))
 
 
-def card(description: Description, name: str, metrics: Mapping[str, float]) -> str:
+def card(description: Description, name: str, metrics: Mapping[str, float | int]) -> str:
     """What the adapter is, how it was trained, how it is used, and what was measured."""
     method = f"{description.method} ({json.dumps(description.options)})"
     about = f"{method} for {description.base_name or 'a base'}, trained with minillm {description.minillm}."

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import TextIOBase
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -164,7 +165,7 @@ class Columns:
                 numbers = [round(share, 6) for share in (shares[best], *shares)]
                 yield row.values | dict(zip(self.added, [self.classes[best], *numbers], strict=False))
 
-    def writer(self, stream: TextIO, kind: str, delimiter: str) -> Callable[[dict[str, Any]], Any]:
+    def writer(self, stream: TextIO | TextIOBase, kind: str, delimiter: str) -> Callable[[dict[str, Any]], Any]:
         """A function that writes a row in a format; as a plain line, the added columns alone."""
         if kind in ("jsonl", "json"):
             return lambda row: print(json.dumps(row, ensure_ascii=False), file=stream)
