@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from minillm.config import DecoderConfig
+from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime.files import complete
 from minillm.runtime.reading import read_sealed
@@ -78,6 +79,11 @@ def computes(config: DecoderConfig) -> dict[str, Any]:
     """The choices of a base's config that change its output."""
     ours = asdict(config) | {"unrotated_layers": list(config.unrotated_layers)}
     return {name: ours[name] for name in COMPUTES + LATER if name in COMPUTES or ours[name]}
+
+
+def most_bytes(decoder: Decoder) -> int:
+    """The largest size of an adapter's tensors: that of its base in float64, and 64 MiB."""
+    return 64 * 2**20 + 8 * sum(weight.numel() for weight in decoder.parameters())
 
 
 def describe(directory: str | Path) -> Description:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -148,3 +148,8 @@ class Method(Adaptation):
 
     def forward(self, ids: Int[Tensor, "B T"], *, mask: Mask[Tensor, "B T"] | None = None) -> Float[Tensor, "B T V"]:
         return self.decoder(ids, prefix=self.prefix(), mask=mask)
+
+
+def is_language_model(method: Adaptation) -> TypeGuard[Method]:
+    """Whether it returns next-token logits, and not the classes of a text."""
+    return isinstance(method, Method) and getattr(method, "classes", None) is None

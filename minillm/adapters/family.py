@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from minillm.adapt.lora import LoRA, LoRALinear
 from minillm.adapt.low_rank import adapted_matrices
-from minillm.adapt.method import Adaptation, Method
+from minillm.adapt.method import Adaptation, Method, is_language_model
 from minillm.adapt.surgery import frozen, linears, replace
 from minillm.decoder import Decoder
 from minillm.errors import InputError
@@ -61,7 +61,7 @@ class Family(nn.Module):
             raise InputError(f"the name {BASE!r} is reserved for the decoder itself; choose another")
         self.decoder, self.members, self.methods = decoder, nn.ModuleList(members.values()), dict[str, Method]()
         for name, member in members.items():
-            if not isinstance(member, Method) or getattr(member, "classes", None) is not None:
+            if not is_language_model(member):
                 raise InputError(f"{name!r} is a {type(member).__name__}: a classifier, not a language model")
             self.methods[name] = member
         self.shared = frozen(decoder)

@@ -5,7 +5,7 @@ detect damage. The adapter's effect on a probe is measured and printed.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from minillm.adapt import METHODS
-from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, Usage, computes, describe
+from minillm.adapt.description import DESCRIPTION, DTYPES, TENSORS, Description, Usage, computes, describe, most_bytes
 from minillm.adapt.method import Adaptation
 from minillm.adapters.effect import effect, report
 from minillm.decoder import Decoder
@@ -27,8 +27,8 @@ from minillm.runtime.progress import note
 from minillm.runtime.reading import open_tensors, reading
 from minillm.tokenizer import Tokenizer
 
-# An adapter may have this many bytes more than its base in float64; an integer option may always be up to MOST.
-SLACK, MOST = 64 * 2**20, 4096
+MOST = 4096
+"""An integer option may always be up to this."""
 
 
 def load(
@@ -55,6 +55,13 @@ def load(
     method.usage = Usage(**{field.name: getattr(description, field.name) for field in fields(Usage)})
     note(f"{directory}: {report(method, found)}")
     return method
+
+
+def load_named(decoder: Decoder, directories: Sequence[Path], tokenizer: Tokenizer) -> list[tuple[str, Adaptation]]:
+    """Adapters with the names, or if two are equal the paths, of their directories. Raises InputError as `load`."""
+    names = [directory.resolve().name for directory in directories]
+    names = names if len(set(names)) == len(names) else map(str, directories)
+    return [(name, load(decoder, one, tokenizer=tokenizer)) for name, one in zip(names, directories, strict=True)]
 
 
 def _rebuilt(description: Description, decoder: Decoder, state: Mapping[str, Tensor]) -> Adaptation:
@@ -99,7 +106,7 @@ def _named(decoder: Decoder) -> str:
 def _state(directory: Path, description: Description, decoder: Decoder) -> dict[str, Tensor]:
     """The tensors as they were saved, each checked by its sha256; sizes are checked before anything is read."""
     path, base = directory / TENSORS, _Base(decoder)
-    most = SLACK + 8 * sum(weight.numel() for weight in decoder.parameters())
+    most = most_bytes(decoder)
     if path.is_file() and (size := path.stat().st_size) > most:
         raise InputError(f"{path} must have at most {most} bytes for this base, got {size}")
     with open_tensors(path) as file:

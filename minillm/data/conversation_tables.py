@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minillm.data.conversations import Conversation, Conversations, exchange
-from minillm.data.tables import Row, Table
+from minillm.data.tables import Contents, Row, Table
 from minillm.data.tasks import divide
 from minillm.errors import InputError
 
@@ -43,8 +43,10 @@ def table_conversations(
     A kind that is None is recognised. `columns`, if any, are those of prompts and answers, which with a template stay
     as they are. Raises InputError for a table or a row that is not of this kind.
     """
-    contents = table.read(*columns, *(name for needed in COLUMNS.values() for names in needed for name in names))
-    names = contents.rows[0].values
+    known = (name for needed in COLUMNS.values() for names in needed for name in names)
+    found, delimiter, encoding = table.scan(*columns, *known)
+    first = next(found)
+    names = first.values
     if kind is None and {"text", "label"} <= names.keys():
         return None
     for name in COLUMNS if kind is None else (kind,):
@@ -57,6 +59,7 @@ def table_conversations(
             f"{table.path} has the columns {', '.join(names)}, and data of {kind or 'a known kind'} others ({needed}); "
             "name yours by --text-column and --label-column, or by --prompt-column and --answer-column"
         )
+    contents = Contents([first, *found], delimiter, encoding)
     if template is None:
         rows = [_conversation(row, chosen) for row in contents.rows]
     else:

@@ -17,6 +17,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from minillm.adapt.description import most_bytes
 from minillm.adapt.low_rank import LowRank
 from minillm.adapt.method import Adaptation
 from minillm.adapt.prefix_tuning import PrefixTuning
@@ -93,8 +94,7 @@ def _tensors(directory: Path, decoder: Decoder) -> dict[str, Tensor]:
     if not path.is_file():
         pickled = "; adapter_model.bin is a pickle, which is never opened: save it as safetensors"
         raise InputError(f"{path} is missing{pickled if path.with_suffix('.bin').exists() else ''}")
-    most = 2**26 + 8 * sum(weight.numel() for weight in decoder.parameters())
-    if path.stat().st_size > most:
+    if path.stat().st_size > (most := most_bytes(decoder)):
         raise InputError(f"an adapter of this base has at most {most} bytes, got {path.stat().st_size}")
     with open_tensors(path) as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

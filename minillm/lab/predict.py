@@ -19,6 +19,7 @@ from minillm.classifier import TextClassifier
 from minillm.data.encodings import STDIN
 from minillm.data.tables import Format, Row, Table
 from minillm.data.tasks import LabelledText
+from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.lab.adapt import MEASURED
 from minillm.lab.evaluation import evaluated, shown
@@ -154,8 +155,8 @@ class Columns:
     def predictions(self, rows: Iterator[Row], size: int) -> Iterator[dict[str, Any]]:
         """Rows with their label and probabilities."""
         template, cache = self.classifier.template_, PromptCache(self.classifier.method_.decoder)
-        # The common start of all prompts.
-        cache.process([template.encode(self.classifier.tokenizer_, text) for text in ("", "a")])
+        if isinstance(self.classifier.method_, Decoder):  # the common start of all prompts is processed once
+            cache.process([template.encode(self.classifier.tokenizer_, text) for text in ("", "a")])
         while chunk := list(islice(rows, size)):
             texts = list(map(self.labelled, chunk))
             scores = self.classifier.score_rows(texts, cache=cache).scores

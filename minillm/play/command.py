@@ -8,7 +8,7 @@ import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
 
-from minillm.adapters.load import load
+from minillm.adapters.load import load_named
 from minillm.errors import InputError
 from minillm.hub.options import BaseOptions
 from minillm.play.page import Page
@@ -61,8 +61,7 @@ class Play(RunOptions, BaseOptions):
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, which the page needs")
         decoder.to(pick_device(self.device))
-        adapters = [(each.resolve().name, load(decoder, each, tokenizer=tokenizer)) for each in self.adapter]
-        return Page(Path(self.base).name, decoder, tokenizer, adapters)
+        return Page(Path(self.base).name, decoder, tokenizer, load_named(decoder, self.adapter, tokenizer))
 
 
 def _listening(port: int) -> socket.socket:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minillm.adapt.method import Adaptation, Method
+from minillm.adapt.method import Adaptation, is_language_model
 from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.generation import DecodingCache, LanguageModel
@@ -79,7 +79,7 @@ class Page:
         self.base, self.tokenizer, self.models = base, tokenizer, list[ScaledMethod]()
         offered = []
         for adapter, method in adapters:
-            if not isinstance(method, Method) or getattr(method, "classes", None) is not None:
+            if not is_language_model(method):
                 raise InputError(f"{adapter} is a {type(method).__name__}, a classifier; play needs a language model")
             self.models.append(ScaledMethod(base, method))
             usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
@@ -125,7 +125,7 @@ class Page:
         """The attention of a head, with a scaled prefix as the model computes it."""
         prefix = adapted.cache.prefix
         weights = attention(decoder, adapted.states, view.layer, prefix)[view.head]
-        if prefix is None:
+        if prefix is None or view.scale == 1:
             return weights
         text = attention(decoder, adapted.states, view.layer)[view.head]
         return F.pad(text, (len(prefix), 0)).lerp(weights, view.scale)

@@ -9,9 +9,8 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
-from minillm.adapt import Adaptation
 from minillm.adapters.family import BASE, Family
-from minillm.adapters.load import load
+from minillm.adapters.load import load_named
 from minillm.errors import InputError, one_sentence, unknown
 from minillm.generation import GenerationOptions
 from minillm.hub.options import BaseOptions
@@ -72,19 +71,15 @@ class Chat(RunOptions, GenerationOptions, BaseOptions):
         if tokenizer is None or not tokenizer.stop:
             raise InputError(f"{self.base} has no {'end token' if tokenizer else 'tokenizer'}, which a chat needs")
         decoder.to(pick_device(self.device))
-        names = [directory.resolve().name for directory in self.adapter]
-        names = names if len(set(names)) == len(names) else map(str, self.adapter)
-        members = dict[str, Adaptation]()
-        for name, directory in zip(names, self.adapter, strict=True):
-            members[name] = load(decoder, directory, tokenizer=tokenizer)
-            usage = members[name].usage
-            if usage.labels is not None:
+        members = load_named(decoder, self.adapter, tokenizer)
+        for directory, (_, member) in zip(self.adapter, members, strict=True):
+            if (usage := member.usage).labels is not None:
                 raise InputError(f"{directory} was trained to give labels; use `minillm predict {directory}`")
             if usage.prompt not in (None, "{text}"):
                 note(f"{directory} was trained with the prompt {usage.prompt!r}, which `minillm generate` applies")
-        if tokenizer.chat_template is None and not any(member.usage.chat for member in members.values()):
+        if tokenizer.chat_template is None and not any(member.usage.chat for _, member in members):
             raise InputError(f"{self.base} has no chat template: use `minillm generate`, or an adapter of chats")
-        return Family(decoder, members), tokenizer
+        return Family(decoder, dict(members)), tokenizer
 
 
 class Terminal:

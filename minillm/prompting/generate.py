@@ -8,6 +8,7 @@ import torch
 
 from minillm.adapt import Method, load
 from minillm.adapt.description import Usage
+from minillm.adapt.method import is_language_model
 from minillm.data.templates import Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
@@ -93,7 +94,7 @@ class Generate(RunOptions, GenerationOptions, BaseOptions):
         if self.adapter is None:
             return decoder, tokenizer
         method = load(decoder, self.adapter, tokenizer=tokenizer)
-        if not isinstance(method, Method) or getattr(method, "classes", None) is not None:
+        if not is_language_model(method):
             raise InputError(
                 f"{self.adapter} is a {type(method).__name__}, a classifier; generate needs a language model"
             )
