@@ -1,5 +1,6 @@
 """The base, the task and the device of an experiment, and the measurements of a classifier on a task."""
 
+import json
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.pull import check_pulled, pull
 from minillm.lab.report import standard_error
+from minillm.operations import softmax
 from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
@@ -35,6 +37,8 @@ from minillm.training.methods import Base, MethodOptions, build
 
 TRAIN, TEST = 500, 400
 """The default numbers of rows of a task."""
+ROWS = "rows.json"
+"""The test rows of an experiment, in the directory of its results."""
 
 
 @dataclass
@@ -168,12 +172,16 @@ def run(
     classifier: TextClassifier, task: Task, checkpoints: Checkpoints,
     on_trained: Callable[[TextClassifier], None] = lambda classifier: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fit on the training rows, select on the validation rows, and score the test rows once."""
+    """Fit on the training rows, select on the validation rows, and score the test rows once.
+
+    Among the results are the index of the predicted answer of each test row, and its probability, to 4 digits.
+    """
     classifier.fit_task(task, on_trained, checkpoints)
     start = time.perf_counter()
     scored = classifier.scores([row.text for row in task.test], "test rows")
     eval_seconds = time.perf_counter() - start
     adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
+    confidence, predicted = softmax(scored.scores.double()).max(-1)
     return {
         **judged(scored.scores, labels(task.test)),
         "trainable_parameters": parameter_count(adapted.trainable()) if isinstance(adapted, Adaptation) else 0,
@@ -184,7 +192,16 @@ def run(
         "peak_memory_bytes": peak_memory(adapted.decoder.embed.weight.device),
         "precision": classifier.precision_,
         "chosen": chosen if training.tokens else chosen | {"shared_tokens": scored.shared_tokens},
+        "predicted": predicted.tolist(),
+        "confidence": [round(share, 4) for share in confidence.tolist()],
     }
+
+
+def rows_file(task: Task) -> str:
+    """The content of rows.json: the answers, and the labels and texts of the test rows."""
+    answers, texts = [answer.strip() for answer in task.answers], [row.text for row in task.test]
+    rows = {"answers": answers, "labels": labels(task.test).tolist(), "texts": texts}
+    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
 
 
 def judged(scores: Tensor, targets: Tensor) -> dict[str, Any]:

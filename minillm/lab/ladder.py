@@ -23,13 +23,13 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, one_sentence, unknown
-from minillm.lab.experiment import DataOptions, doubts, run, versions
+from minillm.lab.experiment import ROWS, DataOptions, doubts, rows_file, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.report import draw, picture, table, verdict
 from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory
+from minillm.runtime.files import check_directory, commit
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
 from minillm.runtime.option import options_of
@@ -165,14 +165,14 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "", {**rows, "out": options.out, **{name: checked.get(name, "finished") for name in chosen}}
         return
     with locked(options.out):
-        _write(options, described, finished, skipped)
+        _write(options, task, finished, skipped)
         for name in chosen:
             try:
                 if name not in finished and name not in skipped:
                     finished[name] = measure_apart(name, options)
             except InputError as problem:
                 skipped[name] = str(problem)
-            ladder = _write(options, described, finished, skipped)
+            ladder = _write(options, task, finished, skipped)
             if name in finished:
                 checkpoints = options.checkpoints(name, described)
                 checkpoints.remove()
@@ -181,11 +181,18 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
             yield name, ladder
 
 
-def _write(options: Ladder, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]) -> dict:
-    """Write ladder.json, whose content is returned, with the rungs in their order."""
+def _write(options: Ladder, task: Task, finished: Rungs, skipped: Mapping[str, str]) -> dict:
+    """Write ladder.json, whose content is returned, with the rungs in their order, and rows.json."""
     rungs = [finished[name] for name in RUNGS if name in finished]
-    ladder = {**described, "rungs": rungs, "skipped": {name: skipped[name] for name in RUNGS if name in skipped}}
-    options.out = saved(lambda out: options.save(out, LADDER, json.dumps(ladder, indent=2)), options.out)
+    failed = {name: skipped[name] for name in RUNGS if name in skipped}
+    ladder = {**options.described_run(task), "rungs": rungs, "skipped": failed}
+
+    def write(out: Path) -> None:
+        with commit(out) as new:
+            new.text(ROWS, rows_file(task))
+            options.save(out, LADDER, json.dumps(ladder, indent=2))
+
+    options.out = saved(write, options.out)
     return ladder
 
 

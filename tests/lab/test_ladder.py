@@ -127,6 +127,8 @@ def test_a_rung_that_fails_is_reported_and_the_others_run(options, monkeypatch, 
     written = json.loads((options.out / "ladder.json").read_text())
     assert [rung["name"] for rung in written["rungs"]] == ["zero-shot"]
     assert list(written["skipped"]) == ["prefix", "lora"]
+    rows = json.loads((options.out / "rows.json").read_text())
+    assert (rows["answers"], len(rows["labels"]), len(rows["texts"])) == (["bad", "good"], 4, 4)
     assert started == ["zero-shot", "lora"]
     for name, found in run_ladder(replace(options, rungs=("zero-shot", "lora"))):
         assert name not in found["skipped"]

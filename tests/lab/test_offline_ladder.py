@@ -1,5 +1,6 @@
 """The ladder of the base `tiny` needs no download."""
 
+import json
 from itertools import islice
 
 import jaxtyping
@@ -8,6 +9,7 @@ import torch
 
 from minillm import load
 from minillm.hub import TINY
+from minillm.lab.experiment import rows_file
 from minillm.lab.ladder import Ladder, measure
 from minillm.lab.pretrain import Pretrain, Run
 from minillm.training.pretraining import held_out_loss
@@ -18,8 +20,15 @@ def test_a_ladder_runs_without_a_download(tmp_path, monkeypatch):
     options = Ladder(
         base="tiny", task="word_problems", train=20, test=20, device="cpu", threads=1, out=tmp_path,
     )  # fmt: skip
+    task = options.load_task()
+    rows = json.loads(rows_file(task))
+    assert rows["answers"] == [answer.strip() for answer in task.answers]
+    assert rows["texts"] == [row.text for row in task.test]
     for name in ("zero-shot", "features"):
-        assert 0 <= measure(name, options)["accuracy"] <= 1
+        found = measure(name, options)
+        right = [one == label for one, label in zip(found["predicted"], rows["labels"], strict=True)]
+        assert sum(right) / 20 == found["accuracy"]
+        assert all(1 / len(task.answers) <= share <= 1 for share in found["confidence"])
 
 
 # Of the training on a CPU without AVX-512; on another one rounding differs.
