@@ -81,7 +81,8 @@ def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place, comm
         assert 0 <= rung["accuracy"] <= 1
         assert rung["technique"] in table
     assert (place / "out" / "ladder.png").read_bytes().startswith(b"\x89PNG")
-    assert not [path for path in (place / "out").rglob("*") if path.suffix not in (".json", ".png", ".safetensors", "")]
+    allowed = (".json", ".png", ".svg", ".safetensors", "")
+    assert not [path for path in (place / "out").rglob("*") if path.suffix not in allowed]
 
 
 @pytest.mark.parametrize(

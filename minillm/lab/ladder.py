@@ -25,7 +25,8 @@ from minillm.data.tasks import Task
 from minillm.errors import InputError, one_sentence, unknown
 from minillm.lab.experiment import ROWS, DataOptions, doubts, rows_file, run, versions
 from minillm.lab.own_data import report
-from minillm.lab.report import draw, picture, table, verdict
+from minillm.lab.pictures import PictureOptions, draw, ladder_picture
+from minillm.lab.report import table, verdict
 from minillm.lab.saving import saved
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
@@ -68,8 +69,8 @@ RUNGS = {
 
 
 @dataclass(kw_only=True)
-class Ladder(DryRunOptions, DataOptions):
-    """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and ladder.png.
+class Ladder(DryRunOptions, PictureOptions, DataOptions):
+    """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and a picture.
 
     LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows. If a rung
     fails, its row says why, the others run, and the exit code is 1.
@@ -102,8 +103,8 @@ class Ladder(DryRunOptions, DataOptions):
                     note(f"{rung['name']}: {doubt}")
         finally:
             if ladder:
-                drawn = bool(ladder["rungs"]) and draw(picture, ladder, self.out / "ladder.png")
-                files = [f"saved: {self.out / name}" for name in (("ladder.png", LADDER) if drawn else (LADDER,))]
+                drawn = draw(ladder_picture, ladder, self.out / "ladder", self.format) if ladder["rungs"] else []
+                files = [f"saved: {path}" for path in (*drawn, self.out / LADDER)]
                 lines = [table(ladder), "", *files, *self.conclusion(ladder["rungs"])]
                 self.show("\n".join(lines), ladder | {"out": self.out})
         if ladder["skipped"]:

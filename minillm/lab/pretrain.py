@@ -1,8 +1,8 @@
 """`minillm pretrain`: train a tiny language model from scratch, on a text file, the reviews or word problems.
 
-A run writes one directory: its checkpoint, the loss curve as JSON and PNG, and at the end the model for `minillm.load`.
-A checkpoint belongs to one machine and one set of options; the model is portable. Both backends, torch and numpy, train
-on the same rows in the same order from the same initial weights.
+A run writes one directory: its checkpoint, the loss curve (JSON and pictures), and at the end the model for
+`minillm.load`. A checkpoint belongs to one machine and one set of options; the model is portable. Both backends, torch
+and numpy, train on the same rows in the same order from the same initial weights.
 """
 
 import json
@@ -23,7 +23,7 @@ from minillm.errors import InputError
 from minillm.generation import generate
 from minillm.hub import save
 from minillm.hub.pull import check_pulled, pull
-from minillm.lab.report import curve_picture, draw
+from minillm.lab.pictures import PictureOptions, curve_picture, draw
 from minillm.lab.saving import saved
 from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
@@ -86,7 +86,7 @@ class TrainingOptions(RunOptions):
 
 
 @dataclass(kw_only=True)
-class Pretrain(DryRunOptions, TrainingOptions, DataOptions):
+class Pretrain(DryRunOptions, PictureOptions, TrainingOptions, DataOptions):
     """Train a tiny language model from scratch, and write the model, its loss curve and checkpoints.
 
     An interrupted run continues from its last checkpoint. Under torchrun the processes share each batch.
@@ -119,7 +119,7 @@ class Pretrain(DryRunOptions, TrainingOptions, DataOptions):
         if self.dry_run:
             self.show_plan(run.planned())
         elif distributed.is_first():
-            draw(curve_picture, run.curve(), self.out / "curve.png")
+            draw(curve_picture, run.curve(), self.out / "curve", self.format)
             last = describe(run.measured[-1]).partition("\n")[0]
             self.show(
                 f"{last}\nsaved: {self.out}; try `minillm generate ... --base {self.out}`",

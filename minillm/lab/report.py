@@ -1,15 +1,10 @@
-"""Tables, plots and standard errors of measurements."""
+"""Tables and standard errors of measurements."""
 
 import math
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
-
-from minillm.errors import one_sentence
-from minillm.runtime.files import replacing
-from minillm.runtime.progress import note
 
 COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
 LEAST = "peak", "tokens/s", "adapter size", "place in figure 1", "eval", "train", "trainable"
@@ -90,59 +85,3 @@ def in_bytes(count: int | float) -> str:
     if count < 1e6:
         return f"{count / 1e3:.1f} kB"
     return f"{count / 1e6:.1f} MB" if count < 2**29 else f"{count / 2**30:.2f} GiB"
-
-
-def draw(picture: Callable[[Any, Mapping[str, Any]], Any], measured: Mapping[str, Any], path: Path) -> bool:
-    """Save a picture as a PNG; False without matplotlib, with a hint on stderr."""
-    try:
-        import matplotlib
-    except ImportError:
-        note("no picture: matplotlib is not installed (pip install 'minillm[lab]')")
-        return False
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure = picture(pyplot, measured)
-    try:
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=150, format="png")
-    except OSError as problem:
-        note(f"no picture: {one_sentence(problem)}")
-        return False
-    finally:
-        pyplot.close(figure)
-    return True
-
-
-def picture(pyplot: Any, ladder: Mapping[str, Any]) -> Any:
-    """A plot of accuracy against trainable parameters and against time."""
-    figure, (parameters, time) = pyplot.subplots(1, 2, figsize=(11, 4.4), sharey=True, layout="constrained")
-    for rung in ladder["rungs"]:
-        seconds = rung["train_seconds"] + rung["eval_seconds"]
-        for axes, place in ((parameters, max(rung["trainable_parameters"], 1)), (time, seconds)):
-            error = rung["standard_error"]
-            axes.errorbar(place, rung["accuracy"], yerr=error, fmt="o", capsize=3, markersize=7)
-            axes.annotate(rung["name"], (place, rung["accuracy"]), (6, 6), textcoords="offset points")
-    parameters.set_xscale("log")
-    parameters.set_xlim(0.5, 10 ** (len(str(max(r["trainable_parameters"] for r in ladder["rungs"]))) + 1))
-    parameters.set_xlabel("trainable parameters (nothing trained: 1)")
-    time.set_xlabel("seconds for training and scoring the test rows")
-    parameters.set_ylabel(f"accuracy on {ladder['test']} test rows (± standard error)")
-    for axes in (parameters, time):
-        axes.margins(x=0.15)
-        axes.grid(alpha=0.3)
-    figure.suptitle(f"{ladder['base']} on {ladder['data'] or ladder['task']}, {ladder['train']} training rows")
-    return figure
-
-
-def curve_picture(pyplot: Any, curve: Mapping[str, Any]) -> Any:
-    """A plot of the training and the validation loss."""
-    figure, axes = pyplot.subplots(figsize=(7, 4.4), layout="constrained")
-    axes.plot(range(1, len(curve["losses"]) + 1), curve["losses"], linewidth=0.8, alpha=0.6, label="training")
-    axes.plot([m["step"] for m in curve["held_out"]], [m["nats"] for m in curve["held_out"]], "o-", label="validation")
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss, nats per token")
-    axes.set_title(f"{curve['data'] or curve['task']}, depth {curve['depth']}, {curve['parameters']:,} parameters")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    return figure

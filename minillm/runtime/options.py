@@ -104,7 +104,7 @@ class DryRunOptions(PrintOptions):
         self.show("\n".join([*lines, "dry run: nothing was trained or written"]), planned)
 
 
-NO_SETTINGS = ("config", "dry_run", "overwrite", *(option.name for option in fields(PrintOptions)))
+NO_SETTINGS = ("config", "dry_run", "format", "overwrite", *(option.name for option in fields(PrintOptions)))
 """The options that do not change the results of a run."""
 
 

@@ -1,9 +1,9 @@
-"""The table and the plot of a ladder."""
+"""The table of a ladder."""
 
 import pytest
 
 from minillm.lab import report
-from minillm.lab.report import aligned, draw, in_bytes, picture, standard_error, table
+from minillm.lab.report import aligned, in_bytes, standard_error, table
 
 RUNG = {
     "name": "lora", "technique": "LoRA", "place": "3 weights", "accuracy": 0.83, "standard_error": 0.0188,
@@ -19,11 +19,6 @@ def test_the_table_contains_all_measurements_in_aligned_columns():
     assert len({len(line) for line in lines[2:]}) == 1
     for cell in ("LoRA", "3 weights", "460,800", "1.8 MB", "0.830 ± 0.019", "31.0 s", "11.7 s", "1,005", "-"):
         assert cell in lines[2].split("  ") or cell in [part.strip() for part in lines[2].split("  ")]
-
-
-def test_the_picture_is_a_png(tmp_path):
-    assert draw(picture, LADDER, tmp_path / "ladder.png")
-    assert (tmp_path / "ladder.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(
