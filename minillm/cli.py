@@ -59,8 +59,12 @@ COMMANDS: dict[str, Any] = {
     "pretrain": ("lab.pretrain:Pretrain", "Train a tiny language model from scratch."),
     "export": ("adapters.commands:Export", "Write a model as a GGUF file."),
     "lab": (
-        {"juggler": ("lab.juggler:Juggler", "Compare direct answers with chains of thought.")},
-        "Experiments with models trained from scratch.",
+        {
+            "rates": ("lab.rates:Rates", "Choose the learning rate of each method, and compare the methods at theirs."),
+            "data": ("lab.sizes:Sizes", "Accuracy by method and number of training rows."),
+            "juggler": ("lab.juggler:Juggler", "Compare direct answers with chains of thought."),
+        },
+        "Experiments: what each method costs, needs, keeps and forgets.",
     ),
 }
 """The dataclass of each command, or the commands of a group, and a one-line summary."""

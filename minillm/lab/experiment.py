@@ -169,7 +169,7 @@ class DataOptions(RunOptions):
 
 
 def run(
-    classifier: TextClassifier, task: Task, checkpoints: Checkpoints,
+    classifier: TextClassifier, task: Task, checkpoints: Checkpoints | None = None,
     on_trained: Callable[[TextClassifier], None] = lambda classifier: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Fit on the training rows, select on the validation rows, and score the test rows once.

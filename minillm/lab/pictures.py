@@ -31,7 +31,7 @@ FORMATS = "svg", "png", "pdf"
 FIXED: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}
 WIDTH = 7.0
 """Inches: half a slide of 16:9, on which the text below then has 12 points."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 12, "axes.titlesize": 12, "figure.titlesize": 12, "svg.hashsalt": "minillm", "pdf.fonttype": 42,
     "figure.constrained_layout.use": True, "grid.alpha": 0.3, "axes.axisbelow": True, "errorbar.capsize": 3,
     "lines.markersize": 9, "savefig.dpi": 150,
