@@ -164,7 +164,7 @@ _ROWS = [
     ("padding that is attended to", plain("visible_keys"), "causal & mask[:, None]", "causal"),
     ("a window of one token less", plain("visible_keys"), "place[:, keys - queries:, None] - place[:, None] < window",
         "place[:, keys - queries:, None] - place[:, None] < window - 1"),
-    ("a window that counts padding", plain("visible_keys"),
+    ("a window that counts padding", "ops/attention.py",
         "torch.arange(keys, device=device)[None] if mask is None else mask.cumsum(-1)",
         "torch.arange(keys, device=device)[None]"),
     ("a window that passes over a trained prefix", plain("visible_keys"), "near[..., :always] = True", "pass"),

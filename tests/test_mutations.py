@@ -94,15 +94,10 @@ class Copy:
         os.utime(file, (second, second))
 
     def run(self, *tests):
-        """The exit status of pytest and its output, without the options of pyproject.toml; slow tests if all are."""
+        """The exit status of pytest and its output, without the options of pyproject.toml; slow tests too."""
         options = ["-qx", "-o", "addopts=", "-p", "no:cacheprovider", "--hypothesis-profile", "first failure"]
-        code = pytest.ExitCode.NO_TESTS_COLLECTED
-        for marks in ("not slow", "slow"):
-            if code == pytest.ExitCode.NO_TESTS_COLLECTED:
-                words = [*options, "-m", marks, *(f"tests/{test}" for test in tests)]
-                print(json.dumps(words), file=self.process.stdin, flush=True)
-                code = int(self.process.stdout.readline())
-        return code, (self.home / forking.OUTPUT).read_text()
+        print(json.dumps([*options, *(f"tests/{test}" for test in tests)]), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline()), (self.home / forking.OUTPUT).read_text()
 
 
 @pytest.fixture(scope="module")
