@@ -470,6 +470,9 @@ _ROWS = [
         "self.models[adapter].scale *= scale"),
     ("any token accepted", "play/server.py", "compare_digest(headers.get('x-token', '').encode(), token.encode())",
         "True"),
+    ("one tail for two", "lab/statistics.py", "min(one, two) + 1", "one + 1"),
+    ("Bonferroni's factor in every step", "lab/statistics.py", "np.arange(len(p), 0, -1)", "len(p)"),
+    ("no noise of seeds", "lab/statistics.py", "max(0.0, between)", "0.0"),
     ("any host accepted", "play/server.py", "(host := headers.get('host')) not in hosts",
         "(host := headers.get('host')) is None"),
 ]

@@ -138,6 +138,7 @@ def test_the_ladder_runs_all_rungs_and_continues_after_finished_ones(place, comm
         ((*LADDER, "--prompt", "Well?"), "has no {text}"),
         ((*LADDER, "--labels", "bad"), "1 labels are given for the 2 classes"),
         ((*LADDER, "--base", "no-such-model"), "no-such-model"),
+        (("ladder", "--seeds", "0"), "seeds must be at least 1, got 0"),
         (("ladder", "--task", "poems"), "unknown value for --task: 'poems'; there are: reviews, word_problems"),
         ((*LADDER, "--threads", "0"), "threads"),
         ((*LADDER, "--seed", "-1"), "seed"),

@@ -172,10 +172,7 @@ def run(
     classifier: TextClassifier, task: Task, checkpoints: Checkpoints | None = None,
     on_trained: Callable[[TextClassifier], None] = lambda classifier: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Fit on the training rows, select on the validation rows, and score the test rows once.
-
-    Among the results are the index of the predicted answer of each test row, and its probability, to 4 digits.
-    """
+    """Fit on the training rows, select on the validation rows, and score the test rows once, also row by row."""
     classifier.fit_task(task, on_trained, checkpoints)
     start = time.perf_counter()
     scored = classifier.scores([row.text for row in task.test], "test rows")
@@ -199,9 +196,8 @@ def run(
 
 def rows_file(task: Task) -> str:
     """The content of rows.json: the answers, and the labels and texts of the test rows."""
-    answers, texts = [answer.strip() for answer in task.answers], [row.text for row in task.test]
-    rows = {"answers": answers, "labels": labels(task.test).tolist(), "texts": texts}
-    return json.dumps(rows, indent=2, ensure_ascii=False) + "\n"
+    rows = {"answers": [answer.strip() for answer in task.answers], "labels": labels(task.test).tolist()}
+    return json.dumps({**rows, "texts": [row.text for row in task.test]}, indent=2, ensure_ascii=False) + "\n"
 
 
 def judged(scores: Tensor, targets: Tensor) -> dict[str, Any]:

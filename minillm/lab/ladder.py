@@ -1,8 +1,8 @@
 """`minillm ladder`: adapt one base to one task with one method after another, each in a process of its own.
 
 In its own process the peak memory of a rung can be measured, and a rung that fails does not end the others. Finished
-rungs are saved in `ladder.json`. A ladder that is started again with the same options continues after them and, within
-a rung, from its checkpoint.
+rungs are saved in `ladder.json`, seed by seed. A ladder that is started again with the same options continues after
+them and, within a rung, from its checkpoint.
 """
 
 import json
@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
-from minillm.errors import InputError, one_sentence, unknown
-from minillm.lab.experiment import ROWS, DataOptions, doubts, rows_file, run, versions
+from minillm.errors import InputError, check_at_least, one_sentence, unknown
+from minillm.lab.experiment import ROWS, DataOptions, doubts, labels, rows_file, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw, ladder_picture
-from minillm.lab.report import table, verdict
+from minillm.lab.report import differences, table, verdict
 from minillm.lab.saving import saved
+from minillm.lab.statistics import compare_all, over_seeds, right_of
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, commit
@@ -42,10 +43,9 @@ from minillm.training.checkpoints import Checkpoints, check_settings
 from minillm.training.methods import MethodOptions
 
 LADDER = "ladder.json"
-FAILED = 1
-"""The exit code if a rung failed."""
 Rungs = dict[str, dict[str, Any]]
 """The results of rungs by their names."""
+SEEDLESS = "zero-shot", "features"  # their results do not depend on the seed
 
 
 class Rung(NamedTuple):
@@ -81,10 +81,18 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
     rungs: Names = ("zero-shot", "few-shot", "features", "lora", "full")
     """The methods, separated by commas: zero-shot, few-shot, soft-prompt, prefix, features, output, last-blocks, lora,
     full; or all."""
+    seeds: int | None = None
+    """The number of seeds, from --seed on, with which a rung that depends on them is run. With one, only the noise of
+    the test rows is measured. If not given: 3 for the base tiny, else 1."""
     out: Directory = Path("ladder")
     """The directory of the results. Finished rungs are not run again."""
     overwrite: bool = False
     """Run all rungs again, and replace the results of another run."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.seeds = (3 if self.base == "tiny" else 1) if self.seeds is None else self.seeds
+        check_at_least(1, seeds=self.seeds)
 
     def run(self) -> None:
         if self.dry_run:
@@ -105,10 +113,10 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
             if ladder:
                 drawn = draw(ladder_picture, ladder, self.out / "ladder", self.format) if ladder["rungs"] else []
                 files = [f"saved: {path}" for path in (*drawn, self.out / LADDER)]
-                lines = [table(ladder), "", *files, *self.conclusion(ladder["rungs"])]
+                lines = [table(ladder), "", *differences(ladder["pairs"]), *files, *self.conclusion(ladder["rungs"])]
                 self.show("\n".join(lines), ladder | {"out": self.out})
         if ladder["skipped"]:
-            sys.exit(FAILED)
+            sys.exit(1)  # a rung failed
 
     def conclusion(self, rungs: Sequence[Mapping[str, Any]]) -> list[str]:
         """The best rung, and the command that adapts with the best one of those that train."""
@@ -130,6 +138,11 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
     def described_run(self, task: Task) -> dict[str, Any]:
         """The settings that determine the results, in JSON's types."""
         return json.loads(json.dumps({**self.described(task), "versions": versions()}))
+
+    def seeds_left(self, name: str, finished: Rungs) -> range:
+        """The seeds with which a rung is still to be run."""
+        done, count = len(finished.get(name, {}).get("runs", [])), 1 if name in SEEDLESS else self.seeds
+        return range(self.seed + done, self.seed + (count or 1))
 
     def checkpoints(self, name: str, described: dict[str, Any]) -> Checkpoints:
         return Checkpoints(self.out / "checkpoints" / name, described)
@@ -159,22 +172,24 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
     described = options.described_run(task)
     finished = _finished(options, described)
     report(task)
-    checked = check_rungs([name for name in chosen if name not in finished], options, task)
+    checked = check_rungs([name for name in chosen if options.seeds_left(name, finished)], options, task)
     skipped = {name: found for name, found in checked.items() if isinstance(found, str)}
     if options.dry_run:
         rows = {name: described[name] for name in ("base", "train", "test")}
         yield "", {**rows, "out": options.out, **{name: checked.get(name, "finished") for name in chosen}}
         return
     with locked(options.out):
-        _write(options, task, finished, skipped)
+        ladder = _write(options, task, finished, skipped)
         for name in chosen:
-            try:
-                if name not in finished and name not in skipped:
-                    finished[name] = measure_apart(name, options)
-            except InputError as problem:
-                skipped[name] = str(problem)
-            ladder = _write(options, task, finished, skipped)
-            if name in finished:
+            for seed in () if name in skipped else options.seeds_left(name, finished):
+                try:
+                    runs = [*finished.get(name, {}).get("runs", []), measure_apart(name, replace(options, seed=seed))]
+                    finished[name] = over_seeds(runs, labels(task.test).tolist(), len(task.answers))
+                except InputError as problem:
+                    skipped[name] = str(problem)
+                ladder = _write(options, task, finished, skipped)
+                if name in skipped:
+                    break
                 checkpoints = options.checkpoints(name, described)
                 checkpoints.remove()
                 with suppress(OSError):
@@ -186,7 +201,9 @@ def _write(options: Ladder, task: Task, finished: Rungs, skipped: Mapping[str, s
     """Write ladder.json, whose content is returned, with the rungs in their order, and rows.json."""
     rungs = [finished[name] for name in RUNGS if name in finished]
     failed = {name: skipped[name] for name in RUNGS if name in skipped}
-    ladder = {**options.described_run(task), "rungs": rungs, "skipped": failed}
+    best, targets = sorted(rungs, key=lambda rung: -rung["accuracy"]), labels(task.test).tolist()
+    pairs = compare_all({rung["name"]: right_of(rung["runs"], targets) for rung in best})
+    ladder = {**options.described_run(task), "rungs": rungs, "skipped": failed, "pairs": pairs}
 
     def write(out: Path) -> None:
         with commit(out) as new:
@@ -229,6 +246,8 @@ def _finished(options: Ladder, described: Mapping[str, Any]) -> Rungs:
     earlier = read_json(out / LADDER)
     check_settings(out, earlier, described)
     with reading(out / LADDER):
+        if not all("runs" in rung for rung in earlier["rungs"]):
+            raise InputError("an earlier minillm wrote it, without predictions; give another --out, or --overwrite")
         return {rung["name"]: rung for rung in earlier["rungs"]}
 
 
@@ -290,4 +309,4 @@ def measure(name: str, options: Ladder) -> dict[str, Any]:
     task = options.load_task()
     classifier = options.classifier(task, name, MethodOptions(), options.out)
     checkpoints = options.checkpoints(name, options.described_run(task))
-    return {"name": name, **RUNGS[name]._asdict(), **run(classifier, task, checkpoints)}
+    return {"name": name, **RUNGS[name]._asdict(), "seed": options.seed, **run(classifier, task, checkpoints)}

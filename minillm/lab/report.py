@@ -6,8 +6,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-COLUMNS = "technique", "place in figure 1", "trainable", "adapter size", "accuracy", "train", "eval", "tokens/s", "peak"
-LEAST = "peak", "tokens/s", "adapter size", "place in figure 1", "eval", "train", "trainable"
+COLUMNS = "method", "place in figure 1", "trainable", "adapter", "accuracy", "ECE", "train", "eval", "tokens/s", "peak"
+LEAST = "peak", "tokens/s", "ECE", "adapter", "place in figure 1", "eval", "train", "trainable"
 """The columns that a narrow terminal leaves out, the first ones first."""
 
 
@@ -55,12 +55,14 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1, least: Sequence[str] =
 
 
 def table(ladder: dict[str, Any]) -> str:
-    """The table of rungs: parameters, size, accuracy with its standard error, seconds, tokens/s, memory.
+    """The table of rungs: parameters, size, accuracy with its standard error, calibration, seconds, tokens/s, memory.
 
     Below it are the rungs that failed, with the reasons.
     """
-    rows = aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2, least=LEAST)
-    return "\n".join([rows, *(f"{name}: skipped, {reason}" for name, reason in ladder.get("skipped", {}).items())])
+    rows = [aligned([COLUMNS, *(_cells(rung) for rung in ladder["rungs"])], left=2, least=LEAST)]
+    if (seeds := max((len(rung["runs"]) for rung in ladder["rungs"]), default=1)) > 1:
+        rows.append(f"means of {seeds} seeds where they matter; ± is the standard error over test rows and seeds")
+    return "\n".join([*rows, *(f"{name}: skipped, {reason}" for name, reason in ladder.get("skipped", {}).items())])
 
 
 def _cells(rung: dict[str, Any]) -> tuple[str, ...]:
@@ -71,11 +73,24 @@ def _cells(rung: dict[str, Any]) -> tuple[str, ...]:
         f"{rung['trainable_parameters']:,}",
         in_bytes(rung["stored_bytes"]),
         f"{rung['accuracy']:.3f} ± {rung['standard_error']:.3f}",
+        f"{rung['calibration_error']:.3f}",
         f"{rung['train_seconds']:.1f} s",
         f"{rung['eval_seconds']:.1f} s",
         f"{rung['tokens_per_second']:,.0f}",
         "-" if peak is None else in_bytes(peak),
     )
+
+
+def differences(pairs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Which differences are larger than noise: of more than ten those with the best rung; a narrow terminal counts."""
+    rows = [("difference in accuracy", "points", "95 % interval", "p (Holm)", "")]
+    for pair in pairs if len(pairs) <= 10 else [pair for pair in pairs if pair["first"] == pairs[0]["first"]]:
+        points, low, high = (f"{round(100 * pair[name], 1) + 0.0:+.1f}" for name in ("difference", "low", "high"))
+        names, p = f"{pair['first']} - {pair['second']}", f"{pair['holm_p']:.2g}"
+        rows.append((names, points, f"{low} to {high}", p, pair["verdict"]))
+    larger = sum(pair["verdict"] == "larger than noise" for pair in pairs)
+    lines = [aligned(rows)] if terminal_width() >= 80 else []
+    return [*lines, f"{larger} of {len(pairs)} differences are larger than noise", ""] if pairs else []
 
 
 def in_bytes(count: int | float) -> str:

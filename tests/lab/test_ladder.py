@@ -97,11 +97,12 @@ def options(tmp_path):
     )  # fmt: skip
 
 
-def result(name):
-    """A rung that was not run."""
+def result(name, seed=0):
+    """A rung that was not run, on four test rows."""
     measured = dict.fromkeys(("accuracy", "standard_error", "train_seconds", "eval_seconds", "tokens_per_second"), 0.5)
     counted = {"predicted_classes": 2, "majority_baseline": 0.1, "trainable_parameters": 1, "stored_bytes": 1}
-    return {"name": name, **ladder.RUNGS[name]._asdict(), **measured, **counted, "peak_memory_bytes": None}
+    rows = {"predicted": [0, 1, 0, 1], "confidence": [0.5] * 4, "peak_memory_bytes": None, "seed": seed}
+    return {"name": name, **ladder.RUNGS[name]._asdict(), **measured, **counted, **rows}
 
 
 def test_a_rung_that_fails_is_reported_and_the_others_run(options, monkeypatch, capsys):
@@ -133,6 +134,42 @@ def test_a_rung_that_fails_is_reported_and_the_others_run(options, monkeypatch, 
     for name, found in run_ladder(replace(options, rungs=("zero-shot", "lora"))):
         assert name not in found["skipped"]
     assert started == ["zero-shot", "lora", "lora"], "only what failed is run again"
+
+
+def test_a_rung_is_run_once_for_each_seed_and_continues_after_those_that_are_finished(options, monkeypatch):
+    """A prompt without examples depends on no seed."""
+    started, options = [], replace(options, rungs=("zero-shot", "lora"), seeds=2)
+
+    def measured(name, options):
+        started.append((name, options.seed))
+        if started.count(("lora", 1)) == 1 and name == "lora" and options.seed == 1:
+            raise KeyboardInterrupt
+        return result(name, options.seed)
+
+    monkeypatch.setattr(ladder, "measure_apart", measured)
+    with pytest.raises(KeyboardInterrupt):
+        list(run_ladder(options))
+    written = json.loads((options.out / "ladder.json").read_text())
+    assert [len(rung["runs"]) for rung in written["rungs"]] == [1, 1]
+    *_, (_, found) = run_ladder(replace(options, seeds=3))
+    assert started == [("zero-shot", 0), ("lora", 0), ("lora", 1), ("lora", 1), ("lora", 2)]
+    assert [[run["seed"] for run in rung["runs"]] for rung in found["rungs"]] == [[0], [0, 1, 2]]
+    assert [(pair["first"], pair["second"], pair["verdict"]) for pair in found["pairs"]] == [
+        ("zero-shot", "lora", "not distinguishable")
+    ]
+    assert sum(map(sum, found["rungs"][1]["confusion"])) == 3 * 4
+
+
+def test_a_ladder_without_predictions_is_not_continued(options, monkeypatch):
+    monkeypatch.setattr(ladder, "measure_apart", lambda name, options: result(name))
+    options = replace(options, rungs=("zero-shot",))
+    list(run_ladder(options))
+    path = options.out / "ladder.json"
+    found = json.loads(path.read_text())
+    del found["rungs"][0]["runs"]
+    path.write_text(json.dumps(found))
+    with pytest.raises(InputError, match=r"ladder\.json: an earlier minillm wrote it, without predictions; give"):
+        list(run_ladder(options))
 
 
 def test_what_concerns_all_rungs_ends_the_ladder(options, monkeypatch):
