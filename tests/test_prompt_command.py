@@ -21,7 +21,7 @@ def test_a_task_is_measured_before_and_after_calibration(command, place):  # noq
     written = json.loads((place / "measured" / "prompt.json").read_text("utf-8"))
     asked = written["asked"][0]
     assert asked["way"] == "few-shot"
-    assert list(asked["measures"]) == list(MEASURES)
+    assert list(asked["measures"]) == list(MEASURES)[:4]
     for name, figure in asked["measures"].items():
         row = next(line for line in printed.splitlines() if line.startswith(f"{name} "))
         for when in ("before", "after"):
@@ -48,7 +48,7 @@ def test_a_text_gives_label_probabilities_and_the_tokens_with_a_trailing_space(c
 
 
 def test_orders_of_the_examples_are_compared(command, place):  # noqa: F811
-    printed = command(*TASK, "--shots", "3", "--orders", "3", "--out", "orders")
+    printed = command(*TASK, "--shots", "3", "--orders", "3", "--channel", "--out", "orders")
     written = json.loads((place / "orders" / "prompt.json").read_text("utf-8"))
     shown = [[shot[0] for shot in asked["template"]["shots"]] for asked in written["asked"]]
     assert len(set(map(tuple, shown))) == 3
@@ -58,6 +58,8 @@ def test_orders_of_the_examples_are_compared(command, place):  # noqa: F811
     assert spread["mean"] == pytest.approx(sum(accuracies) / 3)
     assert f"{spread['mean']:.3f} ± {spread['standard_deviation']:.3f}" in printed
     assert "acc, calibrated" in printed
+    assert "channel: log P(text | answer)" in printed
+    assert written["spread"].keys() == MEASURES.keys()
 
 
 @pytest.mark.parametrize("choose", ["seed", "nearest", "ordered"])
@@ -118,6 +120,7 @@ def test_each_example_of_the_lecture_is_run_with_two_templates(command, place, n
         ),
         ((*BASE, "--task", "poems"), "unknown value for --task: 'poems'"),
         ((*TASK, "--text", "ha", "--shots", "2", "--orders", "2"), "cannot be given with --text"),
+        ((*TASK, "--channel", "--chain"), "--channel compares accuracies over test rows"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2_and_nothing_is_written(command, place, words, sentence, capsys):  # noqa: F811

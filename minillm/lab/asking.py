@@ -10,13 +10,13 @@ from torch import Tensor
 from minillm.data.extraction import AnswerForm, answer_shares
 from minillm.data.templates import Question, Template
 from minillm.errors import check_at_least, check_temperature
-from minillm.lab.experiment import Experiment
+from minillm.lab.experiment import Experiment, judged
 from minillm.lab.report import standard_error
 from minillm.prompting.answering import CONCLUSION_TOKENS, GenerationSettings, concluded_answers, self_consistent
-from minillm.prompting.labelling import LabelScores, content_free_questions, label_scores
+from minillm.prompting.calibration import CONTENT_FREE
+from minillm.prompting.labelling import LabelScores, channel_scores, content_free_questions, label_scores
 from minillm.prompting.lengths import Room, room
 from minillm.prompting.prompt_cache import PromptCache
-from minillm.prompting.scoring import accuracy
 
 BRIEF = GenerationSettings(max_new_tokens=16, stop=("\n",))
 """For an answer without a chain of thought."""
@@ -32,6 +32,8 @@ class AnswerOptions:
     """The number of sampled answers for the majority vote (self-consistency)."""
     temperature: float = 0.7
     """The sampling temperature for the majority vote."""
+    channel: bool = False
+    """Also score the text after each label, log P(text | label), with a forward pass for each label."""
     max_new_tokens: int = 96
     """The maximum number of tokens of a chain of thought."""
 
@@ -94,6 +96,9 @@ def ask(
         majority = self_consistent(partial(answer, questions), sampling, options.samples, form)
     count = len(questions)
     scores = label_scores(cache, experiment.tokenizer, everything[:count], everything[count:], answers)
+    if options.channel:
+        given, free = (channel_scores(cache, experiment.tokenizer, some, answers) for some in (questions, content_free))
+        scores = replace(scores, channel=(given, free.unflatten(0, (-1, len(CONTENT_FREE)))))
     return Answers(everything[:count], scores, None if texts is None else texts[:count], majority)
 
 
@@ -102,16 +107,10 @@ def accuracies(answers: Answers, labels: Tensor) -> dict[str, Any]:
     before, after = answers.labels.before(), answers.labels.after()
     form = answer_form(answers.questions[0], answers.labels.answers)
     expected = [answers.labels.answers[int(label)] for label in labels]
-    found: dict[str, Any] = {"measures": {}}
-    for name in before:
-        found["measures"][name] = {"before": _share(before[name], labels), "after": _share(after[name], labels)}
+    both = {name: {"before": judged(before[name], labels), "after": judged(after[name], labels)} for name in before}
+    found: dict[str, Any] = {"measures": both}
     for name, texts in (("free", answers.generated), ("self_consistency", answers.majority)):
         if texts is not None:
             found[name] = answer_shares([form.read(text) for text in texts], expected)
             found[name]["standard_error"] = standard_error(found[name]["strict"], len(texts))
     return found
-
-
-def _share(scores: Tensor, labels: Tensor) -> dict[str, float]:
-    share = accuracy(scores, labels)
-    return {"accuracy": share, "standard_error": standard_error(share, len(labels))}

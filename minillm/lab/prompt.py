@@ -11,7 +11,7 @@ from minillm.data.tasks import LabelledText, Task
 from minillm.data.templates import Question, Template, task_template
 from minillm.errors import InputError, check_at_least
 from minillm.lab.asking import AnswerOptions, Answers, accuracies, ask, prompt_room
-from minillm.lab.experiment import DataOptions, Experiment, doubts, judged, labels, versions
+from minillm.lab.experiment import DataOptions, Experiment, doubts, labels, versions
 from minillm.lab.lecture import EXAMPLES, lecture_answers
 from minillm.lab.own_data import report
 from minillm.lab.prompt_report import accuracy_table, order_table, probabilities, prompt_text, prompt_tokens
@@ -27,7 +27,7 @@ from minillm.runtime.reading import text_or_stdin
 class Prompt(AnswerOptions, DataOptions):
     """Prompt a model, with examples or a chain of thought, and measure its answers.
 
-    For a task: accuracy by four measures, before and after contextual calibration. For one --text: the probability of
+    For a task: accuracy by its measures, before and after contextual calibration. For one --text: the probability of
     each label. The common prefix of all prompts is processed once.
 
     Example: minillm prompt --shots 8 --orders 3
@@ -68,6 +68,8 @@ class Prompt(AnswerOptions, DataOptions):
             raise InputError("--example has its own text and templates; only --base and --chat can be given with it")
         if self.text is not None and self.orders > 1:
             raise InputError("--orders compares accuracies over test rows; it cannot be given with --text")
+        if self.channel and (self.chain or self.chat or self.text is not None or self.example is not None):
+            raise InputError("--channel compares accuracies over test rows, without --chain and --chat")
         check_at_least(0, shots=self.shots)
         check_at_least(1, orders=self.orders)
         if self.orders > 1 and (self.shots < 2 or self.choose == "nearest"):
@@ -133,7 +135,7 @@ class Prompt(AnswerOptions, DataOptions):
             asked.append({**found, **described_answers(answers)})
             lines += self.shown(experiment, answers.questions[0], answers.labels.answers)
             count = len(answers.questions)
-            doubtful = doubts(judged(answers.labels.before()["acc"], labels(task.test)))
+            doubtful = doubts(found["measures"]["acc"]["before"])
             lines.append(f"{probabilities(answers)}\n\n{count} test rows:\n{accuracy_table(found)}")
             lines += [*doubtful, ""]
         written: dict[str, Any] = {"ladder": self.described(task), "asked": asked}
@@ -210,13 +212,12 @@ class Prompt(AnswerOptions, DataOptions):
 
 def spread(found: Sequence[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     """Mean and standard deviation of the accuracies over the orders, before and after calibration."""
-    measures: dict[str, dict[str, dict[str, float]]] = {}
-    for name in found[0]["measures"]:
-        for when in ("before", "after"):
-            each = [one["measures"][name][when]["accuracy"] for one in found]
-            figure = {"mean": statistics.mean(each), "standard_deviation": statistics.stdev(each)}
-            measures.setdefault(name, {})[when] = figure
-    return measures
+
+    def figure(name: str, when: str) -> dict[str, float]:
+        each = [one["measures"][name][when]["accuracy"] for one in found]
+        return {"mean": statistics.mean(each), "standard_deviation": statistics.stdev(each)}
+
+    return {name: {when: figure(name, when) for when in ("before", "after")} for name in found[0]["measures"]}
 
 
 def described_answers(answers: Answers) -> dict[str, Any]:

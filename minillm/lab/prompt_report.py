@@ -60,10 +60,12 @@ def probabilities(answers: Answers) -> str:
 
 
 def accuracy_table(found: dict[str, Any]) -> str:
-    """The four measures, before and after calibration, and the free answers, if any."""
+    """The measures, before and after calibration, and the free answers, if any."""
     rows = [("measure", "accuracy", "calibrated")]
-    rows += [(name, _share(one["before"]), _share(one["after"])) for name, one in found["measures"].items()]
-    lines = [aligned(rows), *(f"{name}: {meaning}" for name, meaning in MEASURES.items())]
+    for name, one in found["measures"].items():
+        before, after = (f"{one[w]['accuracy']:.3f} ± {one[w]['standard_error']:.3f}" for w in ("before", "after"))
+        rows.append((name, before, after))
+    lines = [aligned(rows), *(f"{name}: {MEASURES[name]}" for name in found["measures"])]
     lines.append("calibrated: divided by the probabilities for a text without content")
     for name, title in (("free", "free answers"), ("self_consistency", "majority vote")):
         if name in found:
@@ -73,10 +75,6 @@ def accuracy_table(found: dict[str, Any]) -> str:
                 f"{one['flexible']:.3f}; {one['unparsed']:.1%} of the answers could not be parsed"
             )
     return "\n".join(lines)
-
-
-def _share(figure: dict[str, float]) -> str:
-    return f"{figure['accuracy']:.3f} ± {figure['standard_error']:.3f}"
 
 
 def order_table(found: Sequence[dict[str, Any]], spread: dict[str, Any]) -> str:

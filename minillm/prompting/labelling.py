@@ -2,14 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from minillm.data.templates import Question, Template
+from minillm.data.batches import length_buckets
+from minillm.data.conversations import answered
+from minillm.data.templates import BETWEEN, Question, Template
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
 from minillm.prompting.measures import measured, prior_scores
-from minillm.prompting.prompt_cache import PromptCache
+from minillm.prompting.prompt_cache import PromptCache, common_start
+from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.progress import progress
 from minillm.shapes import Float
 from minillm.tokenizer import Tokenizer
@@ -27,7 +31,7 @@ def content_free_questions(questions: Sequence[Question]) -> list[Question]:
 class LabelScores:
     """log P(answer | prompt) of the questions and of the content-free ones, and log P(answer) without a prompt.
 
-    `tokens` is the number of tokens processed.
+    `tokens` is the number of tokens processed, `channel` the `channel_scores` of both kinds of questions, if computed.
     """
 
     answers: Sequence[str]
@@ -35,14 +39,17 @@ class LabelScores:
     content_free: Float[Tensor, "_ _ C"]
     prior: Float[Tensor, "C"]
     tokens: int
+    channel: tuple[Float[Tensor, "N C"], Float[Tensor, "_ _ C"]] | None = None
 
     def before(self) -> dict[str, Float[Tensor, "N C"]]:
         """The scores under each measure; the highest is the prediction."""
-        return measured(self.scores, self.answers, self.prior)
+        found = measured(self.scores, self.answers, self.prior)
+        return found if self.channel is None else found | {"channel": self.channel[0]}
 
     def after(self) -> dict[str, Float[Tensor, "N C"]]:
         """The log-probabilities under each measure, calibrated by the content-free questions."""
         content_free = measured(self.content_free, self.answers, self.prior)
+        content_free |= {} if self.channel is None else {"channel": self.channel[1]}
         return {name: calibrated(scores, content_free[name]) for name, scores in self.before().items()}
 
 
@@ -67,3 +74,32 @@ def label_scores(
     by_template = scores[len(questions) :].unflatten(0, (-1, len(CONTENT_FREE)))
     prior = prior_scores(cache.decoder, tokenizer, ids).cpu()
     return LabelScores(answers, scores[: len(questions)], by_template, prior, tokens)
+
+
+def turned(question: Question, answer: str) -> tuple[str, str]:
+    """The prompt with every answer before its text, up to this text, and the text, with the whitespace before it."""
+    (before, _, after), shots = question.template.question.partition("{text}"), question.template.shots
+    cue, end, parts = (after + question.template.cue).strip(), question.template.end, [question.template.instruction]
+    for given, text in [*((shot.answer, shot.text) for shot in shots), (answer, "")]:
+        parts.append(f"{cue}{given}{end}".rstrip() + f"\n{before}{text}")
+    prompt = BETWEEN.join(filter(None, parts))
+    return prompt.rstrip(), prompt[len(prompt.rstrip()) :] + question.text
+
+
+@torch.no_grad()
+def channel_scores(
+    cache: PromptCache, tokenizer: Tokenizer, questions: Sequence[Question], answers: Sequence[str]
+) -> Float[Tensor, "N C"]:
+    """log P(text | answer) in nats (Min et al. 2022); of an empty text, the last token before it is scored."""
+    rows, starts = [], []
+    for prompt, text in (turned(*each) for each in product(questions, answers)):
+        rows.append(tokenizer.prompt(prompt + text))
+        starts.append(common_start([rows[-1], [*tokenizer.prompt(prompt), -1]]))
+    cached = cache.process(rows)
+    rests = [answered(row[cached.shared : start], row[start:]) for row, start in zip(rows, starts, strict=True)]
+    lengths = [len(rest.ids) for rest in rests]
+    batches = length_buckets(lengths, max(1, 512 // max(lengths)))  # every token of a text has logits
+    found = torch.empty(len(rows), dtype=torch.float64)
+    for batch in progress(batches, desc="scoring texts", unit="batch"):
+        found[batch] = log_likelihoods(cached.model, [rests[n] for n in batch]).cpu().double()
+    return found.unflatten(0, (-1, len(answers)))

@@ -1,4 +1,4 @@
-"""Four ways to choose among answers by their scores, under the names of lm-eval (the Evaluation Harness).
+"""Ways to choose among answers by their scores: four under the names of lm-eval (the Evaluation Harness), and channel.
 
 A score is log P(answer | prompt), the sum over the answer's tokens. Long answers score low and common ones high,
 whatever the question; three of the measures correct for this. Lengths do not count the space before the answer, which
@@ -21,6 +21,7 @@ MEASURES = {
     "acc_norm": "log P(answer | prompt), divided by the answer's characters",
     "acc_bytes": "log P(answer | prompt), divided by the answer's bytes in UTF-8",
     "acc_mutual_info": "log P(answer | prompt) - log P(answer): what the prompt adds to it",
+    "channel": "log P(text | answer): the answer comes first, in the examples too (--channel)",
 }
 """What each measure compares; the answer with the highest value is chosen."""
 

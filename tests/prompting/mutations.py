@@ -92,6 +92,8 @@ PROMPTING_MUTATIONS = [
     mutation("one token too few of a text", LENGTHS, "part(most)", "part(most - 1)"),
     mutation("the wrong side of a text", LENGTHS, "'right'", "'left'", "_part"),
     mutation("one set of content-free texts for all", LABELLING, "templates[:1]", "templates[:2]"),
+    mutation("the last token of the label scored with the text", LABELLING, "[*tokenizer.prompt(prompt), -1]",
+        "tokenizer.prompt(prompt)"),
     mutation("content-free texts in the wrong template", LABELLING, "torch.cat(found)[order.argsort()]",
         "torch.cat(found)"),
     mutation("shared tokens after a difference", ("generation.py", SESSION[1]),

@@ -7,7 +7,7 @@ import torch
 from minillm.data.templates import Question, task_template
 from minillm.ops.softmax import log_softmax
 from minillm.prompting.calibration import CONTENT_FREE, calibrated
-from minillm.prompting.labelling import content_free_questions, label_scores
+from minillm.prompting.labelling import channel_scores, content_free_questions, label_scores, turned
 from minillm.prompting.prompt_cache import PromptCache
 from minillm.prompting.scoring import answer_scores
 from tests.prompting.asked import DECODER, TASK, TOKENIZER, TRAIN, tokens_processed
@@ -81,3 +81,30 @@ def test_labels_in_a_chat_have_no_leading_space():
     chat = [question._replace(template=replace(SHARED, chat=True)) for question in QUESTIONS]
     found = label_scores(PromptCache(DECODER), TOKENIZER, chat, content_free_questions(chat), ANSWERS)
     assert_close(found.scores, whole(chat, [answer.lstrip() for answer in ANSWERS]), "law")
+
+
+def test_a_prompt_is_turned_around_with_its_examples():
+    assert turned(Question(task_template(TASK), "good"), " positive") == ("Sentiment: positive\nReview:", " good")
+    template = replace(SHARED, shots=SHARED.shots[:2], instruction="Films.", end=".")
+    shown = [f"Sentiment:{shot.answer}.\nReview: {shot.text}" for shot in template.shots]
+    prompt = "\n\n".join(["Films.", *shown, "Sentiment: bad.\nReview:"])
+    assert turned(Question(template, "good"), " bad") == (prompt, " good")
+    bare = replace(SHARED, question="{text}", cue=" It is", shots=())
+    assert turned(Question(bare, "good"), " bad") == ("It is bad", "\ngood")
+
+
+def test_channel_scores_equal_those_of_texts_one_by_one():
+    """Also where an empty text has no token of its own, and without examples, where nothing is shared."""
+    for questions in (QUESTIONS, [Question(task_template(TASK), "the film is 12"), Question(SHARED, "a")]):
+        found = channel_scores(PromptCache(DECODER), TOKENIZER, questions, ANSWERS)
+        for row, question in enumerate(questions):
+            for column, answer in enumerate(ANSWERS):
+                prompt, text = turned(question, answer)
+                start, ids = len(TOKENIZER.prompt(prompt)), TOKENIZER.prompt(prompt + text)
+                assert ids[:start] == TOKENIZER.prompt(prompt)
+                with torch.no_grad():
+                    each = log_softmax(DECODER(torch.tensor([ids])))[0]
+                expected = sum(each[place - 1, ids[place]] for place in range(start, len(ids)))
+                assert_close(found[row, column], expected, "law")
+    closed = Question(replace(SHARED, question="{text}:", cue=""), "")
+    assert channel_scores(PromptCache(DECODER), TOKENIZER, [closed] * 3, ANSWERS).isfinite().all()
