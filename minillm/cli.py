@@ -54,6 +54,7 @@ COMMANDS: dict[str, Any] = {
         "Inspect, compare, merge and convert adapters.",
     ),
     "ladder": ("lab.ladder:Ladder", "Adapt a model to a task with several methods, and compare."),
+    "report": ("lab.html_report:Report", "Write the results of a run as one HTML page."),
     "check": ("lab.check:Check", "Compare all operations and the decoder with the numpy reference."),
     "info": ("lab.info:Info", "Print the versions, the device, the memory and the cache."),
     "pretrain": ("lab.pretrain:Pretrain", "Train a tiny language model from scratch."),

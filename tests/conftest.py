@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 
 import importlib.util
 import pkgutil
+import shutil
 import signal
 
 import jaxtyping
@@ -24,6 +25,11 @@ from jaxtyping import install_import_hook
 
 # Kernels compile their own source, the numpy reference has no jaxtyping annotations, a config checks itself.
 UNCHECKED = ("kernels", "reference", "config")
+
+CHROMIUM_OPTIONS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1200,900",
+)  # fmt: skip
 
 
 def _checked_modules():
@@ -83,6 +89,25 @@ def _shapes(request):
 def _threads():
     """Resets the number of threads, which a command may have changed and which affects rounding."""
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture
+def browser(tmp_path):
+    """Headless Chromium. Skips the test where it is not installed."""
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if chromium is None or driver is None:
+        pytest.skip("chromium and chromedriver are not installed (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={tmp_path}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(driver))
+    yield browser
+    browser.quit()
 
 
 @pytest.fixture
