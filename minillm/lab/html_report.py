@@ -126,7 +126,7 @@ def _cell(value: Any, name: str) -> tuple[str, float | int | None]:
         return in_bytes(value), value
     if name.endswith("seconds"):
         return f"{value:.1f} s", value
-    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}", value
+    return f"{value:,.0f}" if isinstance(value, int) or abs(value) >= 1000 else f"{value:.4g}", value
 
 
 def plot(key: str, rows: Rows) -> dict[str, Any] | None:

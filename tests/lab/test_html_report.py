@@ -17,9 +17,11 @@ from tests.processes import wait
 ATTACK = "</td></script><script>document.title='attacked'</script><img src=x onerror=alert(1)>"
 RUNG = {
     "standard_error": 0.2, "majority_baseline": 0.5, "trainable_parameters": 0, "train_seconds": 0.0, "eval_seconds": 2,
-    "stored_bytes": 4608, "peak_memory_bytes": None, "precision": "float32", "chosen": {},
+    "stored_bytes": 4608, "peak_memory_bytes": None, "precision": "float32", "chosen": {}, "tokens_per_second": 16311.2,
+    "predicted_classes": 2, "calibration_error": 0.1, "reliability": [{"confidence": 0.9, "accuracy": 0.8, "rows": 4}],
 }  # fmt: skip
 ROWS = {"answers": ["bad", "good"], "labels": [0, 1, 1, 0], "texts": ["dull", f"fun {ATTACK}", "great " * 400, "dire"]}
+PHONE = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
 PAIR = {"first": "lora", "second": "features", "difference": -0.25, "low": -0.5, "high": 0.1, "p": 0.5, "verdict": "?"}
 
 
@@ -78,7 +80,15 @@ def test_a_confusion_matrix_and_the_wrong_rows():
 def test_the_page_shows_measures_differences_losses_and_how_to_reproduce_them(run):
     directory = run(ladder=ladder(), rows=ROWS)
     shown = page(directory)
-    for text in ("0.250 ± 0.200", "460,800", "4.6 kB", "-0.25", "4 values: first 3, lowest 1, last 1.5", "torch 2.13"):
+    for text in (
+        "0.250 ± 0.200",
+        "460,800",
+        "4.6 kB",
+        "-0.25",
+        "4 values: first 3, lowest 1, last 1.5",
+        "16,311",
+        "torch 2.13",
+    ):
         assert f"{text}<" in shown
     assert f"minillm ladder --config {directory}/run.json" in shown
     places = re.findall(r'circle cx="([\d.]+)%" cy="50%" r="5" fill="#\w+"', shown.partition("<h3>accuracy")[2])
@@ -189,6 +199,10 @@ def test_a_browser_sorts_lights_and_prints_the_page_without_errors(run, browser)
     assert browser.execute_script(lit) == ["attention"]
     bright = "return [...document.querySelectorAll('svg [data-place]:not(.dim)')].map(one => one.dataset.place)"
     assert browser.execute_script(bright) == ["3 weights"]
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {**PHONE, "width": 718})  # A4 less its margins
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    ends = "return [...document.querySelectorAll('table')].map(one => one.getBoundingClientRect().right)"
+    assert max(browser.execute_script(ends)) <= 718
     printed = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {})["data"])
     assert printed.startswith(b"%PDF")
     assert not browser.get_log("browser")
@@ -200,8 +214,7 @@ def test_the_page_fits_a_phone_in_light_and_dark(run, browser, scheme):
     directory = run(ladder=ladder(), rows=ROWS)
     (directory / "ladder.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="2000" height="9"></svg>')
     Report(directory=directory).run()
-    phone = {"width": 360, "height": 700, "deviceScaleFactor": 2, "mobile": True}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
     feature = {"name": "prefers-color-scheme", "value": scheme}
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     browser.get((directory / "report.html").as_uri())
