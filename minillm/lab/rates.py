@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from minillm.lab.pictures import look
+from minillm.lab.report import differences
+from minillm.lab.statistics import compare_all, right_of
 from minillm.lab.study import Bench, Settings, Study, Table, Trial, chosen, over_seeds
 from minillm.runtime.options import Directory, Names
 from minillm.training.methods import METHODS
@@ -78,7 +80,8 @@ class Rates(Study):
             Table("validation accuracy at each learning rate", ("method", "rate", "accuracy"), swept),
             Table("test accuracy at the chosen rate", ("method", "rate", "accuracy", "seeds"), rows),
         ]
-        return tables, []
+        right = {m: right_of([trial.measured for trial in tested(finished, m)], self.expected) for m in self.methods}
+        return tables, differences(compare_all({method: runs for method, runs in right.items() if len(runs)}))
 
     def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
         figure, axes = pyplot.subplots()

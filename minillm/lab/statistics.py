@@ -94,15 +94,23 @@ def right_of(runs: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> Right:
     return np.array([run["predicted"] for run in runs]) == np.array(labels)
 
 
+def accuracy_over_seeds(runs: Sequence[Mapping[str, Any]], rows: int) -> tuple[float, float]:
+    """The mean accuracy of runs that differ in their seeds, and its standard error.
+
+    The variance is that between the seeds, divided by their number, plus that of the test rows, which they share.
+    """
+    shares = [run["accuracy"] for run in runs]
+    mean, between = fmean(shares), variance(shares) / len(shares) if len(shares) > 1 else 0.0
+    return mean, math.sqrt(between + standard_error(mean, rows) ** 2)
+
+
 def over_seeds(runs: Sequence[Mapping[str, Any]], labels: Sequence[int], classes: int) -> dict[str, Any]:
     """The results of several seeds as one: means, the standard error over rows and seeds, calibration and confusion.
 
     The confusion matrix (labels by predictions) is the sum over the seeds. Everything else is of the first seed.
     """
-    names = ("accuracy", "train_seconds", "eval_seconds", "tokens_per_second")
-    means = {name: fmean(run[name] for run in runs) for name in names}
-    between = variance(run["accuracy"] for run in runs) / len(runs) if len(runs) > 1 else 0.0
-    error = math.sqrt(between + standard_error(means["accuracy"], len(labels)) ** 2)
+    means = {name: fmean(run[name] for run in runs) for name in ("train_seconds", "eval_seconds", "tokens_per_second")}
+    means["accuracy"], error = accuracy_over_seeds(runs, len(labels))
     cells = [label * classes + n for run in runs for label, n in zip(labels, run["predicted"], strict=True)]
     confusion = np.bincount(cells, minlength=classes**2).reshape(classes, classes).tolist()
     confidence = np.array([share for run in runs for share in run["confidence"]])

@@ -6,9 +6,7 @@ out what the results so far make superfluous. The budget ends it.
 """
 
 import json
-import math
 import random
-import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -23,8 +21,9 @@ from minillm.errors import InputError, unknown
 from minillm.lab.experiment import DataOptions, Experiment, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw
-from minillm.lab.report import aligned, standard_error
+from minillm.lab.report import aligned
 from minillm.lab.saving import saved
+from minillm.lab.statistics import accuracy_over_seeds
 from minillm.runtime.device import keep_freed_memory, use_threads
 from minillm.runtime.files import check_directory, commit
 from minillm.runtime.locks import locked
@@ -106,6 +105,7 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
         for method in self.methods:
             if method not in (*IN_CONTEXT, "features", *METHODS):
                 raise unknown("method", method, (*IN_CONTEXT, "features", *METHODS))
+        self.expected = list[int]()  # the labels of the test rows, once the task is loaded
         if not self.minutes > 0:
             raise InputError(f"--minutes must be above 0, got {self.minutes:g}")
 
@@ -206,6 +206,7 @@ def run_study(study: Study) -> dict[str, Any]:
     limit = (TINY if study.base == "tiny" else REAL).validation
     task = replace(task, validation=task.validation[:limit])
     described = json.loads(json.dumps({"experiment": study.name, **study.described(task), "versions": versions()}))
+    study.expected = [row.label for row in task.test]
     finished = _finished(study, described)
     report(task)
     if study.dry_run:
@@ -296,11 +297,5 @@ def chosen(finished: Sequence[Trial], **settings: Any) -> list[Trial]:
 
 
 def over_seeds(trials: Sequence[Trial]) -> tuple[float, float]:
-    """The mean accuracy of trials that differ in their seeds, and its standard error.
-
-    The variance is that between the seeds, divided by their number, plus that of the test rows, which they share.
-    """
-    shares = [trial.measured["accuracy"] for trial in trials]
-    mean = statistics.fmean(shares)
-    between = statistics.variance(shares) / len(shares) if len(shares) > 1 else 0.0
-    return mean, math.sqrt(between + standard_error(mean, len(trials[0].measured["predicted"])) ** 2)
+    """The mean accuracy of trials that differ in their seeds, and its standard error over seeds and test rows."""
+    return accuracy_over_seeds([trial.measured for trial in trials], len(trials[0].measured["predicted"]))
