@@ -25,8 +25,9 @@ def prompted(name: str, shots: int, threads: int, seed: int) -> dict[str, Any]:
     from minillm.data.conversation_tables import lecture
     from minillm.data.conversations import answered
     from minillm.lab.experiment import DataOptions
-    from minillm.lab.free_answers import held_out, matches
+    from minillm.lab.free_answers import matches
     from minillm.prompting.fitting import encode_conversations
+    from minillm.prompting.forgetting import held_out
     from minillm.prompting.lengths import room
     from minillm.runtime.device import use_threads
 
@@ -37,7 +38,7 @@ def prompted(name: str, shots: int, threads: int, seed: int) -> dict[str, Any]:
     encoded = encode_conversations(experiment.tokenizer, rows, room(experiment.decoder, 0))
     asked = [answered(row.ids[: row.answer], row.ids[row.answer :]) for (row,) in encoded]
     start = time.perf_counter()
-    nats = held_out(experiment, experiment.decoder, asked)
+    nats = held_out(experiment.decoder, asked, experiment.precision)
     found = matches(experiment, experiment.decoder, task.test, asked, exact=False)
     return {"perplexity": math.exp(nats), **found, "eval_seconds": time.perf_counter() - start}
 

@@ -80,7 +80,7 @@ class TextClassifier(MethodOptions):
         length, init_text                       soft-prompt, prefix
         layers                                  last-blocks
         r, alpha, dropout, targets              lora, dora, pissa
-        epochs, learning_rate, batch_size       all but zero-shot, few-shot and features
+        those of `TrainingOptions`              all but zero-shot, few-shot and features
         precision                               all but zero-shot and few-shot
     """
 
@@ -181,7 +181,7 @@ class TextClassifier(MethodOptions):
         settings = self._prepare(task)[1]
         trained = self.method_.trainable().values() if isinstance(self.method_, Method) else []
         del self.method_
-        steps = 0 if settings is None else settings.epochs * settings.epoch_steps(len(task.train))
+        steps = 0 if settings is None else settings.epochs * settings.epoch_steps(len(task.train) + settings.replay)
         return {"trainable_parameters": sum(parameter.numel() for parameter in trained), "steps": steps}
 
     def _prepare(self, task: Task) -> tuple[Prompts, TrainingSettings | None]:
@@ -419,12 +419,13 @@ class TextClassifier(MethodOptions):
         assert isinstance(self.method_, Method)
         held = ([prompts[row] for row in task.validation], _labels(task.validation)) if task.validation else None
         history = fit_to_labels(
-            self.method_, [prompts[row] for row in task.train], _labels(task.train), self._answer_ids(), held,
-            settings, on_interrupt, self.method, checkpoints,
+            self.method_, self.tokenizer_, [prompts[row] for row in task.train], _labels(task.train),
+            self._answer_ids(), held, settings, on_interrupt, self.method, checkpoints,
         )  # fmt: skip
         chosen = {
             "epochs": settings.epochs, "rate": settings.learning_rate, "best_epoch": history.best_epoch + 1,
             "validation": history.validation, "losses": history.losses,
+            "validation_losses": history.validation_losses, "forgetting": history.forgetting,
         }  # fmt: skip
         self.training_ = Training(history.seconds, history.tokens, chosen)
 

@@ -263,7 +263,8 @@ def to_answers(output: Output, task: Conversations) -> dict[str, Any]:
     if options.dry_run:
         available, rows = room(method, 0), [*task.validation, *task.test, *task.train]
         encoded = encode_conversations(experiment.tokenizer, rows, available, options.truncate)
-        steps = settings.epochs * settings.epoch_steps(sum(map(len, encoded[-len(task.train) :])))
+        rows = sum(map(len, encoded[-len(task.train) :])) + settings.replay
+        steps = settings.epochs * settings.epoch_steps(rows)
         return {"trainable_parameters": parameter_count(method.trainable()), "steps": steps}
     chat = task.train[0].template is None
     end = "" if chat else experiment.tokenizer.names.get("eos", "")

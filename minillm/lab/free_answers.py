@@ -2,28 +2,26 @@
 
 Measurements on the test rows, of the base and after training: the loss in nats per token, the perplexity, and greedy
 answers. Exact match is the share of greedy answers that equal the expected ones; keyword match is the share that have
-all keywords. Forgetting is the rise of the loss on text that the base itself sampled at temperature 1, an estimate of
-KL(base || adapted) in nats per token.
+all keywords. `prompting/forgetting.py` measures forgetting.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import takewhile
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from minillm.adapt import Method
-from minillm.data.batches import generation_batches, length_buckets
-from minillm.data.conversations import Conversation, Conversations, EncodedConversation, answered
-from minillm.generation import LanguageModel, generate
+from minillm.data.batches import generation_batches
+from minillm.data.conversations import Conversation, Conversations, EncodedConversation
+from minillm.generation import LanguageModel
 from minillm.lab.experiment import Experiment
 from minillm.prompting.answering import GenerationSettings, complete
 from minillm.prompting.fitting import encode_conversations, fit_to_answers
+from minillm.prompting.forgetting import held_out, own_text
 from minillm.prompting.lengths import room
-from minillm.prompting.scoring import log_likelihoods
 from minillm.runtime.device import autocast
 from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
@@ -32,8 +30,6 @@ from minillm.training.schedule import TrainingSettings
 BATCH = 16
 SAMPLES, SAMPLE_TOKENS = 3, 64
 """Answers that are shown, and the tokens that an answer may have if the expected one is shorter."""
-OWN_ROWS, OWN_TOKENS = 8, 64
-"""The size of the base's own text."""
 MANY_UNKNOWN = 0.05
 """With a larger share of unknown tokens, a warning is printed."""
 
@@ -55,11 +51,12 @@ def adapt_to_answers(
     )
     asked = [rows[-1] for rows in encoded[last:]]
     method.eval()
-    own = own_text(experiment, method)
+    own = own_text(method, experiment.tokenizer, experiment.precision, experiment.seed)
     before = losses(experiment, method.decoder, test, own)
     shown = [answers(experiment, method.decoder, asked[:SAMPLES], SAMPLE_TOKENS)]
+    validate = partial(held_out, method, validation, experiment.precision, "validation loss")
     history = fit_to_answers(
-        method, train, settings, lambda: -held_out(experiment, method, validation), on_interrupt=on_trained,
+        method, experiment.tokenizer, train, settings, lambda: (-(nats := validate()), nats), on_interrupt=on_trained,
         checkpoints=checkpoints, capacity=None if pack is None else min(pack, available.prompt),
     )  # fmt: skip
     on_trained()
@@ -88,34 +85,9 @@ def losses(
     own: Sequence[EncodedConversation],
 ) -> dict[str, float]:  # fmt: skip
     """The losses on the answers of the test rows and on the base's own text."""
-    nats = held_out(experiment, model, test)
+    nats, on_own = (held_out(model, rows, experiment.precision, "validation loss") for rows in (test, own))
     perplexity = math.exp(min(nats, 700))  # larger ones are no float
-    return {"nats_per_token": nats, "perplexity": perplexity, "own_text_nats": held_out(experiment, model, own)}
-
-
-@torch.no_grad()
-def held_out(experiment: Experiment, model: LanguageModel, rows: Sequence[EncodedConversation]) -> float:
-    """The mean loss of the answer tokens, in nats."""
-    total = 0.0
-    for batch in progress(length_buckets([len(row.ids) for row in rows], BATCH), desc="validation loss", unit="batch"):
-        with autocast(experiment.device, experiment.precision):
-            total -= log_likelihoods(model, [rows[index] for index in batch]).sum().item()
-    return total / sum(len(row.targets) for row in rows)
-
-
-def own_text(experiment: Experiment, method: Method) -> list[EncodedConversation]:
-    """Text that the base samples at temperature 1, from the start of a text to its end or `OWN_TOKENS` tokens.
-
-    Before training, the decoder of a method computes what its base does.
-    """
-    start, stop = experiment.tokenizer.prompt(""), experiment.tokenizer.stop
-    ids = torch.tensor([start] * OWN_ROWS, device=experiment.device)
-    new = min(OWN_TOKENS, room(method, 0, experiment.precision).prompt - len(start))
-    with autocast(experiment.device, experiment.precision):
-        out = generate(method.decoder, ids, max_new_tokens=new, temperature=1.0, seed=experiment.seed, stop=stop)
-    new_tokens = out[:, len(start) :].tolist()
-    ends = [next((n for n, token in enumerate(row, 1) if token in stop), len(row)) for row in new_tokens]
-    return [answered(start, row[:end]) for row, end in zip(new_tokens, ends, strict=True)]
+    return {"nats_per_token": nats, "perplexity": perplexity, "own_text_nats": on_own}
 
 
 def matches(

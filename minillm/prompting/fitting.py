@@ -12,6 +12,7 @@ from minillm.data.conversations import Conversation, EncodedConversation, answer
 from minillm.data.templates import Question, Template
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.prompting.forgetting import remedies
 from minillm.prompting.lengths import Room, fit, room
 from minillm.prompting.scoring import Features, accuracy, answer_scores, log_likelihoods, score_all
 from minillm.runtime.device import best_precision
@@ -21,7 +22,7 @@ from minillm.tokenizer import Tokenizer
 from minillm.training import loop
 from minillm.training.activation_cache import ActivationCache, lowest_trained_stage
 from minillm.training.checkpoints import Checkpoints
-from minillm.training.loop import History
+from minillm.training.loop import History, Scored
 from minillm.training.schedule import TrainingSettings
 
 PENALTIES = (1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0)
@@ -45,37 +46,44 @@ def score_labels(
 
 
 def fit_to_labels(
-    method: Method, prompts: Sequence[list[int]], labels: Int[Tensor, "N"], answers: Sequence[list[int]],
-    validation: tuple[Sequence[list[int]], Int[Tensor, "_"]] | None, settings: TrainingSettings,
-    on_interrupt: Callable[[], None], name: str, checkpoints: Checkpoints | None = None,
+    method: Method, tokenizer: Tokenizer, prompts: Sequence[list[int]], labels: Int[Tensor, "N"],
+    answers: Sequence[list[int]], validation: tuple[Sequence[list[int]], Int[Tensor, "_"]] | None,
+    settings: TrainingSettings, on_interrupt: Callable[[], None], name: str, checkpoints: Checkpoints | None = None,
 ) -> History:  # fmt: skip
     """Gradient descent on the cross-entropy over the answers of all labels, with the epoch of best validation accuracy.
 
-    The hidden states of frozen layers are computed once per row, before the training: in the batches of a step, their
-    rounding would differ in a run that continues after a checkpoint.
+    A replayed row counts as much as a label, with the mean loss of its tokens. The hidden states of frozen layers are
+    computed once per row, before the training: in the batches of a step, their rounding would differ in a run that
+    continues after a checkpoint.
     """
     start = time.perf_counter()
     cached = ActivationCache(method).features if lowest_trained_stage(method) else None
-    scored = _scored(method, answers)
+    scored, (replay, measured) = _scored(method, answers), remedies(method, tokenizer, settings)
     if cached is not None:
         score_labels(method, prompts, answers, settings.precision, f"{name}, frozen layers", cached)
     seconds = time.perf_counter() - start
 
-    def loss(batch: list[tuple[list[int], int]]) -> tuple[Tensor, int]:
-        scores = answer_scores(method, [prompt for prompt, _ in batch], scored, cached)
-        targets = torch.tensor([label for _, label in batch], device=scores.device)
-        return F.cross_entropy(scores, targets, reduction="sum"), len(batch)
+    def loss(batch: list[tuple[list[int], int] | EncodedConversation]) -> tuple[Tensor, int]:
+        own, terms = [row for row in batch if isinstance(row, EncodedConversation)], []
+        if rows := [row for row in batch if not isinstance(row, EncodedConversation)]:
+            scores = answer_scores(method, [prompt for prompt, _ in rows], scored, cached)
+            targets = torch.tensor([label for _, label in rows], device=scores.device)
+            terms.append(F.cross_entropy(scores, targets, reduction="sum"))
+        if own:
+            sums = log_likelihoods(method, own)
+            terms.append(-(sums / sums.new_tensor([len(row.targets) for row in own])).sum())
+        return torch.stack(terms).sum(), len(batch)
 
-    def validate() -> float:
+    def validate() -> Scored:
         assert validation is not None
         held, expected = validation
         scores = score_labels(method, held, answers, settings.precision, f"{name}, validation rows", cached)
-        return accuracy(scores, expected)
+        return accuracy(scores, expected), F.cross_entropy(scores, expected).item()
 
     history = loop.train(
-        method, list(zip(prompts, labels.tolist(), strict=True)), loss, lambda row: len(row[0]), settings,
+        method, [*zip(prompts, labels.tolist(), strict=True), *replay], loss, lambda row: len(row[0]), settings,
         validate=None if validation is None or settings.epochs == 1 else validate, checkpoints=checkpoints,
-        on_interrupt=on_interrupt, name=name,
+        on_interrupt=on_interrupt, name=name, forgetting=measured,
     )  # fmt: skip
     history.seconds += seconds
     return history
@@ -156,8 +164,8 @@ def encode_conversations(
 
 
 def fit_to_answers(
-    method: Method, rows: Sequence[EncodedConversation], settings: TrainingSettings,
-    validate: Callable[[], float] | None = None, on_interrupt: Callable[[], None] | None = None,
+    method: Method, tokenizer: Tokenizer, rows: Sequence[EncodedConversation], settings: TrainingSettings,
+    validate: Callable[[], Scored] | None = None, on_interrupt: Callable[[], None] | None = None,
     checkpoints: Checkpoints | None = None, capacity: int | None = None,
 ) -> History:  # fmt: skip
     """Gradient descent on the mean cross-entropy of the answers' tokens, without a loss on the prompts.
@@ -168,9 +176,10 @@ def fit_to_answers(
     def loss(rows: list[EncodedConversation]) -> tuple[Tensor, int]:
         return -log_likelihoods(method, rows, capacity).sum(), sum(len(row.targets) for row in rows)
 
+    replay, measured = remedies(method, tokenizer, settings)
     return loop.train(
-        method, rows, loss, lambda row: len(row.ids), settings, validate=validate,
-        checkpoints=checkpoints, on_interrupt=on_interrupt,
+        method, [*rows, *replay], loss, lambda row: len(row.ids), settings, validate=validate,
+        checkpoints=checkpoints, on_interrupt=on_interrupt, forgetting=measured,
     )  # fmt: skip
 
 
@@ -193,4 +202,4 @@ def train(
     )
     pairs = [exchange(prompt, answer, "{text}", f"exchanges[{n}]") for n, (prompt, answer) in enumerate(exchanges)]
     rows = [row for rows in encode_conversations(tokenizer, pairs, room(method, 0, precision)) for row in rows]
-    return fit_to_answers(method, rows, settings, checkpoints=checkpoints)
+    return fit_to_answers(method, tokenizer, rows, settings, checkpoints=checkpoints)

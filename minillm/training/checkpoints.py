@@ -20,7 +20,7 @@ from minillm.runtime.finite import check_finite
 from minillm.runtime.progress import note
 from minillm.runtime.reading import open_tensors, reading
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, METRICS = "checkpoint.safetensors", "metrics.csv"
 SECONDS = 300
 """The longest time between two checkpoints, if no number of steps is given."""
 AGAIN = "; start over with --overwrite"
@@ -41,9 +41,13 @@ class Checkpoints:
     def restore(self, loop: Any) -> None:
         restore_checkpoint(self.directory, loop, self.settings)
 
-    def save(self, loop: Any) -> None:
+    def save(self, loop: Any, state: bool = True) -> None:
+        """Write metrics.csv, and with `state` the checkpoint."""
         try:
-            save_checkpoint(self.directory, loop, {"settings": self.settings})
+            with commit(self.directory) as new:
+                new.text(METRICS, loop.metrics())
+                if state:
+                    save_checkpoint(self.directory, loop, {"settings": self.settings})
         except OSError as problem:  # the training continues, and its result is saved at the end
             note(f"no checkpoint: {one_sentence(problem)}")
         self.saved = time.monotonic()
@@ -57,13 +61,14 @@ class Checkpoints:
     def remove(self) -> None:
         """Delete the checkpoint of a finished run, or of one to be overwritten, also after an interrupted commit."""
         complete(self.directory)
-        (self.directory / CHECKPOINT).unlink(missing_ok=True)
+        for name in (CHECKPOINT, METRICS):
+            (self.directory / name).unlink(missing_ok=True)
 
 
 def check_settings(directory: Path, found: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raises InputError where a run in the directory has other settings, naming the first that differs."""
+    """Raises InputError, naming the first setting that differs; one that is off may be missing in an older run."""
     for name, value in json.loads(json.dumps(settings)).items():
-        if found.get(name) != value:
+        if found.get(name) != value and (value or name in found):
             raise InputError(
                 f"{directory} holds a run with {name} {found.get(name)!r}, and this one has {value!r}; "
                 f"give another --out, or{AGAIN[1:]}"

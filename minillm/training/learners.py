@@ -44,7 +44,8 @@ class TorchLearner(Generic[Example]):
     """Autograd and torch's AdamW.
 
     `loss(examples)` returns (the sum of their losses, the number of terms). The mean is over all terms of one step, so
-    accumulated batches of unequal size, or batches divided among processes, equal one big batch.
+    accumulated batches of unequal size, or batches divided among processes, equal one big batch. The penalty `l2_base`
+    (L2-SP, Li et al. 2018, eq. 3) is not part of the loss that is returned.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class TorchLearner(Generic[Example]):
         self.parameters, self.loss, self.settings = parameters, loss, settings
         self.optimizer = _adamw(list(parameters.values()), settings)
         self.device = next(iter(parameters.values())).device
+        self.start = [p.detach().clone() for p in parameters.values()] if settings.l2_base else []
 
     def backward(self, batches: Sequence[Sequence[Example]]) -> float:
         total, count = 0.0, 0
@@ -66,6 +68,9 @@ class TorchLearner(Generic[Example]):
             total, count = total + summed.item(), count + counted
         gradients, total, count = self._over_processes(total, count)
         torch._foreach_div_(gradients, count)
+        for parameter, start in zip(self.parameters.values(), self.start, strict=False):
+            if parameter.grad is not None:
+                parameter.grad.add_(parameter.detach() - start, alpha=2 * self.settings.l2_base)
         return total / count
 
     def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:

@@ -22,18 +22,25 @@ from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.finite import check_finite
 from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.locks import locked
-from minillm.runtime.progress import progress
+from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.learners import Example, Learner, TorchLearner
 from minillm.training.schedule import TrainingSettings, rate_at
 
+FORGETTING_STEPS = 4
+"""The number of steps between two measurements of forgetting."""
+Scored = tuple[float, float]
+
 
 @dataclass
 class History:
-    """Loss of each step, score of each validated epoch, best epoch (from 0; the last if none), tokens, seconds."""
+    """Loss of each step, score and loss of each validated epoch, measured forgetting by step, best epoch (from 0; the
+    last if none), tokens, seconds."""
 
     losses: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    validation_losses: list[float] = field(default_factory=list)
+    forgetting: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
     tokens: int = 0
     seconds: float = 0.0
@@ -54,6 +61,7 @@ class Loop(Generic[Example]):
         self.best: dict[str, Tensor] = {}  # the parameters after the best validated epoch, unless it is the last
         self.epoch_steps = settings.epoch_steps(len(examples))
         self.steps = steps or settings.epochs * self.epoch_steps
+        self.forgetting: Callable[[], float] | None = None  # measures it, in nats per token
 
     @property
     def done(self) -> int:
@@ -64,6 +72,14 @@ class Loop(Generic[Example]):
     def epoch(self) -> int:
         """The number of epochs whose batches have all been used."""
         return (self.done - self.steps_in_epoch) // self.epoch_steps
+
+    @property
+    def ended(self) -> bool:
+        """Whether all epochs are done, validation is no longer better, or too much was forgotten."""
+        history, patience, budget = self.history, self.settings.patience, self.settings.forgetting_budget
+        late = patience is not None and len(history.validation) > history.best_epoch + patience
+        forgot = budget is not None and max(history.forgetting.values(), default=0.0) > budget
+        return late or forgot or self.epoch == self.settings.epochs
 
     def groups(self) -> Iterator[list[list[int]]]:
         """The batches of each optimizer step of one epoch or, once restored, of the rest of it."""
@@ -98,6 +114,17 @@ class Loop(Generic[Example]):
         self.check_finite(tensors)
         return tensors, place | {"history": asdict(self.history)}
 
+    def metrics(self) -> str:
+        """metrics.csv: loss and rate of each step; after some of them, validation loss and score, and forgetting."""
+        lines, held = ["step,loss,rate,validation,score,forgetting"], {}
+        for epoch, of in enumerate(zip(self.history.validation_losses, self.history.validation, strict=False), 1):
+            held[epoch * self.epoch_steps] = of
+        for step, loss in enumerate(self.history.losses, 1):
+            forgetting = self.history.forgetting.get(str(step), "")
+            row = (step, loss, rate_at(step - 1, self.steps, self.settings), *held.get(step, ("", "")), forgetting)
+            lines.append(",".join(map(str, row)))
+        return "\n".join([*lines, ""])
+
     def check_finite(self, tensors: Mapping[str, Tensor]) -> None:
         check_finite(tensors, f"with a learning rate of {self.settings.learning_rate:g}, the method")
 
@@ -124,19 +151,24 @@ class Trainable(Protocol):
 
 def train(
     method: Trainable, examples: Sequence[Example], loss: Callable[[list[Example]], tuple[Tensor, int]],
-    length: Callable[[Example], int], settings: TrainingSettings, *, validate: Callable[[], float] | None = None,
-    checkpoints: Checkpoints | None = None, on_interrupt: Callable[[], None] | None = None, name: str = "training",
+    length: Callable[[Example], int], settings: TrainingSettings, *, validate: Callable[[], Scored] | None = None,
+    forgetting: Callable[[], float] | None = None, checkpoints: Checkpoints | None = None,
+    on_interrupt: Callable[[], None] | None = None, name: str = "training",
 ) -> History:  # fmt: skip
     """Train the parameters in `method.trainable()`; at the end they have the values of the best validated epoch.
 
-    `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns a score, higher is
-    better; without it the last epoch is used. With `checkpoints`, a run that was ended continues bit for bit. On Ctrl-C
+    `loss(examples)` returns (the sum of their losses, the number of terms). `validate()` returns (a score, higher is
+    better, and the loss); without it the last epoch is used. `forgetting()`, in nats per token, is measured every
+    few steps. With `checkpoints`, a run that was ended continues bit for bit, and metrics.csv is written. On Ctrl-C
     after the first step, a checkpoint is saved and `on_interrupt` is called, to save the weights trained so far, before
     KeyboardInterrupt is raised. Raises InputError when the loss or a trained weight is not finite.
     """
+    if settings.patience is not None and validate is None:
+        raise InputError("patience needs validation rows and at least 2 epochs")
     torch.manual_seed(settings.seed)
     learner = TorchLearner(method.trainable(), loss, settings)
     loop = Loop(learner, examples, length, settings)
+    loop.forgetting = forgetting
     if checkpoints is not None:
         described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
         checkpoints = replace(checkpoints, settings=described)
@@ -152,8 +184,12 @@ def train(
             if loop.done and on_interrupt is not None:
                 on_interrupt()
             raise
-    if validate is None:
-        loop.history.best_epoch = settings.epochs - 1
+        if checkpoints is not None:
+            checkpoints.save(loop, state=False)
+    if loop.epoch < settings.epochs:
+        note(f"{name}: ended early, at step {loop.done} of {loop.steps}")
+    if not loop.history.validation:
+        loop.history.best_epoch = math.ceil(loop.done / loop.epoch_steps) - 1
     with torch.no_grad():
         for parameter_name, value in loop.best.items():
             learner.parameters[parameter_name].copy_(value)
@@ -163,24 +199,29 @@ def train(
 
 
 def _epochs(
-    loop: Loop, method: Trainable, validate: Callable[[], float] | None, checkpoints: Checkpoints | None, name: str
+    loop: Loop, method: Trainable, validate: Callable[[], Scored] | None, checkpoints: Checkpoints | None, name: str
 ) -> None:
     """Train and validate the epochs that are left. A validation that was ended is repeated."""
     with progress(total=loop.steps, initial=loop.done, desc=name, unit="step") as bar:
         while True:
             if validate is not None and len(loop.history.validation) < loop.epoch:
                 method.eval()
-                _record(loop, method, validate())
+                _record(loop, method, *validate())
                 bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
-            if loop.epoch == loop.settings.epochs:
+            if loop.ended:
                 return
-            method.train()
-            _epoch(loop, checkpoints, bar)
+            _epoch(loop, method, checkpoints, bar)
 
 
-def _epoch(loop: Loop, checkpoints: Checkpoints | None, bar: Any) -> None:
+def _epoch(loop: Loop, method: Trainable, checkpoints: Checkpoints | None, bar: Any) -> None:
     """The steps of an epoch, or of the rest of it. Ctrl-C raises KeyboardInterrupt between two of them."""
     for batches in loop.groups():
+        if loop.forgetting is not None and loop.done % FORGETTING_STEPS == 0:
+            method.eval()
+            loop.history.forgetting[str(loop.done)] = loop.forgetting()
+            if loop.ended:
+                return
+        method.train()
         with interrupt_deferred() as interrupted:
             loss = loop.step(batches)
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
@@ -192,12 +233,13 @@ def _epoch(loop: Loop, checkpoints: Checkpoints | None, bar: Any) -> None:
             checkpoints.save(loop)
 
 
-def _record(loop: Loop, method: Trainable, score: float) -> None:
-    """Record the validation score of an epoch, and its weights if it is the best so far."""
+def _record(loop: Loop, method: Trainable, score: float, loss: float) -> None:
+    """Record the validation of an epoch, and its weights if it is the best so far."""
     if score > max(loop.history.validation, default=-math.inf):
         loop.history.best_epoch = len(loop.history.validation)
         # After the last epoch the method has these weights itself.
         last = loop.epoch == loop.settings.epochs
         loop.best = {} if last else {name: p.detach().clone() for name, p in method.trainable().items()}
     # Last, so that a validation that is interrupted is repeated.
+    loop.history.validation_losses[len(loop.history.validation) :] = [loss]
     loop.history.validation.append(score)

@@ -36,6 +36,14 @@ class TrainingOptions:
     """The peak learning rate; depends on the method if not given."""
     batch_size: int = 16
     """The number of rows per optimizer step."""
+    patience: int | None = None
+    """End the training after so many validated epochs without a better one."""
+    replay: int = 0
+    """Against forgetting: also train on so many texts that the base itself samples."""
+    l2_base: float = 0.0
+    """Against forgetting: add so many times the squared distance of trained weights from their start to the loss."""
+    forgetting_budget: float | None = None
+    """End the training when the loss on text that the base sampled has risen by more, in nats per token."""
 
 
 @dataclass(kw_only=True)
@@ -162,4 +170,7 @@ def training_settings(name: str, options: MethodOptions, precision: str, seed: i
     kind = METHODS[name]
     epochs = kind.epochs if options.epochs is None else options.epochs
     rate = kind.learning_rate if options.learning_rate is None else options.learning_rate
-    return TrainingSettings(epochs, rate, options.batch_size, precision=precision, seed=seed)
+    return TrainingSettings(
+        epochs, rate, options.batch_size, precision=precision, seed=seed, patience=options.patience,
+        replay=options.replay, l2_base=options.l2_base, forgetting_budget=options.forgetting_budget,
+    )  # fmt: skip

@@ -13,7 +13,7 @@ class TrainingSettings:
     """How to train. A step accumulates the gradients of `accumulate` batches; `warmup` is a share of the steps.
 
     Weight decay applies to matrices only; `clip` is the maximum norm of the gradient. With precision bfloat16, matrix
-    products are computed in bfloat16, else in the precision of the weights.
+    products are computed in bfloat16, else in the precision of the weights. `TrainingOptions` describes the others.
     """
 
     epochs: int = 2
@@ -26,9 +26,18 @@ class TrainingSettings:
     clip: float = 1.0
     precision: str = "float32"
     seed: int = 0
+    patience: int | None = None
+    replay: int = 0
+    l2_base: float = 0.0
+    forgetting_budget: float | None = None
 
     def __post_init__(self):
         check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
+        check_at_least(1, patience=self.patience)
+        check_at_least(0, replay=self.replay)
+        for name, value in (("l2_base", self.l2_base), ("forgetting_budget", self.forgetting_budget or 0.0)):
+            if not 0 <= value < math.inf:
+                raise InputError(f"{name} must be a finite number of at least 0, got {value}")
         if not 0 < self.learning_rate < math.inf:
             raise InputError(f"learning_rate must be a finite number above 0, got {self.learning_rate}")
         if not self.clip > 0:

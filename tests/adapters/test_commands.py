@@ -10,7 +10,7 @@ from torch import nn
 import minillm
 from minillm import adapt
 from minillm.cli import main
-from minillm.training.checkpoints import CHECKPOINT
+from minillm.training.checkpoints import CHECKPOINT, METRICS
 from minillm.training.loop import Loop
 from tests.test_cli import place  # noqa: F401, a fixture
 
@@ -119,7 +119,7 @@ def test_an_interrupt_saves_what_was_trained_so_far(more, command, place, monkey
     assert "saved what was trained so far: cut\n" in printed
     assert "minillm: interrupted at step 3 of " in printed
     assert printed.endswith("; the same command continues from there\n")
-    files = {"README.md", "adapt.json", "adapter.json", "adapter.safetensors", "classifier.json", "run.json"}
+    files = {"README.md", "adapt.json", "adapter.json", "adapter.safetensors", "classifier.json", METRICS, "run.json"}
     assert {path.name for path in out.iterdir()} == {*files, CHECKPOINT}
     decoder, _ = minillm.load(place / "base")
     assert not torch.equal(adapt.load(decoder, out)(IDS), decoder(IDS)), "three steps were trained"

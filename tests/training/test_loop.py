@@ -90,7 +90,7 @@ def test_the_weights_of_the_best_validated_epoch_are_restored():
 
     def validate():
         snapshots.append(method.w.detach().clone())
-        return next(scores)
+        return next(scores), 0.0
 
     _, history = fit(TrainingSettings(epochs=3, learning_rate=0.1, batch_size=5), method=method, validate=validate)
     assert history.best_epoch == 1
@@ -202,6 +202,10 @@ def test_a_loss_that_is_not_finite_raises_before_the_optimizer_step(loss):
         ("learning_rate", 0.0, r"learning_rate must be a finite number above 0, got 0\.0"),
         ("learning_rate", float("inf"), "learning_rate must be a finite number above 0, got inf"),
         ("clip", float("nan"), "clip must be above 0, got nan"),
+        ("patience", 0, "patience must be at least 1, got 0"),
+        ("replay", -1, "replay must be at least 0, got -1"),
+        ("l2_base", float("inf"), "l2_base must be a finite number of at least 0, got inf"),
+        ("forgetting_budget", -0.1, r"forgetting_budget must be a finite number of at least 0, got -0\.1"),
         ("precision", "float16", "precision must be one of bfloat16, float32, float64, got 'float16'"),
     ],
 )
@@ -257,7 +261,7 @@ NUMBERS = [(float(n), float(n % 3)) for n in range(7)]
 def run_to(directory, stop, how=Killed, *, every=None, settings=None):
     """A run on dropout, with validation, that is ended in step `stop`; None: to its end."""
     method, done = Line(), []
-    settings = settings or TrainingSettings(epochs=3, batch_size=3, learning_rate=0.1, seed=5)
+    settings = settings or TrainingSettings(epochs=3, batch_size=3, learning_rate=0.1, seed=5, l2_base=0.1)
 
     def loss(batch):
         done.append(True)
@@ -268,32 +272,91 @@ def run_to(directory, stop, how=Killed, *, every=None, settings=None):
         return F.mse_loss(F.dropout(x @ method.w, 0.3), y, reduction="sum"), len(batch)
 
     def validate():
-        return -abs(method.w[0].item() - 0.6)
+        return -abs(method.w[0].item() - 0.6), method.w[1].item()
 
     history = train(
-        method, NUMBERS, loss, lambda _: 1, settings, validate=validate,
+        method, NUMBERS, loss, lambda _: 1, settings, validate=validate, forgetting=lambda: 2.0 - method.w[2].item(),
         checkpoints=None if directory is None else Checkpoints(directory, {"method": "line"}, every),
     )  # fmt: skip
-    return method.w.detach().clone(), history.losses, history.validation, history.best_epoch, history.tokens
+    return method.w.detach().clone(), {**vars(history), "seconds": 0.0}
 
 
 @pytest.mark.parametrize("every", [None, 1, 2])
 @pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
 def test_a_run_that_is_ended_in_any_step_continues_bit_for_bit(tmp_path, how, every):
     """Also one that is ended again and again; the best epoch is not the last."""
-    weights, *whole = run_to(None, None)
-    assert whole[2] < 2
+    weights, whole = run_to(None, None)
+    assert whole["best_epoch"] < 2
     for stop in range(1, 10):
         out = tmp_path / str(stop)
         for _ in range(2):
             with pytest.raises(how):
                 run_to(out, stop, how, every=every)
             stop = 1
-        last, *rest = run_to(out, None, every=every)
+        last, rest = run_to(out, None, every=every)
         assert torch.equal(last, weights)
         assert rest == whole
-        last, *rest = run_to(out, 1, every=every)
+        last, _ = run_to(out, 1, every=every)
         assert torch.equal(last, weights), "a complete run takes no step"
+
+
+PATIENT = TrainingSettings(epochs=6, batch_size=3, learning_rate=0.1, seed=5, patience=1)
+FRUGAL = TrainingSettings(epochs=6, batch_size=3, learning_rate=0.1, seed=5, forgetting_budget=0.3)
+
+
+@pytest.mark.parametrize("settings", [PATIENT, FRUGAL])
+def test_a_run_that_ends_early_does_so_in_the_same_step_after_an_interrupt(tmp_path, settings):
+    weights, whole = run_to(None, None, settings=settings)
+    steps = len(whole["losses"])
+    if settings.patience is None:
+        assert whole["forgetting"].keys() == {str(step) for step in range(0, steps + 1, 4)}
+        assert [nats > 0.3 for nats in whole["forgetting"].values()] == [False] * (steps // 4) + [True]
+    else:
+        assert whole["validation"].index(max(whole["validation"])) == whole["best_epoch"] == steps // 3 - 2
+    assert 0 < steps < 18
+    for stop in range(1, steps + 1):
+        with pytest.raises(KeyboardInterrupt):
+            run_to(tmp_path / str(stop), stop, KeyboardInterrupt, settings=settings)
+        last, rest = run_to(tmp_path / str(stop), None, settings=settings)
+        assert torch.equal(last, weights)
+        assert rest == whole
+
+
+def test_patience_counts_the_epochs_after_the_best_one():
+    scores = iter([(0.2, 1.0), (0.9, 1.0), (0.4, 1.0), (0.9, 1.0), (1.0, 1.0)])
+    settings = TrainingSettings(epochs=5, batch_size=11, patience=2)
+    _, history = fit(settings, validate=lambda: next(scores))
+    assert (history.validation, history.best_epoch) == ([0.2, 0.9, 0.4, 0.9], 1)
+
+
+def test_metrics_are_written_also_for_an_interrupted_run(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_to(tmp_path, 5, KeyboardInterrupt)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()]
+    assert rows[0] == ["step", "loss", "rate", "validation", "score", "forgetting"]
+    assert [row[0] for row in rows[1:]] == ["1", "2", "3", "4"]
+    assert [bool(row[3] and row[4]) for row in rows[1:]] == [False, False, True, False]
+    _, whole = run_to(tmp_path, None)
+    rows = [line.split(",") for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]]
+    settings = TrainingSettings(epochs=3, learning_rate=0.1)
+    assert [float(row[1]) for row in rows] == whole["losses"]
+    assert [float(row[2]) for row in rows] == [rate_at(step, 9, settings) for step in range(9)]
+    assert [float(row[3]) for row in rows[2::3]] == whole["validation_losses"]
+    assert [float(row[4]) for row in rows[2::3]] == whole["validation"]
+    assert {row[0]: float(row[5]) for row in rows if row[5]} == {step: whole["forgetting"][step] for step in "48"}
+
+
+def test_a_penalty_has_the_gradient_of_the_squared_distance_from_the_start_and_no_part_in_the_loss():
+    one, other, batches = Line(), Line(), [EXAMPLES[:4], EXAMPLES[4:]]
+    penalised, plain = (
+        TorchLearner(line.trainable(), line.loss, TrainingSettings(l2_base=weight))
+        for line, weight in ((one, 3.0), (other, 0.0))
+    )
+    with torch.no_grad():
+        for line in (one, other):
+            line.w.add_(torch.tensor([1.0, 0.0, -2.0], dtype=torch.float64))
+    assert penalised.backward(batches) == plain.backward(batches)
+    assert_close(one.w.grad - other.w.grad, torch.tensor([6.0, 0.0, -12.0], dtype=torch.float64), "law")
 
 
 def test_a_validation_that_is_ended_is_repeated(tmp_path):
@@ -307,7 +370,7 @@ def test_a_validation_that_is_ended_is_repeated(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             train(method, NUMBERS, line_loss(method), lambda _: 1, settings, validate=validate, checkpoints=checkpoints)
     history = train(
-        method, NUMBERS, line_loss(method), lambda _: 1, settings, validate=lambda: next(scores),
+        method, NUMBERS, line_loss(method), lambda _: 1, settings, validate=lambda: (next(scores), 0.0),
         checkpoints=checkpoints,
     )  # fmt: skip
     assert (history.validation, history.best_epoch, len(history.losses)) == ([1.0, 0.0], 0, 4)

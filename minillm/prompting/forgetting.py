@@ -1,0 +1,73 @@
+"""Forgetting: the rise of the loss on text that the base itself sampled; mixed into the training rows, it is a remedy.
+
+The text is sampled at temperature 1: the rise is an estimate of KL(base || adapted), in nats per token. To train on
+such text too (pseudo-rehearsal, Robins 1995) needs none of the data that the base was trained on.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from minillm.adapt import Method
+from minillm.adapt.method import is_language_model
+from minillm.data.batches import length_buckets
+from minillm.data.conversations import EncodedConversation, answered
+from minillm.errors import InputError
+from minillm.generation import LanguageModel, generate
+from minillm.prompting.lengths import room
+from minillm.prompting.scoring import log_likelihoods
+from minillm.runtime.device import autocast
+from minillm.runtime.progress import progress
+from minillm.tokenizer import Tokenizer
+from minillm.training.schedule import TrainingSettings
+
+BATCH = 16
+OWN_ROWS, OWN_TOKENS = 8, 64
+"""The size of the base's own text."""
+
+
+@torch.no_grad()
+def held_out(model: LanguageModel, rows: Sequence[EncodedConversation], precision: str, name: str = "") -> float:
+    """The mean loss of the tokens that are trained on, in nats. No name: no progress bar."""
+    total, batches = 0.0, length_buckets([len(row.ids) for row in rows], BATCH)
+    for batch in progress(batches, desc=name, unit="batch") if name else batches:
+        with autocast(model.decoder.embed.weight.device, precision):
+            total -= log_likelihoods(model, [rows[index] for index in batch]).sum().item()
+    return total / sum(len(row.targets) for row in rows)
+
+
+def own_text(
+    method: LanguageModel, tokenizer: Tokenizer, precision: str, seed: int, rows: int = OWN_ROWS
+) -> list[EncodedConversation]:
+    """Text that the base samples at temperature 1, from the start of a text to its end or `OWN_TOKENS` tokens.
+
+    Before training, the decoder of a method computes what its base does.
+    """
+    start, stop = tokenizer.prompt(""), tokenizer.stop
+    ids = torch.tensor([start] * rows, device=method.decoder.embed.weight.device)
+    new = min(OWN_TOKENS, room(method, 0, precision).prompt - len(start))
+    with autocast(ids.device, precision):
+        out = generate(method.decoder, ids, max_new_tokens=new, temperature=1.0, seed=seed, stop=stop)
+    new_tokens = out[:, len(start) :].tolist()
+    ends = [next((n for n, token in enumerate(row, 1) if token in stop), len(row)) for row in new_tokens]
+    return [answered(start, row[:end]) for row, end in zip(new_tokens, ends, strict=True)]
+
+
+def remedies(
+    method: Method, tokenizer: Tokenizer, settings: TrainingSettings
+) -> tuple[list[EncodedConversation], Callable[[], float] | None]:
+    """The rows to replay, and the measurement of forgetting if it has a budget, of an untrained method.
+
+    Raises InputError for a classifier, which is no language model.
+    """
+    if not is_language_model(method) and (settings.replay or settings.forgetting_budget is not None):
+        raise InputError("this method trains a classifier, no language model: leave out replay and forgetting_budget")
+    method.eval()
+    sampled, measured = partial(own_text, method, tokenizer, settings.precision), None
+    if settings.forgetting_budget is not None:
+        own = sampled(settings.seed)
+        before = held_out(method.decoder, own, settings.precision)
+        measured = lambda: held_out(method, own, settings.precision) - before  # noqa: E731
+    # Other text than that on which forgetting is measured.
+    return sampled(settings.seed ^ 2**32, settings.replay) if settings.replay else [], measured
