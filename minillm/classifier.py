@@ -191,7 +191,7 @@ class TextClassifier(MethodOptions):
             self.classes_ = label_array(list(self.answers))
         shots = balanced_shots(task, self.shots, self.seed) if self.method == "few-shot" else []
         decoder, self.tokenizer_ = self._load_base()
-        self._check_vocabulary(task.train)
+        self._check_vocabulary([*task.train, *task.test])
         self.template_, self.training_ = task_template(task, shots), Training(chosen={"shots": len(shots)})
         self.precision_ = self._precision(decoder)
         # Check the settings before the method is built.

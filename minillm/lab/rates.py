@@ -46,7 +46,7 @@ class Rates(Study):
         return sweep + [self.settings(m, seed=seed, **rates.get(m, {})) for seed in seeds for m in self.methods]
 
     def at(self, method: str, power: int) -> Settings:
-        rate = float(f"{METHODS[method].learning_rate * 10 ** (power / 2):.2g}")
+        rate = float(f"{self.settings(method)['learning_rate'] * 10 ** (power / 2):.2g}")
         return self.settings(method, learning_rate=rate, scored="validation")
 
     def wanted(self, method: str, power: int, finished: Sequence[Trial]) -> bool:
@@ -80,8 +80,8 @@ class Rates(Study):
             Table("validation accuracy at each learning rate", ("method", "rate", "accuracy"), swept),
             Table("test accuracy at the chosen rate", ("method", "rate", "accuracy", "seeds"), rows),
         ]
-        right = {m: right_of([trial.measured for trial in tested(finished, m)], self.expected) for m in self.methods}
-        return tables, differences(compare_all({method: runs for method, runs in right.items() if len(runs)}))
+        runs = {m: [trial.measured for trial in trials] for m in self.methods if (trials := tested(finished, m))}
+        return tables, differences(compare_all({method: right_of(of, self.expected) for method, of in runs.items()}))
 
     def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
         figure, axes = pyplot.subplots()

@@ -1,6 +1,7 @@
 """The frame of the lab's experiments: the plan, the budget, and the continuation of an interrupted experiment."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from minillm.errors import InputError
 from minillm.lab import study
 from minillm.lab.rates import Rates, best
-from minillm.lab.sizes import power_law
+from minillm.lab.sizes import Sizes, power_law
 from minillm.lab.study import Study, Table, Trial, over_seeds, run_study
 
 
@@ -135,3 +136,14 @@ def test_a_power_law_is_fitted():
     assert (a, b, c) == (pytest.approx(0.1, abs=1e-6), pytest.approx(0.8, abs=1e-6), pytest.approx(0.5))
     assert power_law(sizes, [0.8 * n**-0.5 for n in sizes])[0] == pytest.approx(0, abs=1e-9)
     assert power_law(sizes, [0.9, 0.8, 0.7, 0.3, 0.01])[0] == 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [Rates, Sizes])
+def test_an_experiment_runs_from_its_estimate_to_its_picture(command, tmp_path, capsys):
+    options = {"methods": ("lora",), "train": 32, "test": 32, "threads": 1, "minutes": 0.1, "out": tmp_path}
+    command(**options).run()
+    found = json.loads((tmp_path / f"{command.name}.json").read_text("utf-8"))
+    assert found["trials"]
+    assert (tmp_path / f"{command.name}.svg").exists()
+    assert re.search(r"\d+ of \d+ trials to run, about [\d.]+ (s|min)", capsys.readouterr().err)
