@@ -1,5 +1,6 @@
-"""`minillm prompt --example NAME`: the lecture's four prompt examples, run on a real small model.
+"""`minillm prompt --example NAME`: the lecture's own example prompts, as they stand, on a real small model.
 
+Their source: the slides of the lecture "Large Language Models (Model Adaptation)", with the answers of larger models.
 Wrong answers are shown too: a model of this size is often wrong.
 """
 
@@ -9,12 +10,13 @@ from typing import Any
 
 from minillm.data.extraction import NUMBER, AnswerForm, Reading, same_answer
 from minillm.data.templates import Question, Shot, Template
-from minillm.lab.asking import BRIEF, AnswerOptions, Answers, ask
+from minillm.lab.asking import AnswerOptions, Answers, ask
 from minillm.lab.experiment import Experiment
-from minillm.prompting.answering import GenerationSettings, concluded_answers
+from minillm.prompting.answering import GenerationSettings, generated_answers
 from minillm.prompting.prompt_cache import PromptCache
 
-CHAIN = GenerationSettings(max_new_tokens=128, stop=("\n\n", "\nQ:"))
+LONG = GenerationSettings(max_new_tokens=128, stop=("\nQ:",))
+FORM = AnswerForm(NUMBER, "answer is")
 
 
 @dataclass(frozen=True)
@@ -28,58 +30,60 @@ class LecturePrompt:
     labels: tuple[str, ...] | None = None
 
 
-FUNNY = Template("Text: {text}\nFunny, not funny or slightly funny? This text is")
-JOKES = (
-    Shot("The bus to the station leaves at ten past eight.", " not funny"),
-    Shot("My cat has opened a bank account, and I am the one who pays the fees.", " funny"),
-    Shot("He looked for his glasses for an hour, and he had them on.", " slightly funny"),
+BALLS = (
+    "A juggler can juggle 16 balls, half of which are golf balls, half of them are green. "
+    "How many green balls does she have?"
 )
-COLOUR = Template("Thing: {text}\nColour:")
-THINGS = (Shot("a ripe strawberry", " red"), Shot("a leaf of spinach", " green"))
-NUMBERS = Template("Q: {text}\nA:", cue=" The answer (arabic numerals) is", end=".")
-KOJIMA = replace(NUMBERS, chain=True, conclusion=" Therefore, the answer (arabic numerals) is")
-COUNTED = (
-    Shot(
-        "Omar has 9 jars of honey. He sells 4 of them and fills 2 crates with 3 jars each. "
-        "How many jars does Omar have now?",
-        " 11",
-        "Omar has 9 jars and sells 4, so 9 - 4 = 5 are left. 2 crates of 3 jars are 2 * 3 = 6 jars. 5 + 6 = 11.",
-    ),
-    Shot(
-        "A shelf holds 12 cans. Mia takes half of them, and puts 1 back. How many cans are on the shelf?",
-        " 7",
-        "Half of 12 cans are 6, so 12 - 6 = 6 cans stay. One comes back, and 6 + 1 = 7.",
-    ),
+STEPS = (
+    "{text}\nLets think step by step and answer how many golf balls there are. "
+    "Then answer how many of the golf balls are green."
+)
+# The slide asks for a second text, "This is nice", in the same prompt.
+COLOURS = """Complete this with a single answer (red, green):
+These are the examples:
+This is great → red
+This is good → red
+This is awful → green
+Complete this:
+{text} →"""
+DIRECT = " 4+x, where x is the number of green balls that are not golf balls."
+CHAIN = (
+    " Let's think step by step: There are 8 golf balls. 4 golf balls are green. "
+    "She has 4 green balls plus how many other balls are green"
 )
 
 EXAMPLES = {
     "funny": LecturePrompt(
-        "the label of a joke, zero-shot and few-shot (Brown et al. 2020)",
-        "I told my computer that I needed a break, and it went to sleep.",
-        "funny",
-        (FUNNY, replace(FUNNY, shots=JOKES)),
+        "a label, zero-shot (ChatGPT 3.5 in the lecture: not funny)",
+        "Tom went to the pub.",
+        "not funny",
+        (
+            Template(
+                "Classify the following text into the labels [funny, not funny, slightly funny]. "
+                "Only respond with the label:\nText: {text}"
+            ),
+        ),
         (" funny", " not funny", " slightly funny"),
     ),
     "juggler": LecturePrompt(
-        "Kojima et al. 2022, figure 1: a direct answer, and a chain of thought in two stages",
-        "A juggler can juggle 16 balls. Half of the balls are golf balls, and half of the golf balls are blue. "
-        "How many blue golf balls are there?",
+        "the juggler, zero-shot and with a chain of thought (Llama 2 70B in the lecture: 8, with the chain 4 + x)",
+        BALLS,
         "4",
-        (NUMBERS, KOJIMA),
+        (Template("{text}"), Template(STEPS)),
     ),
     "colour": LecturePrompt(
-        "red or green? Only the examples define the task",
-        "a fire engine",
-        "red",
-        (COLOUR, replace(COLOUR, shots=THINGS)),
+        "red or green? Few-shot: only the examples define the task (ChatGPT 3.5 in the lecture: green)",
+        "This is horrible",
+        "green",
+        (Template(COLOURS),),
         (" red", " green"),
     ),
     "cans": LecturePrompt(
-        "Susan's cans: few-shot examples without and with chains of thought (Wei et al. 2022)",
-        "Susan has 7 cans of soup. She buys 3 boxes with 4 cans in each, and gives 5 cans to her neighbour. "
-        "How many cans does Susan have now?",
-        "14",
-        (replace(NUMBERS, shots=COUNTED), replace(KOJIMA, shots=COUNTED)),
+        "Susan's cans, few-shot without and with a chain of thought (ChatGPT 3.5 in the lecture: 6, with the chain 3)",
+        "Susan buys bottles and cans of soda. She has 12 bottles and cans. Half of them are cans. "
+        "Half of them contain lemonade. How many lemonades does she have?",
+        "3",
+        tuple(Template("Q: {text}\nA:", shots=(Shot(BALLS, answer),)) for answer in (DIRECT, CHAIN)),
     ),
 }
 
@@ -123,8 +127,6 @@ def lecture_answers(experiment: Experiment, asked: LecturePrompt, *, chat: bool 
             best = asked.labels[int(found.labels.scores[0].argmax())]
             yield LectureAnswer(asked, question, best, Reading(best.strip(), best.strip()), found)
         else:
-            settings = replace(CHAIN if template.chain else BRIEF, seed=experiment.seed)
-            cache = PromptCache(experiment.decoder)
-            text = concluded_answers(cache, experiment.tokenizer, [question], settings)[0]
-            form = AnswerForm(NUMBER, (template.conclusion if template.chain else template.cue).strip())
-            yield LectureAnswer(asked, question, text, form.read(text), None)
+            settings, cache = replace(LONG, seed=experiment.seed), PromptCache(experiment.decoder)
+            text = generated_answers(cache, experiment.tokenizer, [question], settings)[0]
+            yield LectureAnswer(asked, question, text, FORM.read(text), None)

@@ -36,7 +36,7 @@ class Prompt(AnswerOptions, DataOptions):
     text: Text | None = None
     """One text to classify, instead of the test rows; - is standard input."""
     example: Literal["funny", "juggler", "colour", "cans"] | None = None
-    """A built-in example."""
+    """An example prompt of the lecture, as it stands."""
     shots: int = 0
     """The number of examples in the prompt."""
     choose: Literal["balanced", "seed", "nearest", "ordered"] = "balanced"
