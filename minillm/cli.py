@@ -36,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "generate": ("prompting.generate:Generate", "Continue a text, or answer a message."),
     "chat": ("prompting.chat:Chat", "Talk to a model, with or without adapters."),
     "play": ("play.command:Play", "Look inside a model and its adapters, in the browser."),
+    "attention": ("lab.attention:Attention", "Draw the attention weights of one head on a text."),
     "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
     "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
     "predict": ("lab.predict:Predict", "Classify texts with a saved classifier."),

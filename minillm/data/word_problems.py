@@ -86,6 +86,13 @@ HELD_OUT_FORMS, HELD_OUT_STEPS = ("collector", "orchard"), (1,)
 PRETRAINED_FORMS = tuple(form for form in FORMS if form not in HELD_OUT_FORMS)
 PRETRAINED_STEPS = tuple(steps for steps in STEPS if steps not in HELD_OUT_STEPS)
 
+SIZES = (
+    (range(1, 51), range(1, 11)), (range(1, 51), range(11, 31)), (range(51, 101), range(31, 61)),
+    (range(51, 101), range(61, 101)), (range(101, 151), range(91, 151)),
+)  # fmt: skip
+"""Numbers at the start and answers: classes of problems that are compared across numbers of steps. Other sizes hardly
+occur among problems of two steps that are not in the training data."""
+
 ANSWERS, DIFFERENT = (12, 18, 24, 30), 3000
 """The classes of the labelled task, divisible for every fraction, and its number of problems."""
 
@@ -166,10 +173,10 @@ class Problem:
 def part_of(count: int, share: str) -> int | None:
     """This share of `count` things; None if that is not a positive integer."""
     if share.startswith(ALL_BUT):
-        left = Fraction(count - int(share.removeprefix(ALL_BUT)))
+        left, rest = count - int(share.removeprefix(ALL_BUT)), 0
     else:
-        left = count * Fraction(*SHARES[share])
-    return left.numerator if left > 0 and left.denominator == 1 else None
+        left, rest = divmod(count * SHARES[share][0], SHARES[share][1])
+    return left if left > 0 and rest == 0 else None
 
 
 def _capital(words: str) -> str:

@@ -1,9 +1,9 @@
-"""`minillm lab juggler`: does a chain of thought help a tiny decoder that is trained from scratch?
+"""`minillm lab juggler`: does a chain of thought help a tiny decoder?
 
-The training data are generated word problems (like Kojima's juggler); half of the answers, at random, follow a chain of
-thought. The trained model is then evaluated on the same unseen problems with five prompts: zero-shot, zero-shot chain
-of thought, few-shot, few-shot chain of thought (Wei et al. 2022), and self-consistency, the majority of several sampled
-chains (Wang et al. 2022). A program checks every step of every chain.
+It was trained on generated word problems (like Kojima's juggler); half of the answers, at random, follow a chain of
+thought. It is evaluated on the same unseen problems with five prompts: zero-shot, zero-shot chain of thought, few-shot,
+few-shot chain of thought (Wei et al. 2022), and self-consistency, the majority of several sampled chains (Wang et al.
+2022). A program checks every step of every chain. Problems of two, three and four steps have numbers of equal size.
 """
 
 import json
@@ -18,23 +18,31 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from minillm import hub
+from minillm.data import word_problems
 from minillm.data.extraction import Reading, answer_shares, same_answer
 from minillm.data.templates import Question, Template
 from minillm.data.word_problems import AT_ONCE, FORM, PRETRAINED_FORMS, PRETRAINED_STEPS, Problem, faults, problems
-from minillm.errors import check_at_least, check_temperature
+from minillm.errors import InputError, check_at_least, check_temperature
+from minillm.lab.experiment import versions
+from minillm.lab.pictures import WIDTH, PictureOptions, dots, draw
 from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
 from minillm.lab.report import aligned, standard_error
+from minillm.lab.study import Table
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
 from minillm.prompting.prompt_cache import PromptCache
-from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.options import NO_SETTINGS, Directory, RunOptions
+from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
+from minillm.runtime.options import NO_SETTINGS, Directory
 from minillm.runtime.progress import note, progress
 from minillm.runtime.reading import read_json
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import check_settings
+from minillm.training.pretraining import PretrainingRecipe
 
 Numbers = tuple[int, tuple[str, ...]]
+Trial = dict[str, Any]
 
+RESULTS = "juggler.json"
 GENERATION = GenerationSettings(max_new_tokens=64, stop=("\n",))
 """Longer than any chain. An answer is one line."""
 SHOT_STEPS = 2
@@ -42,18 +50,21 @@ SHOT_STEPS = 2
 
 
 @dataclass(kw_only=True)
-class Juggler(RunOptions):
-    """Train a tiny model on word problems, and compare direct answers with chains of thought.
+class Juggler(PictureOptions):
+    """Compare direct answers to word problems with chains of thought: a table, juggler.json and a picture.
 
-    Nothing is downloaded. An interrupted run resumes its training.
+    The base tiny, which comes with the package, is asked, or with --train a model that is trained first. Nothing is
+    downloaded. An interrupted run continues where it was.
 
-    Example: minillm lab juggler --preset nano
+    Example: minillm lab juggler
     """
 
+    train: bool = False
+    """Train a model first, in the way in which tiny was trained."""
     preset: Literal["nano", "tiny", "small"] = "tiny"
-    """The size of the model."""
+    """With --train, the size of the model."""
     steps: int | None = None
-    """The number of training steps; depends on the preset if not given."""
+    """With --train, the number of training steps; depends on the preset if not given."""
     problems: int = 300
     """The number of test problems for each number of reasoning steps."""
     shots: int = 2
@@ -65,10 +76,12 @@ class Juggler(RunOptions):
     out: Directory = Path("juggler")
     """The directory of the model and of juggler.json."""
     overwrite: bool = False
-    """Train again, and replace the results of another run."""
+    """Begin again, and replace the results of another run."""
 
     def __post_init__(self):
         super().__post_init__()
+        if not self.train and (self.preset, self.steps) != ("tiny", None):
+            raise InputError("--preset and --steps are for a model that is trained; give --train too")
         check_at_least(2, problems=self.problems)
         check_at_least(1, samples=self.samples, shots=self.shots)
         check_temperature(self.temperature, vote=True)
@@ -77,8 +90,9 @@ class Juggler(RunOptions):
         keep_freed_memory()
         use_threads(self.threads)
         found = juggle(self, on_measured=lambda measured: note(describe(measured)))
-        seconds = f"training: {found['training_seconds']:.0f} s, evaluation: {found['asking_seconds']:.0f} s"
-        self.show(f"{table(found)}\n{seconds}\nsaved: {self.out / 'juggler.json'}", found)
+        files = draw(juggler_picture, found, self.out / "juggler", self.format)
+        lines = [table(found), "", *(f"saved: {path}" for path in (*files, self.out / RESULTS))]
+        self.show("\n".join(lines), found)
 
     def described(self) -> dict[str, Any]:
         """The options that determine the results."""
@@ -140,106 +154,147 @@ def solve(
 
 def _drawn(options: Juggler, steps: tuple[int, ...], what: str) -> Iterator[Problem]:
     """Problems of a seed that is not used in training."""
-    seed = {"shots": 1, "asked": 2, "guess": 3}[what] + 10 * (options.seed + 1) + 1_000_000_007
+    seed = {"shots": 1, "asked": 2}[what] + 10 * (options.seed + 1) + 1_000_000_007
     return problems(seed, forms=PRETRAINED_FORMS, steps=steps)
 
 
 def unseen(options: Juggler, steps: int, known: Collection[Numbers]) -> list[Problem]:
-    """Distinct test problems whose numbers do not occur together in the training data, so none can be memorised."""
-    found: dict[str, Problem] = {}
-    for problem in _drawn(options, (steps,), "asked"):
-        if problem.numbers not in known:
-            found[problem.text] = problem
-        if len(found) == options.problems:
-            break
-    return list(found.values())
+    """Distinct test problems, equally many of each of `word_problems.SIZES`, whose numbers do not occur together in the
+    training data, so none can be memorised. Raises InputError if there are too few."""
+    each = math.ceil(options.problems / len(word_problems.SIZES))
+    found = [(*size, dict[str, Problem]()) for size in word_problems.SIZES]
+    for problem in islice(_drawn(options, (steps,), "asked"), 1_000_000):
+        for starts, answers, texts in found:
+            if problem.count in starts and problem.answer in answers and problem.numbers not in known:
+                texts[problem.text] = problem
+        if min(len(texts) for _, _, texts in found) >= each:
+            rows = zip(*(texts.values() for _, _, texts in found), strict=False)
+            return [problem for row in rows for problem in row][: options.problems]
+    raise InputError(f"too few problems of {steps} steps are new to the model; give fewer --problems or --steps")
 
 
 def ask(
-    solve: Callable[[list[Problem], Strategy], list[Graded]], options: Juggler, known: Collection[Numbers] = ()
-) -> dict[str, Any]:
-    """Evaluate all strategies for each number of steps on unseen problems, with the paired effect of the chain."""
-    rows, differences = [], []
-    with progress(total=len(PRETRAINED_STEPS) * len(STRATEGIES), desc="evaluating", unit="prompt") as bar:
-        for steps in PRETRAINED_STEPS:
-            asked = unseen(options, steps, known)
-            graded = {}
-            for strategy in STRATEGIES:
-                graded[strategy.name] = solve(asked, strategy)
-                rows.append({"way": strategy.name, "steps": steps, **shares(graded[strategy.name])})
-                bar.update()
-            difference = paired(graded[DIRECT.name], graded[STEP_BY_STEP.name])
-            differences.append({"steps": steps, **difference, "guess": guess(asked, options, steps)})
-    return {"ways": rows, "chain_less_direct": differences}
+    solve: Callable[[list[Problem], Strategy], list[Graded]], questions: Mapping[int, list[Problem]],
+    trials: Sequence[Trial] = (),
+) -> Iterator[list[Trial]]:  # fmt: skip
+    """Evaluate all strategies on the problems of each number of steps, after the `trials` of an earlier run; yield the
+    trials so far."""
+    plan, trials = [(steps, strategy) for steps in questions for strategy in STRATEGIES], list(trials)
+    with progress(total=len(plan), initial=len(trials), desc="evaluating", unit="prompt") as bar:
+        for steps, strategy in plan[len(trials) :]:
+            start = time.perf_counter()
+            measured = shares(solve(questions[steps], strategy)) | {"guess": guess(questions[steps])}
+            settings = {"way": strategy.name, "steps": steps}
+            trials.append({"settings": settings, "measured": measured, "seconds": time.perf_counter() - start})
+            bar.update()
+            yield trials
+    yield trials
 
 
-def shares(answers: Sequence[Graded]) -> dict[str, float]:
-    """Accuracies, and the share of right answers with a wrong chain."""
+def shares(answers: Sequence[Graded]) -> dict[str, Any]:
+    """Accuracies, the share of right answers with a wrong chain, and which answers are right."""
     found = answer_shares([answer.reading for answer in answers], [answer.expected for answer in answers])
     right = [answer for answer in answers if answer.strict]
     return {
         **found,
         "standard_error": standard_error(found["strict"], len(answers)),
         "right_for_wrong_reason": statistics.fmean(not answer.sound for answer in right) if right else 0.0,
+        "right": [int(answer.strict) for answer in answers],
     }
 
 
-def paired(direct: Sequence[Graded], chained: Sequence[Graded]) -> dict[str, float]:
-    """The mean paired difference of strict accuracy, with its 95 % confidence interval (normal approximation)."""
-    each = [int(two.strict) - int(one.strict) for one, two in zip(direct, chained, strict=True)]
+def paired(direct: Sequence[int], chained: Sequence[int]) -> dict[str, float]:
+    """The mean paired difference of right answers (1), with its 95 % confidence interval (normal approximation)."""
+    each = [two - one for one, two in zip(direct, chained, strict=True)]
     mean, error = statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
     return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
 
 
-def guess(asked: Sequence[Problem], options: Juggler, steps: int) -> float:
-    """The accuracy of the majority baseline: always the most common answer for this number of steps."""
-    common = Counter(problem.answer for problem in islice(_drawn(options, (steps,), "guess"), 2000))
-    return statistics.fmean(problem.answer == common.most_common(1)[0][0] for problem in asked)
+def guess(asked: Sequence[Problem]) -> float:
+    """The accuracy of the majority baseline: always the most common answer."""
+    return Counter(problem.answer for problem in asked).most_common(1)[0][1] / len(asked)
+
+
+def summary(trials: Sequence[Trial]) -> dict[str, Any]:
+    """The results by strategy and number of steps, the effects of the chain, the table and the conclusions."""
+    ways = [trial["settings"] | trial["measured"] for trial in trials]
+    right = {(way["way"], way["steps"]): way.pop("right") for way in ways}
+    effects = [
+        {"steps": n, **paired(right[DIRECT.name, n], right[STEP_BY_STEP.name, n]), "guess": guess}
+        for n, guess in {way["steps"]: way.pop("guess") for way in ways}.items()
+    ]
+    columns = ("strict accuracy", *(f"{effect['steps']} steps" for effect in effects))
+    tables, conclusions = [Table("The juggler", columns, _rows(ways))._asdict()], list(map(_conclusion, effects))
+    return {"ways": ways, "chain_less_direct": effects, "tables": tables, "conclusions": conclusions}
+
+
+def _rows(ways: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Two lines per strategy, with a column per number of steps."""
+    rows: dict[str, list[str]] = {}
+    for way in ways:
+        accuracy = f"{way['strict']:.3f} ± {way['standard_error']:.3f}"
+        rows.setdefault(way["way"], [way["way"]]).append(accuracy)
+        three = "/".join(f"{way[name]:.2f}" for name in ("flexible", "unparsed", "right_for_wrong_reason"))
+        rows.setdefault(f"{way['way']} ", ["  flexible/unparsed/unsound"]).append(three)
+    return list(rows.values())
+
+
+def _conclusion(effect: Mapping[str, float]) -> str:
+    verdict = "it helps" if effect["low"] > 0 else "it harms" if effect["high"] < 0 else "within the noise"
+    return (
+        f"{effect['steps']} steps: effect of the chain {100 * effect['mean']:+.1f} points (95 % CI "
+        f"{100 * effect['low']:+.1f} to {100 * effect['high']:+.1f}): {verdict}; "
+        f"majority baseline {100 * effect['guess']:.1f} %"
+    )
 
 
 def juggle(
     options: Juggler, on_measured: Callable[[Mapping[str, Any]], None] = lambda measured: None
 ) -> dict[str, Any]:  # fmt: skip
-    """Train (or resume), evaluate, and write `juggler.json`. Raises the errors of `pretrain`."""
-    start, earlier = time.perf_counter(), options.out / "juggler.json"
-    if earlier.exists() and not options.overwrite:
-        check_settings(options.out, read_json(earlier), options.described())
+    """Train if asked to, evaluate, and write `juggler.json` after each prompt. Raises the errors of `pretrain`."""
+    described = json.loads(json.dumps({"experiment": "juggler", **options.described(), "forms": PRETRAINED_FORMS}))
+    resumed = (options.out / RESULTS).exists() and not options.overwrite
+    earlier = read_json(options.out / RESULTS) if resumed else {**described, "trials": []}
+    check_settings(options.out, earlier, described)
     pretraining = Pretrain(
-        task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed, device=options.device,
-        out=options.out / "model", overwrite=options.overwrite,
+        task="word_problems", preset=options.preset, steps=options.steps, seed=options.seed if options.train else 0,
+        device=options.device, out=options.out / "model", overwrite=options.overwrite,
     )  # fmt: skip
-    run = pretrain(pretraining, on_measured)
-    trained = time.perf_counter()
-    known = {problem.numbers for problem in drawn_problems(pretraining, run.recipe)}
-    found = ask(partial(solve, PromptCache(run.decoder), run.rows.tokenizer, options), options, known)
-    described = {
-        **options.described(),
-        "forms": PRETRAINED_FORMS,
-        "parameters": sum(parameter.numel() for parameter in run.decoder.parameters()),
-        "training_steps": run.loop.done,
-        "tokens_read": run.loop.history.tokens,
-        "training_seconds": trained - start,
-        "asking_seconds": time.perf_counter() - trained,
-        **found,
-    }
-    options.save(options.out, "juggler.json", json.dumps(described, indent=2))
-    return described
+    recipe = PretrainingRecipe.from_preset(options.preset, options.steps)
+    known = {problem.numbers for problem in drawn_problems(pretraining, recipe)}
+    questions = {steps: unseen(options, steps, known) for steps in PRETRAINED_STEPS}
+    if options.train:
+        run = pretrain(pretraining, on_measured)
+        decoder, tokenizer = run.decoder, run.rows.tokenizer
+        described |= {"training_steps": run.loop.done, "tokens_read": run.loop.history.tokens}
+    else:
+        decoder, tokenizer = hub.load("tiny")
+        assert tokenizer is not None
+        decoder.to(pick_device(options.device))
+    parameters, found = sum(parameter.numel() for parameter in decoder.parameters()), dict[str, Any]()
+    described |= {"parameters": parameters, "versions": versions(), "command": options.command_line}
+    for trials in ask(partial(solve, PromptCache(decoder), tokenizer, options), questions, earlier["trials"]):
+        complete = trials[: len(trials) - len(trials) % len(STRATEGIES)]
+        found = {**described, "trials": trials, **summary(complete)}
+        options.save(options.out, RESULTS, json.dumps(found, indent=2))
+    return found
 
 
 def table(found: Mapping[str, Any]) -> str:
     """Accuracy by strategy and number of steps, and the effect of the chain."""
-    counts = sorted({row["steps"] for row in found["ways"]})
-    rows = [("strict accuracy", *(f"{steps} steps" for steps in counts))]
-    for strategy in STRATEGIES:
-        ways = [next(w for w in found["ways"] if (w["way"], w["steps"]) == (strategy.name, steps)) for steps in counts]
-        rows.append((strategy.name, *(f"{way['strict']:.3f} ± {way['standard_error']:.3f}" for way in ways)))
-        three = ("flexible", "unparsed", "right_for_wrong_reason")
-        rows.append(("  flexible/unparsed/unsound", *("/".join(f"{way[name]:.2f}" for name in three) for way in ways)))
-    lines = [aligned(rows, least=rows[0][:1:-1])]
-    lines.append("unsound: the share of right answers whose chain of thought has a wrong step")
-    for row in found["chain_less_direct"]:
-        lines.append(
-            f"{row['steps']} steps: effect of the chain {100 * row['mean']:+.1f} points (95 % CI "
-            f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}); majority baseline {100 * row['guess']:.1f} %"
-        )
-    return "\n".join(lines)
+    columns, rows = (found["tables"][0][name] for name in ("columns", "rows"))
+    about = "unsound: the share of right answers whose chain of thought has a wrong step"
+    return "\n".join([aligned([columns, *rows], least=columns[:1:-1]), about, *found["conclusions"]])
+
+
+def juggler_picture(pyplot: Any, found: Mapping[str, Any]) -> Any:
+    """A panel per number of steps, and a line per prompt: accuracy with its standard error."""
+    effects = found["chain_less_direct"]
+    figure, panels = pyplot.subplots(1, len(effects), figsize=(WIDTH, 3.6), sharex=True, sharey=True)
+    for axes, effect in zip(panels, effects, strict=True):
+        ways = [way for way in found["ways"] if way["steps"] == effect["steps"]]
+        dots(axes, [(way["way"], way["strict"], way["standard_error"]) for way in reversed(ways)], effect["guess"])
+        axes.set_title(f"{effect['steps']} steps")
+        axes.locator_params(axis="x", nbins=3)
+    figure.supxlabel("accuracy (± standard error); dashed: the majority baseline")
+    return figure

@@ -41,7 +41,7 @@ class Play(RunOptions, BaseOptions):
         except ImportError as missing:
             raise InputError(f"minillm play needs {missing.name}: pip install 'minillm[play]'") from None
         with _listening(self.port) as listening:
-            page, token, host = self._page(), secrets.token_urlsafe(16), f"{LOOPBACK}:{listening.getsockname()[1]}"
+            page, token, host = self.page(), secrets.token_urlsafe(16), f"{LOOPBACK}:{listening.getsockname()[1]}"
             app = application(page, token, {host, host.replace(LOOPBACK, "localhost")})
             self.show(f"http://{host}/#{token}\nCtrl-C ends it.", {"address": f"http://{host}/#{token}"})
             sys.stdout.flush()
@@ -54,12 +54,13 @@ class Play(RunOptions, BaseOptions):
             except KeyboardInterrupt:
                 sys.exit(INTERRUPTED)
 
-    def _page(self) -> Page:
+    def page(self) -> Page:
+        """The base and its adapters. Raises InputError for a base without a tokenizer."""
         keep_freed_memory()
         use_threads(self.threads)
         decoder, tokenizer = self.load_base()
         if tokenizer is None:
-            raise InputError(f"{self.base} has no tokenizer, which the page needs")
+            raise InputError(f"{self.base} has no tokenizer, which is needed to show its tokens")
         decoder.to(pick_device(self.device))
         return Page(Path(self.base).name, decoder, tokenizer, load_named(decoder, self.adapter, tokenizer))
 

@@ -80,7 +80,7 @@ class Page:
         offered = []
         for adapter, method in adapters:
             if not is_language_model(method):
-                raise InputError(f"{adapter} is a {type(method).__name__}, a classifier; play needs a language model")
+                raise InputError(f"{adapter} is a {type(method).__name__}, a classifier; a language model is needed")
             self.models.append(ScaledMethod(base, method))
             usage = {"prompt": method.usage.prompt, "chat": method.usage.chat}
             offered.append({"name": adapter, "method": type(method).__name__, **usage})
@@ -152,7 +152,7 @@ class Page:
         message = [{"role": "user", "content": view.text}]
         ids = self.tokenizer.chat(message) if view.chat else self.tokenizer.prompt(view.text)
         if len(ids) > MOST_TOKENS:
-            raise InputError(f"the page shows at most {MOST_TOKENS} tokens, and the text has {len(ids)}; shorten it")
+            raise InputError(f"the text may have {MOST_TOKENS} tokens, got {len(ids)}; shorten it")
         return ids
 
     def _text(self, token: int) -> str:
@@ -161,4 +161,4 @@ class Page:
 
 def _check_index(name: str, index: int, count: int) -> None:
     if not 0 <= index < count:
-        raise InputError(f"there is no {name} {index}: there are {count}")
+        raise InputError(f"there is no {name} {index}: there are {count}, counted from 0")

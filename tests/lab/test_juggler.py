@@ -7,7 +7,7 @@ import pytest
 
 from minillm import InputError
 from minillm.data.extraction import Reading
-from minillm.data.word_problems import PRETRAINED_STEPS, Problem, problems
+from minillm.data.word_problems import PRETRAINED_STEPS, SIZES, Problem, problems
 from minillm.lab.juggler import (
     DIRECT,
     STEP_BY_STEP,
@@ -20,6 +20,7 @@ from minillm.lab.juggler import (
     juggle,
     paired,
     shares,
+    summary,
     table,
     template,
     unseen,
@@ -77,17 +78,17 @@ def test_accuracies_are_shares_of_all_answers_and_unsound_is_a_share_of_right_on
 
 
 def test_the_difference_is_paired():
-    found = paired([RIGHT, WRONG, WRONG, WRONG], [RIGHT, RIGHT, RIGHT, WRONG])
+    found = paired([1, 0, 0, 0], [1, 1, 1, 0])
     assert found["mean"] == 0.5
     # The differences are 0, 1, 1, 0: their standard error is sqrt(1/3 / 4).
     assert found["high"] - found["mean"] == pytest.approx(1.96 * (1 / 12) ** 0.5)
     assert found["mean"] - found["low"] == pytest.approx(1.96 * (1 / 12) ** 0.5)
-    assert paired([RIGHT, WRONG], [RIGHT, WRONG]) == {"mean": 0.0, "low": 0.0, "high": 0.0}
+    assert paired([1, 0], [1, 0]) == {"mean": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_the_majority_baseline_is_low():
     asked = list(islice(problems(5, steps=(2,)), 200))
-    assert 0 < guess(asked, Juggler(), 2) < 0.2
+    assert 0 < guess(asked) < 0.2
 
 
 def teacher(asked, strategy):
@@ -95,20 +96,46 @@ def teacher(asked, strategy):
     return [grade(p, p.chain if strategy.chain else " The answer is 1.", strategy.chain) for p in asked]
 
 
+QUESTIONS = {steps: unseen(Juggler(problems=10), steps, ()) for steps in PRETRAINED_STEPS}
+
+
 def test_all_strategies_get_the_same_problems_for_each_number_of_steps():
-    found = ask(teacher, Juggler(problems=8))
+    *_, trials = ask(teacher, QUESTIONS)
+    found = summary(trials)
     assert [(row["steps"], row["way"]) for row in found["ways"]] == [
         (steps, strategy.name) for steps in PRETRAINED_STEPS for strategy in STRATEGIES
     ]
     for row in found["ways"]:
         assert (row["strict"] == 1.0) == ("chain" in row["way"] or row["way"] == "self-consistency")
     assert all(row["mean"] > 0.5 for row in found["chain_less_direct"])
-    assert found == ask(teacher, Juggler(problems=8))
+    assert len(found["conclusions"]) == 3
+    assert {len(row) for row in found["tables"][0]["rows"]} == {len(found["tables"][0]["columns"])} == {4}
+
+
+def test_an_experiment_continues_after_the_trials_of_an_interrupted_run():
+    *_, whole = ask(teacher, QUESTIONS)
+    asked = []
+
+    def counted(problems, strategy):
+        asked.append(strategy)
+        return teacher(problems, strategy)
+
+    *_, again = ask(counted, QUESTIONS, whole[:13])
+    assert asked == list(STRATEGIES[-2:])
+    assert summary(again) == summary(whole)
+
+
+@pytest.mark.parametrize("steps", PRETRAINED_STEPS)
+def test_problems_of_each_number_of_steps_have_numbers_of_equal_size(steps):
+    for (starts, answers), problem in zip(2 * SIZES, QUESTIONS[steps], strict=True):
+        assert problem.count in starts
+        assert problem.answer in answers
 
 
 @pytest.mark.slow
-def test_the_experiment_runs(tmp_path):
-    found = juggle(Juggler(preset="nano", steps=3, problems=2, samples=2, device="cpu", out=tmp_path))
+def test_a_model_is_trained_and_asked(tmp_path):
+    options = Juggler(train=True, preset="nano", steps=3, problems=2, samples=2, device="cpu", out=tmp_path)
+    found = juggle(options)
     assert json.loads((tmp_path / "juggler.json").read_text("utf-8")) == json.loads(json.dumps(found))
     assert found["training_steps"] == 3
     printed = table(found)
@@ -116,9 +143,25 @@ def test_the_experiment_runs(tmp_path):
     assert "3 steps: effect of the chain" in printed
 
 
+@pytest.mark.slow
+def test_tiny_is_asked_and_reasons_better_than_it_guesses(tmp_path, capsys):
+    Juggler(problems=10, samples=1, device="cpu", out=tmp_path).run()
+    found = json.loads((tmp_path / "juggler.json").read_text("utf-8"))
+    assert found["chain_less_direct"][2]["mean"] > 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "juggler.json",
+        "juggler.png",
+        "juggler.svg",
+        "run.json",
+    ]
+    assert found["conclusions"][0] in capsys.readouterr().out
+
+
 def test_wrong_options_are_refused():
     with pytest.raises(InputError, match="problems"):
         Juggler(problems=1)
+    with pytest.raises(InputError, match="--train"):
+        Juggler(preset="nano")
 
 
 def test_test_problems_are_unseen_and_distinct():

@@ -75,7 +75,7 @@ def test_an_earlier_position_and_a_wide_lens(page):
     ("view", "problem"),
     [
         ({"text": "a" * (MOST_CHARACTERS + 1)}, "the text may have 8000 characters, got 8001"),
-        ({"text": "1 " * MOST_TOKENS}, f"at most {MOST_TOKENS} tokens, and the text has"),
+        ({"text": "1 " * MOST_TOKENS}, f"the text may have {MOST_TOKENS} tokens, got"),
         ({"text": 3}, "text has the wrong type: 3"),
         ({"text": "a", "adapter": 2}, "there is no adapter 2: there are 2"),
         ({"text": "a", "adapter": -1}, "there is no adapter -1"),
@@ -96,5 +96,5 @@ def test_a_request_that_cannot_be_answered_is_one_sentence(page, view, problem):
 def test_a_classifier_is_refused(base):
     decoder, tokenizer = base
     for method in (adapt.FrozenHead(decoder, 2), adapt.FineTune(decoder, layers="output", classes=2)):
-        with pytest.raises(InputError, match=r"mine is a F.*, a classifier; play needs a language model"):
+        with pytest.raises(InputError, match=r"mine is a F.*, a classifier; a language model is needed"):
             Page("tiny", decoder, tokenizer, [("mine", method)])
