@@ -64,6 +64,8 @@ COMMANDS: dict[str, Any] = {
         {
             "rates": ("lab.rates:Rates", "Choose the learning rate of each method, and compare the methods at theirs."),
             "data": ("lab.sizes:Sizes", "Accuracy by method and number of training rows."),
+            "rank": ("lab.rank:Rank", "Ranks and targets of LoRA, and the rank of a full fine-tune's update."),
+            "newtask": ("lab.newtask:NewTask", "Which methods learn a task that the base cannot know."),
             "juggler": ("lab.juggler:Juggler", "Compare direct answers with chains of thought."),
         },
         "Experiments: what each method costs, needs, keeps and forgets.",

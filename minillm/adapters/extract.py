@@ -103,5 +103,15 @@ def _truncated(
     return (root[:, None] * right[:r], left[:, :r] * root), error
 
 
+def effective_rank(singular: Float[Tensor, "R"]) -> float:
+    """exp(-Σ p log p) with p = σ / Σ σ: from 1 to R, that of equal values (Roy & Vetterli 2007, definition 1)."""
+    return torch.special.entr(singular.double() / singular.double().sum()).sum().exp().item()
+
+
+def similarity(one: Float[Tensor, "R I"], other: Float[Tensor, "M I"], i: int, j: int) -> float:
+    """φ(i, j) = ‖Vᵢ Wⱼᵀ‖² / min(i, j) of orthonormal rows (Hu et al. 2021, section 7.2); by chance max(i, j) / I."""
+    return (one[:i].double() @ other[:j].double().T).square().sum().item() / min(i, j)
+
+
 def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

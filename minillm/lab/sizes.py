@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from minillm.lab.pictures import look
-from minillm.lab.study import Bench, Settings, Study, Table, Trial, chosen, over_seeds
+from minillm.lab.crossed import SEEDS, Crossed
+from minillm.lab.study import Bench, Settings, Table, Trial, over_seeds
 from minillm.runtime.options import Directory, Names
 from minillm.training.methods import METHODS
 from minillm.training.schedule import TrainingSettings
 
-SIZES, SEEDS = (10, 100, 500, 50, 2000), 3
+SIZES = (10, 100, 500, 50, 2000)
 """The most informative sizes first."""
 LARGE = 20_000
 """Training rows for which the fitted curve predicts the accuracy."""
@@ -22,7 +22,7 @@ STEPS = 40
 
 
 @dataclass(kw_only=True)
-class Sizes(Study):
+class Sizes(Crossed):
     """Measure the accuracy of each method after 10, 50, 100, 500 and 2000 training rows.
 
     The rows of a size are drawn by the seed. There are no validation rows: the last epoch is scored.
@@ -35,7 +35,7 @@ class Sizes(Study):
     out: Directory = Path("data-sizes")
     """The directory of the results. Finished trials are not run again."""
 
-    name = "data"
+    name, row, line = "data", "train", "-"
 
     def __post_init__(self):
         if self.data is None and self.train is None:
@@ -55,32 +55,15 @@ class Sizes(Study):
     def measure(self, bench: Bench, settings: Settings) -> dict[str, Any]:
         return self.adapted(bench, settings, replace(bench.task, validation=[]))[1]
 
-    def curves(self, finished: Sequence[Trial]) -> dict[str, dict[int, tuple[float, float]]]:
-        """The mean accuracy and its error by method and size."""
-        found: dict[str, dict[int, tuple[float, float]]] = {}
-        for method in self.methods:
-            sizes = sorted({trial.settings["train"] for trial in chosen(finished, method=method)})
-            found[method] = {size: over_seeds(chosen(finished, method=method, train=size)) for size in sizes}
-        return found
-
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
-        curves, rows, lines = self.curves(finished), [], []
-        for method, curve in curves.items():
-            rows += [[method, size, f"{mean:.3f} ± {error:.3f}"] for size, (mean, error) in curve.items()]
+        (tables, lines), cells = super().conclude(finished), self.cells(finished)
+        for method in self.methods:
+            curve = {size: 1 - over_seeds(trials)[0] for (size, of), trials in cells.items() if of == method}
             if len(curve) > 3:
-                a, b, c = power_law(list(curve), [1 - mean for mean, _ in curve.values()])
+                a, b, c = power_law(list(curve), list(curve.values()))
                 at = 1 - a - b / LARGE**c
                 lines.append(f"{method}: error {a:.2f} + {b:.2f} n^-{c:.2f}; accuracy at {LARGE:,} rows: {at:.2f}")
-        return [Table("accuracy by training rows", ("method", "rows", "accuracy"), rows)], lines
-
-    def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
-        figure, axes = pyplot.subplots()
-        for method, curve in self.curves(finished).items():
-            means, errors = zip(*curve.values(), strict=True) if curve else ((), ())
-            axes.errorbar(list(curve), means, errors, label=method, **look(method)._asdict())
-        axes.set(xscale="log", xlabel="training rows", ylabel="test accuracy")
-        axes.legend()
-        return figure
+        return tables, lines
 
 
 def power_law(sizes: Sequence[int], errors: Sequence[float]) -> tuple[float, float, float]:

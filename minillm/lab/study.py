@@ -9,7 +9,7 @@ import json
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,11 +139,10 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
         order, count = random.Random(settings.get("seed", 0)), settings.get("train", len(task.train))
         if count < len(task.train):
             task = replace(task, train=order.sample(task.train, count))
-        options = [option.name for option in fields(MethodOptions)]
-        classifier = self.classifier(task, settings["method"], MethodOptions(), self.out).set_params(
-            base=(bench.experiment.decoder, bench.experiment.tokenizer), seed=settings.get("seed", 0), store=None,
-            **{name: value for name, value in settings.items() if name in options},
-        )  # fmt: skip
+        classifier = self.classifier(task, settings["method"], MethodOptions(), self.out)
+        params = {name: value for name, value in settings.items() if name in classifier.get_params()}
+        base = bench.experiment.decoder, bench.experiment.tokenizer
+        classifier.set_params(**{"base": base, "seed": 0, "store": None, **params})
         return classifier, run(classifier, task)
 
     def run(self) -> None:
@@ -236,7 +235,7 @@ def _trials(study: Study, bench: Bench, described: Mapping[str, Any], finished: 
             bar.total = len(study.plan(finished))
             bar.update()
             _write(study, bench.task, described, finished)
-    return _write(study, bench.task, described, finished)
+    return _write(study, bench.task, described, finished, *study.conclude(finished))
 
 
 def _left(planned: Iterable[Settings], finished: Sequence[Trial]) -> list[Settings]:
@@ -244,13 +243,15 @@ def _left(planned: Iterable[Settings], finished: Sequence[Trial]) -> list[Settin
     return [settings for settings in planned if settings not in done]
 
 
-def _write(study: Study, task: Task, described: Mapping[str, Any], finished: Sequence[Trial]) -> dict[str, Any]:
-    """Write NAME.json, whose content is returned, and the test rows."""
-    tables, conclusions = study.conclude(finished)
+def _write(
+    study: Study, task: Task, described: Mapping[str, Any], finished: Sequence[Trial], tables: Sequence[Table] = (),
+    conclusions: Sequence[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write NAME.json, whose content is returned, and the test rows; at the end with tables and conclusions."""
     found = {
         **described, "command": study.command_line, "minutes": study.minutes,
         "trials": [trial._asdict() for trial in finished], "tables": [table._asdict() for table in tables],
-        "conclusions": conclusions,
+        "conclusions": list(conclusions),
     }  # fmt: skip
     rows = {
         "answers": [answer.strip() for answer in task.answers], "labels": [row.label for row in task.test],

@@ -1,12 +1,14 @@
 """The best LoRA of a rank for a change of weights, and its error."""
 
+import math
+
 import pytest
 import torch
 
 from minillm import InputError
 from minillm.adapt import FineTune, InContext, LoRA
 from minillm.adapters.algebra import add
-from minillm.adapters.extract import extract, resize
+from minillm.adapters.extract import effective_rank, extract, resize, similarity
 from minillm.adapters.merge import merge, updates
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
@@ -135,3 +137,39 @@ def test_models_that_are_no_change_of_this_base_are_refused():
         broken.blocks[0].feed_forward.up.weight[0, 0] = torch.nan
     with pytest.raises(InputError, match=r"blocks\.0\.feed_forward\.up has NaN or infinite values"):
         extract(base, broken, r=2)
+
+
+def test_the_rows_of_a_are_the_singular_vectors_of_dw_by_the_roots_of_their_values():
+    base = random_decoder(STYLES["Llama"])
+    tuned = moved(FineTune(base, layers=["blocks.0.attention.value.weight"]))
+    change = (tuned.decoder.blocks[0].attention.value.weight - base.blocks[0].attention.value.weight).detach()
+    for lora in (extract(base, tuned, energy=1.0).lora, resize(extract(base, tuned, r=9).lora, r=9).lora):
+        a = lora.state()["blocks.0.attention.value.a"]
+        assert_close(a.square().sum(1), torch.linalg.svdvals(change)[: len(a)], "law")
+        assert_close((change @ a.T).norm(dim=0) / a.norm(dim=1), a.square().sum(1), "law")
+
+
+@pytest.mark.parametrize(
+    ("singular", "rank"),
+    [([7.0], 1), ([2.0, 2, 2, 2, 2], 5), ([5.0, 0, 0], 1), ([3.0, 1], (4 / 3) ** 0.75 * 4**0.25)],
+)
+def test_the_effective_rank_is_the_exponential_of_the_entropy(singular, rank):
+    assert effective_rank(torch.tensor(singular)) == pytest.approx(rank, rel=1e-12)
+
+
+def test_a_line_in_a_plane_is_contained_in_it():
+    plane = torch.eye(3)[:2]
+    for angle, expected in ((0, 1.0), (60, 0.25), (90, 0.0)):
+        line = torch.tensor([[0.0, math.cos(math.radians(angle)), math.sin(math.radians(angle))]])
+        assert similarity(line, plane, 1, 2) == pytest.approx(expected, abs=1e-6)
+        assert similarity(plane, line, 2, 1) == pytest.approx(expected, abs=1e-6)
+    assert similarity(line, plane, 1, 1) == 0
+
+
+def test_similarity_is_of_subspaces_and_by_chance_the_larger_dimension_over_the_width():
+    """The mean over the blocks of j directions of a basis is that over all rotations of the first block."""
+    one, basis, turn = (torch.linalg.qr(torch.randn(n, n).double()).Q for n in (12, 12, 2))
+    expected = similarity(one, basis, 2, 4)
+    assert similarity(turn @ one[:2], basis, 2, 4) == pytest.approx(expected, rel=1e-12)
+    blocks = [similarity(one, basis[start:], 2, 4) for start in (0, 4, 8)]
+    assert sum(blocks) / 3 == pytest.approx(4 / 12, rel=1e-12)

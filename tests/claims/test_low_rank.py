@@ -2,8 +2,10 @@
 
 import math
 
+import pytest
 import torch
 
+from minillm.adapters.extract import similarity
 from tests.tolerances import assert_close
 
 
@@ -29,8 +31,9 @@ def test_the_relation_of_appendix_g_is_misprinted():
     cosines = torch.linalg.svdvals(u.T @ v)
     # The distance by its definition: between the projections on the two subspaces.
     distance = torch.linalg.matrix_norm(u @ u.T - v @ v.T) / math.sqrt(2)
-    similarity = cosines.square().sum() / p
+    found = cosines.square().sum() / p
     printed, corrected = (1 - distance**2) / p, 1 - distance**2 / p
-    print(f"φ = {similarity:.4f}; as printed {printed:.4f}, corrected {corrected:.4f}")
-    assert_close(corrected, similarity, "law")
-    assert abs(printed - similarity) > 0.1
+    print(f"φ = {found:.4f}; as printed {printed:.4f}, corrected {corrected:.4f}")
+    assert similarity(u.T, v.T, p, p) == pytest.approx(found.item(), rel=1e-12)
+    assert_close(corrected, found, "law")
+    assert abs(printed - found) > 0.1
