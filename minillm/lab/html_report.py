@@ -35,7 +35,6 @@ TITLES = {
     "rungs": "Results by method", "trials": "Trials", "pairs": "Differences between methods", "ways": "Strategies",
     "chain_less_direct": "Effect of the chain of thought", "samples": "Answers before and after",
 }  # fmt: skip
-"""The titles of the lists of records in a run."""
 
 
 @dataclass(kw_only=True)
@@ -86,7 +85,7 @@ def _shown(name: str, run: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[s
     return {
         "name": name, "run": run, "facts": {**run.get("ladder", {}), **run.get("options", {}), **run},
         "methods": list(dict.fromkeys(one["method"] for one in measured)), "tables": tables,
-        "plotted": few, "curves": [curve for one in measured[:MOST_CURVES] for curve in _curves(one)],
+        "plotted": few, "curves": [curve for one in measured[:MOST_LINES] for curve in _curves(one)][:MOST_CURVES],
         "confusions": confusions(guessed, rows), "guessed": guessed, "mistakes": mistakes(guessed, rows),
     }  # fmt: skip
 
@@ -151,7 +150,9 @@ def plot(key: str, rows: Rows) -> dict[str, Any] | None:
 
 def _curves(one: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The lists of numbers among measurements, such as losses and spectra, as the points of a line."""
-    for key, values in {**one.get("chosen", {}), **one}.items():
+    for key, values in {**one.get("chosen", {}), **one.get("spectra", {}), **one}.items():
+        if isinstance(values, dict) and all(map(str.isdigit, values)):  # by training step
+            values = list(values.values())
         numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
         if not numbers or len(values) < 3 or key in ("predicted", "confidence"):
             continue
@@ -172,10 +173,7 @@ def confusions(guessed: Rows, rows: Mapping[str, Any]) -> list[list[list[int]]]:
 
 
 def mistakes(guessed: Rows, rows: Mapping[str, Any]) -> list[tuple]:
-    """The test rows that a method answers wrongly, those that most methods get wrong first.
-
-    For each the number of wrong answers, the text, the label, and the answers: text, probability, is it right?
-    """
+    """The test rows that a method answers wrongly, those that most methods get wrong first."""
     answers, found = dict(enumerate(rows.get("answers", []))), []
     for n, (text, label) in enumerate(zip(rows.get("texts", []), rows.get("labels", []), strict=True)):
         given = [(one["predicted"][n], one["confidence"][n]) for one in guessed]

@@ -96,7 +96,9 @@ def test_the_page_shows_measures_differences_losses_and_how_to_reproduce_them(ru
 
 
 def test_an_experiment_shows_its_tables_its_conclusions_and_its_trials(run):
-    trial = {"settings": {"method": "lora", "r": 4}, "measured": {"accuracy": 0.5, "losses": [1, 2, 3]}, "seconds": 1.5}
+    measured = {"accuracy": 0.5, "losses": [1, 2, 3], "chosen": {"forgetting": {"8": 0, "16": 0.5, "24": 0.25}}}
+    measured["spectra"] = {"blocks.0.attention.query.weight": [4, 2, 1, 0.5]}
+    trial = {"settings": {"method": "lora", "r": 4}, "measured": measured, "seconds": 1.5}
     tables = [{"title": "By rank <b>", "columns": ["r", "who"], "rows": [[4, "x"], [1000, None]]}]
     experiment = {"experiment": "rank", "command": "minillm lab rank", "trials": [trial], "conclusions": ["r 4 & more"]}
     shown = page(run(rank={**experiment, "tables": tables}))
