@@ -33,12 +33,16 @@ from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.options import NO_SETTINGS, File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import Checkpoints
-from minillm.training.methods import Base, MethodOptions, build
+from minillm.training.methods import METHODS, Base, MethodOptions, build
 
 TRAIN, TEST = 500, 400
 """The default numbers of rows of a task."""
 ROWS = "rows.json"
 """The test rows of an experiment, in the directory of its results."""
+
+
+PASSES = {"zero-shot": 0.0, "few-shot": 0.0, "features": 1.0, "output": 1.2, "last-blocks": 1.5, "full": 4.0}
+"""The cost of a training row per epoch, in forward passes; 3 for the other methods."""
 
 
 @dataclass
@@ -198,6 +202,15 @@ def rows_file(task: Task) -> str:
     """The content of rows.json: the answers, and the labels and texts of the test rows."""
     rows = {"answers": [answer.strip() for answer in task.answers], "labels": labels(task.test).tolist()}
     return json.dumps({**rows, "texts": [row.text for row in task.test]}, indent=2, ensure_ascii=False) + "\n"
+
+
+def passes(method: str, task: Task, train: int | None = None, epochs: int | None = None) -> float:
+    """The time of a run, as the number of forward passes of one row that take as long: an estimate."""
+    trains = method in METHODS
+    epochs = epochs or (METHODS[method].epochs if trains else 1)
+    held = len(task.validation) * (epochs if trains and epochs > 1 else method == "features")
+    trained = min(train or len(task.train), len(task.train)) * epochs
+    return trained * PASSES.get(method, 3.0) + held + len(task.test)
 
 
 def judged(scores: Tensor, targets: Tensor) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, check_at_least, one_sentence, unknown
-from minillm.lab.experiment import ROWS, DataOptions, doubts, labels, rows_file, run, versions
+from minillm.lab.experiment import ROWS, DataOptions, doubts, labels, passes, rows_file, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw, ladder_picture
 from minillm.lab.report import differences, table, verdict
@@ -182,6 +182,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
         ladder = _write(options, task, finished, skipped)
         for name in chosen:
             for seed in () if name in skipped else options.seeds_left(name, finished):
+                announce(name, task, finished)
                 try:
                     runs = [*finished.get(name, {}).get("runs", []), measure_apart(name, replace(options, seed=seed))]
                     finished[name] = over_seeds(runs, labels(task.test).tolist(), len(task.answers))
@@ -195,6 +196,14 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
                 with suppress(OSError):
                     os.removedirs(checkpoints.directory)
             yield name, ladder
+
+
+def announce(name: str, task: Task, finished: Rungs) -> None:
+    """Print the estimated time of a rung, from those that are finished."""
+    done = {rung: found for rung, found in finished.items() if rung != "few-shot"}  # its rows share their prefix
+    if done:
+        seconds = sum(found["train_seconds"] + found["eval_seconds"] for found in done.values())
+        note(f"{name}: about {duration(seconds / sum(passes(rung, task) for rung in done) * passes(name, task))}")
 
 
 def _write(options: Ladder, task: Task, finished: Rungs, skipped: Mapping[str, str]) -> dict:

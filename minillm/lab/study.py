@@ -18,7 +18,7 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, unknown
-from minillm.lab.experiment import DataOptions, Experiment, run, versions
+from minillm.lab.experiment import ROWS, DataOptions, Experiment, passes, rows_file, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw
 from minillm.lab.report import aligned
@@ -49,8 +49,6 @@ class Rows(NamedTuple):
 TINY, REAL, WARM_UP = Rows(500, 200, 400, 128), Rows(96, 64, 100, 16), 8
 RATES = {"soft-prompt": 1e-1, "prefix": 1e-1, "output": 1e-2, "last-blocks": 1e-3, "lora": 3e-3, "full": 3e-4}
 """The learning rates for the base tiny: those that `minillm lab rates` chose."""
-PASSES = {"zero-shot": 0.0, "few-shot": 0.0, "features": 1.0, "output": 1.2, "last-blocks": 1.5, "full": 4.0}
-"""The cost of a training row per epoch, in forward passes; 3 for the other methods."""
 
 
 class Trial(NamedTuple):
@@ -160,11 +158,7 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
 
     def passes(self, bench: Bench, settings: Settings) -> float:
         """The forward passes of a trial, of one row each, as an estimate of its time."""
-        method, task = settings["method"], bench.task
-        epochs = settings.get("epochs", METHODS[method].epochs if method in METHODS else 1)
-        held = len(task.validation) * (epochs if method in METHODS and epochs > 1 else method == "features")
-        trained = min(settings.get("train", len(task.train)), len(task.train)) * epochs
-        return trained * PASSES.get(method, 3.0) + held + len(task.test)
+        return passes(settings["method"], bench.task, settings.get("train"), settings.get("epochs"))
 
     def seconds(self, bench: Bench, settings: Settings, finished: Sequence[Trial]) -> float:
         """The estimated time of a trial: from those of its method that are finished, else from a short one."""
@@ -253,14 +247,10 @@ def _write(
         "trials": [trial._asdict() for trial in finished], "tables": [table._asdict() for table in tables],
         "conclusions": list(conclusions),
     }  # fmt: skip
-    rows = {
-        "answers": [answer.strip() for answer in task.answers], "labels": [row.label for row in task.test],
-        "texts": [row.text for row in task.test],
-    }  # fmt: skip
 
     def write(out: Path) -> None:
         with commit(out) as new:
-            new.text("rows.json", json.dumps(rows) + "\n")
+            new.text(ROWS, rows_file(task))
             study.save(out, f"{study.name}.json", json.dumps(found, indent=2))
 
     study.out = saved(write, study.out)
