@@ -26,7 +26,6 @@ from minillm.runtime.options import Directory, Names
 
 RANKS = (8, 64, 1, 2, 4, 16, 32)  # the most informative first
 TARGETS, EQUAL = ("query, value", "attention.*", "feed_forward.*", "all-linear"), 32
-"""All are also trained with about as many parameters as the first ones have at rank 32."""
 COMPARED, DIRECTIONS = ((8, 0), (64, 0), (64, 1)), (1, 2, 4, 8)
 """Ranks and seeds of the LoRAs whose subspaces are compared, each with the next, and their first directions."""
 CUT = "dW of full, cut"
@@ -99,8 +98,9 @@ class Rank(Crossed):
             for path, singular in trial.measured.get("spectra", {}).items():
                 roles.setdefault(path.split(".", 2)[-1], []).append(effective_rank(torch.tensor(singular)))
             if rows := [[role, min(each), fmean(each), max(each)] for role, each in roles.items()]:
-                columns = ("matrix", "least", "mean", "most")
-                tables.append(Table("effective rank of full fine-tuning's dW over the layers", columns, rows))
+                tables.append(
+                    Table("effective rank of full's dW over layers", ("matrix", "least", "mean", "most"), rows)
+                )
         targets = labels(self.load_task().test).numpy()
         loras = sorted((key for key in cells if key[1] in TARGETS), key=lambda key: size(cells[key]))
         for keys in ([key for key in cells if key[1] in (CUT, "full")], loras):

@@ -138,9 +138,11 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
         if count < len(task.train):
             task = replace(task, train=order.sample(task.train, count))
         classifier = self.classifier(task, settings["method"], MethodOptions(), self.out)
-        params = {name: value for name, value in settings.items() if name in classifier.get_params()}
+        rows_of = [row.label for row in task.train]
+        shots = min(TextClassifier.shots, len(task.answers) * min(map(rows_of.count, range(len(task.answers)))))
         base = bench.experiment.decoder, bench.experiment.tokenizer
-        classifier.set_params(**{"base": base, "seed": 0, "store": None, **params})
+        params = {"base": base, "seed": 0, "store": None, "shots": shots} | settings
+        classifier.set_params(**{name: value for name, value in params.items() if name in classifier.get_params()})
         return classifier, run(classifier, task)
 
     def run(self) -> None:

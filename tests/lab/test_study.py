@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from minillm.errors import InputError
 from minillm.lab import study
 from minillm.lab.rates import Rates, best
 from minillm.lab.sizes import Sizes, power_law
-from minillm.lab.study import Study, Table, Trial, over_seeds, run_study
+from minillm.lab.study import Bench, Study, Table, Trial, over_seeds, run_study
 
 
 @dataclass(kw_only=True)
@@ -147,3 +147,14 @@ def test_an_experiment_runs_from_its_estimate_to_its_picture(command, tmp_path, 
     assert found["trials"]
     assert (tmp_path / f"{command.name}.svg").exists()
     assert re.search(r"\d+ of \d+ trials to run, about [\d.]+ (s|min)", capsys.readouterr().err)
+
+
+def test_few_rows_hold_fewer_shots(tmp_path):
+    """10 rows need not hold two of each of four answers."""
+    study = Counting(out=tmp_path, threads=1, train=40, test=8)
+    task = study.load_task()
+    rows = [next(row for row in task.train if row.label == label) for label in range(4)]
+    bench = Bench(study.load(), replace(task, train=rows * 2 + rows[:1], validation=[]))
+    for count, shots in ((9, 8), (7, 4), (3, 0)):
+        short = replace(bench.task, train=(rows * 2 + rows[:1])[:count])
+        assert study.adapted(bench, {"method": "few-shot"}, short)[1]["chosen"]["shots"] == shots
