@@ -78,7 +78,7 @@ def page(directory: Path) -> str:
 def _shown(name: str, run: Mapping[str, Any], rows: Mapping[str, Any]) -> dict[str, Any]:
     """What the template shows of a run."""
     measured = _measured(run)
-    tables = [_records(title, run[key]) for key, title in TITLES.items() if run.get(key)]
+    tables = [_records(title, run[key]) for key, title in TITLES.items() if isinstance(run.get(key), list)]
     tables += [_table(one["title"], one["columns"], one["rows"]) for one in run.get("tables", [])]
     few = measured if len(measured) <= MOST_METHODS else []
     guessed = [one for one in few if len(one.get("predicted", [])) == len(rows.get("labels", [])) > 0]
@@ -153,8 +153,8 @@ def _curves(one: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for key, values in {**one.get("chosen", {}), **one.get("spectra", {}), **one}.items():
         if isinstance(values, dict) and all(map(str.isdigit, values)):  # by training step
             values = list(values.values())
-        numbers = isinstance(values, list) and all(isinstance(value, (int, float)) for value in values)
-        if not numbers or len(values) < 3 or key in ("predicted", "confidence"):
+        numbers = isinstance(values, list) and set(map(type, values)) <= {int, float}
+        if not numbers or len(values) < 3 or key in ("predicted", "confidence", "right"):
             continue
         lowest, width = min(values), max(values) - min(values) or 1
         few = range(0, len(values), -(-len(values) // MOST_POINTS))

@@ -96,7 +96,12 @@ def test_the_page_shows_measures_differences_losses_and_how_to_reproduce_them(ru
 
 
 def test_an_experiment_shows_its_tables_its_conclusions_and_its_trials(run):
-    measured = {"accuracy": 0.5, "losses": [1, 2, 3], "chosen": {"forgetting": {"8": 0, "16": 0.5, "24": 0.25}}}
+    measured = {
+        "accuracy": 0.5,
+        "right": [True, False, True],
+        "losses": [1, 2, 3],
+        "chosen": {"forgetting": {"8": 0, "16": 0.5, "24": 0.25}},
+    }
     measured["spectra"] = {"blocks.0.attention.query.weight": [4, 2, 1, 0.5]}
     trial = {"settings": {"method": "lora", "r": 4}, "measured": measured, "seconds": 1.5}
     tables = [{"title": "By rank <b>", "columns": ["r", "who"], "rows": [[4, "x"], [1000, None]]}]
@@ -111,14 +116,16 @@ def test_an_experiment_shows_its_tables_its_conclusions_and_its_trials(run):
         "minillm lab rank",
     ):
         assert text in shown
+    assert "r 4: right" not in shown
 
 
 def test_runs_of_adapt_and_juggler_are_shown_too(run):
     adapted = {"ladder": {"base": "tiny"}, "method": "prefix", "options": {"length": 7}, "samples": [{"prompt": "Q?"}]}
     way = {"way": "few-shot", "steps": 2, "strict": 0.125}
-    shown = page(run(adapt=adapted, juggler={"ways": [way], "chain_less_direct": []}))
+    shown = page(run(adapt=adapted, juggler={"samples": 5, "ways": [way], "chain_less_direct": []}))
     for text in ("Q?", "length: 7", "minillm attention", ">0.125<", "lab juggler --config"):
         assert text in shown
+    assert "Measures" not in shown
 
 
 def test_a_picture_is_an_image_and_an_svg_replaces_the_png_of_its_name(run):
