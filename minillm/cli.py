@@ -63,6 +63,8 @@ COMMANDS: dict[str, Any] = {
     "lab": (
         {
             "rates": ("lab.rates:Rates", "Choose the learning rate of each method, and compare the methods at theirs."),
+            "forgetting": ("lab.forgetting:Forgetting", "What a model forgets, by method and step, and remedies."),
+            "overfit": ("lab.overfit:Overfit", "Where the validation loss turns, by method and number of rows."),
             "data": ("lab.sizes:Sizes", "Accuracy by method and number of training rows."),
             "rank": ("lab.rank:Rank", "Ranks and targets of LoRA, and the rank of a full fine-tune's update."),
             "newtask": ("lab.newtask:NewTask", "Which methods learn a task that the base cannot know."),

@@ -40,10 +40,7 @@ def held_out(model: LanguageModel, rows: Sequence[EncodedConversation], precisio
 def own_text(
     method: LanguageModel, tokenizer: Tokenizer, precision: str, seed: int, rows: int = OWN_ROWS
 ) -> list[EncodedConversation]:
-    """Text that the base samples at temperature 1, from the start of a text to its end or `OWN_TOKENS` tokens.
-
-    Before training, the decoder of a method computes what its base does.
-    """
+    """Text that a base, or the base of an untrained method, samples at temperature 1, of up to `OWN_TOKENS` tokens."""
     start, stop = tokenizer.prompt(""), tokenizer.stop
     ids = torch.tensor([start] * rows, device=method.decoder.embed.weight.device)
     new = min(OWN_TOKENS, room(method, 0, precision).prompt - len(start))
@@ -57,10 +54,7 @@ def own_text(
 def remedies(
     method: Method, tokenizer: Tokenizer, settings: TrainingSettings
 ) -> tuple[list[EncodedConversation], Callable[[], float] | None]:
-    """The rows to replay, and the measurement of forgetting if it has a budget, of an untrained method.
-
-    Raises InputError for a classifier, which is no language model.
-    """
+    """The rows to replay, and the measurement of forgetting if it has a budget. Raises InputError for a classifier."""
     if not is_language_model(method) and (settings.replay or settings.forgetting_budget is not None):
         raise InputError("this method trains a classifier, no language model: leave out replay and forgetting_budget")
     method.eval()

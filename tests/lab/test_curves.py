@@ -1,0 +1,39 @@
+"""`minillm lab forgetting` and `overfit`: what each method forgets, and where its validation loss turns."""
+
+import pytest
+
+from minillm.lab.forgetting import Forgetting
+from minillm.lab.overfit import Overfit, curves
+from minillm.lab.study import Trial, run_study
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "steps"), [("lora", ["0", "4"]), ("output", [])])
+def test_forgetting_is_measured_also_for_a_classifier_and_is_zero_without_the_adapter(method, steps, tmp_path):
+    options = Forgetting(methods=(method,), train=20, test=8, threads=1, out=tmp_path, minutes=1e-3)
+    found = run_study(options)
+    (trial,) = (Trial(**trial) for trial in found["trials"])
+    assert set(trial.measured["off"].values()) == {0.0}
+    assert trial.measured["on"].keys() == {"own text", "word problems"}
+    assert all((nats == 0.0) == (method == "output") for nats in trial.measured["on"].values())
+    assert list(trial.measured["chosen"]["forgetting"]) == steps
+    assert found["tables"][0]["rows"][0][-1] == "0"
+
+
+def test_remedies_are_planned_for_full_and_lora_after_all_methods():
+    planned = Forgetting(methods=("full", "features", "lora")).plan([])
+    assert [(one["method"], one["remedy"]) for one in planned[:4]] == [
+        ("full", "-"), ("features", "-"), ("lora", "-"), ("full", "replay"),
+    ]  # fmt: skip
+    assert len(planned) == 3 + 2 * 4
+
+
+def test_the_turn_of_the_validation_loss_is_found():
+    losses = [float(step) for step in range(20)]
+    held = [3.0, 2.0, *(2.0 + n for n in range(1, 9))]
+    chosen = {"losses": losses, "validation_losses": held, "best_epoch": 3}
+    trial = Trial({"method": "lora", "train": 32}, {"chosen": chosen}, 1.0)
+    training, validation, stop = curves(trial)
+    assert (training[0], training[-1], validation, stop) == (0.5, 18.5, held, 3)
+    (table,), _ = Overfit().conclude([trial])
+    assert list(table.rows[0]) == ["lora", 32, 2, 3, 2.5, 2.0, 18.5, 10.0]
