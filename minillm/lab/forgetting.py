@@ -75,7 +75,7 @@ class Forgetting(Study):
         figure, axes = pyplot.subplots()
         for trial in chosen(finished, remedy="-"):
             measured, method = trial.measured["chosen"].get("forgetting", {}), trial.settings["method"]
-            axes.plot([*map(int, measured)], [*measured.values()], label=method, markevery=8, **look(method)._asdict())
+            axes.plot([*map(int, measured)], [*measured.values()], label=method, **look(method)._asdict())
         axes.set(xlabel="training step", ylabel="rise of the loss on own text, nats per token")
         axes.legend()
         return figure
