@@ -68,8 +68,7 @@ def attention_picture(pyplot: Any, found: Mapping[str, Any]) -> Any:
     prefix, tokens = found["prefix"], [repr(token)[1:-1].strip()[:LONGEST] or "␣" for token in found["tokens"]]
     weights, columns, title = np.array(found["attention"]) / 1000, tokens, "attended to"
     if prefix:
-        share = weights[:, :prefix].sum(1).mean()
-        title = f"p0 to p{prefix - 1}: the prefix, with {share:.1%} of the attention, before the text"
+        title = f"p0 to p{prefix - 1}: the prefix, with {weights[:, :prefix].sum(1).mean():.1%} of the attention"
         weights, columns = np.insert(weights, prefix, np.nan, 1), [*(f"p{n}" for n in range(prefix)), "", *tokens]
     figure, axes = pyplot.subplots(figsize=(max(WIDTH, 2.7 + CELL * len(columns)), 2.3 + CELL * len(tokens)))
     image = axes.imshow(weights, cmap="Blues", vmin=min(0, np.nanmin(weights)), aspect="auto")

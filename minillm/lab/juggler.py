@@ -274,8 +274,7 @@ def juggle(
     parameters, found = sum(parameter.numel() for parameter in decoder.parameters()), dict[str, Any]()
     described |= {"parameters": parameters, "versions": versions(), "command": options.command_line}
     for trials in ask(partial(solve, PromptCache(decoder), tokenizer, options), questions, earlier["trials"]):
-        complete = trials[: len(trials) - len(trials) % len(STRATEGIES)]
-        found = {**described, "trials": trials, **summary(complete)}
+        found = {**described, "trials": trials, **summary(trials[: len(trials) - len(trials) % len(STRATEGIES)])}
         options.save(options.out, RESULTS, json.dumps(found, indent=2))
     return found
 
@@ -283,8 +282,8 @@ def juggle(
 def table(found: Mapping[str, Any]) -> str:
     """Accuracy by strategy and number of steps, and the effect of the chain."""
     columns, rows = (found["tables"][0][name] for name in ("columns", "rows"))
-    about = "unsound: the share of right answers whose chain of thought has a wrong step"
-    return "\n".join([aligned([columns, *rows], least=columns[:1:-1]), about, *found["conclusions"]])
+    unsound = "unsound: the share of right answers whose chain of thought has a wrong step"
+    return "\n".join([aligned([columns, *rows], least=columns[:1:-1]), unsound, *found["conclusions"]])
 
 
 def juggler_picture(pyplot: Any, found: Mapping[str, Any]) -> Any:

@@ -117,8 +117,7 @@ def ladder_picture(pyplot: Any, ladder: Mapping[str, Any]) -> Any:
 def dots(axes: Any, points: Sequence[tuple[str, float, float]], baseline: float) -> None:
     """Accuracies with their standard errors, a line per name from the bottom up; the majority baseline is dashed."""
     for line, (name, accuracy, error) in enumerate(points):
-        edge = {"markeredgecolor": "black", "markeredgewidth": 0.6, "linestyle": "none"}
-        axes.errorbar(accuracy, line, xerr=error, **look(name)._asdict(), **edge)
+        axes.errorbar(accuracy, line, xerr=error, mec="black", mew=0.6, linestyle="none", **look(name)._asdict())
     axes.axvline(baseline, color="black", linestyle="--", linewidth=1)
     axes.set_yticks(range(len(points)), [name for name, _, _ in points])
     axes.set_ylim(-0.6, len(points) - 0.4)
