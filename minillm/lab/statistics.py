@@ -78,10 +78,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def calibration(confidence: Float[np.ndarray, "N"], right: Bool[np.ndarray, "N"]) -> dict[str, Any]:
-    """The points of a reliability curve, 15 bins of equal width, and the expected calibration error (ECE).
-
-    That is the mean over the rows of |accuracy - confidence| of their bins (Guo et al. 2017, eq. 3).
-    """
+    """The expected calibration error, and the points of the reliability curve in 15 bins (Guo et al. 2017, eq. 3)."""
     bins, points = np.minimum((confidence * BINS).astype(int), BINS - 1), []
     for rows in (bins == n for n in np.unique(bins)):
         share, accuracy = confidence[rows].mean().item(), right[rows].mean().item()
