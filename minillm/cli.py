@@ -68,6 +68,7 @@ COMMANDS: dict[str, Any] = {
             "data": ("lab.sizes:Sizes", "Accuracy by method and number of training rows."),
             "rank": ("lab.rank:Rank", "Ranks and targets of LoRA, and the rank of a full fine-tune's update."),
             "newtask": ("lab.newtask:NewTask", "Which methods learn a task that the base cannot know."),
+            "inits": ("lab.inits:Inits", "Starts of soft prompts and prefixes."),
             "juggler": ("lab.juggler:Juggler", "Compare direct answers with chains of thought."),
         },
         "Experiments: what each method costs, needs, keeps and forgets.",

@@ -138,10 +138,8 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
         if count < len(task.train):
             task = replace(task, train=order.sample(task.train, count))
         classifier = self.classifier(task, settings["method"], MethodOptions(), self.out)
-        rows_of = [row.label for row in task.train]
-        shots = min(TextClassifier.shots, len(task.answers) * min(map(rows_of.count, range(len(task.answers)))))
         base = bench.experiment.decoder, bench.experiment.tokenizer
-        params = {"base": base, "seed": 0, "store": None, "shots": shots} | settings
+        params = {"base": base, "seed": 0, "store": None, "shots": shots(task)} | settings
         classifier.set_params(**{name: value for name, value in params.items() if name in classifier.get_params()})
         return classifier, run(classifier, task)
 
@@ -268,6 +266,12 @@ def _finished(study: Study, described: Mapping[str, Any]) -> list[Trial]:
     check_settings(study.out, earlier, described)
     with reading(path):
         return [Trial(**trial) for trial in earlier["trials"]]
+
+
+def shots(task: Task) -> int:
+    """The default number of examples in a few-shot prompt, or fewer if the training rows do not hold them."""
+    rows_of = [row.label for row in task.train]
+    return min(TextClassifier.shots, len(task.answers) * min(map(rows_of.count, range(len(task.answers)))))
 
 
 def _every_class(rows: Sequence[Any], count: int) -> list[Any]:
