@@ -62,9 +62,9 @@ class Juggler(PictureOptions):
     train: bool = False
     """Train a model first, in the way in which tiny was trained."""
     preset: Literal["nano", "tiny", "small"] = "tiny"
-    """With --train, the size of the model."""
+    """The size of a model to train, with --train."""
     steps: int | None = None
-    """With --train, the number of training steps; depends on the preset if not given."""
+    """The number of training steps, with --train; depends on the preset if not given."""
     problems: int = 300
     """The number of test problems for each number of reasoning steps."""
     shots: int = 2

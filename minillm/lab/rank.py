@@ -39,7 +39,7 @@ class Rank(Crossed):
     """
 
     methods: Names = ("full", "lora")
-    """lora: all ranks and targets; full: also the ranks of its update. Other methods for comparison."""
+    """The methods: lora for all ranks and targets, full also for the ranks of its update, others for comparison."""
     out: Directory = Path("rank")
     """The directory of the results. Finished trials are not run again."""
 

@@ -146,7 +146,8 @@ class RunOptions(PrintOptions):
 
 
 def _name(command: type) -> str:
-    return command.__name__.lower()
+    """The name of a command: that of its class, unless the class has a `name`."""
+    return vars(command).get("name", command.__name__.lower())
 
 
 def parse(command: type[Command], program: str, words: list[str]) -> Command:

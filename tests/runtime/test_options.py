@@ -96,7 +96,7 @@ def test_every_option_of_every_command_is_the_same_after_a_file(name, command):
 
 
 NEEDED = {"adapt": ["--out", "a"], "generate": ["hello"], "pretrain": ["--task", "reviews-text"]}
-NEEDED |= {"predict": ["my.adapter"]}
+NEEDED |= {"predict": ["my.adapter"], "attention": ["hello"]}
 MORE = ["--seed", "3", "--threads", "1", "--device", "cpu"]
 
 
