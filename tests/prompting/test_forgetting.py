@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minillm import InputError, adapt
-from minillm.prompting.forgetting import held_out, own_text, remedies
+from minillm.prompting.forgetting import OWN_ROWS, held_out, own_text, remedies
 from minillm.prompting.scoring import log_likelihoods
 from minillm.training.schedule import TrainingSettings
 from tests.test_classifier import BASE, LABELS, TEXTS, classifier
@@ -13,10 +13,10 @@ DECODER, TOKENIZER = BASE
 
 
 def test_nothing_is_forgotten_before_training_and_the_replayed_text_is_not_that_of_the_measurement():
-    settings, method = TrainingSettings(replay=4, forgetting_budget=1.0), adapt.LoRA(DECODER, r=2)
+    settings, method = TrainingSettings(replay=OWN_ROWS, forgetting_budget=1.0), adapt.LoRA(DECODER, r=2)
     replay, forgetting = remedies(method, TOKENIZER, settings)
     assert forgetting() == 0.0
-    assert len(replay) == 4
+    assert len(replay) == OWN_ROWS
     assert not [row for row in replay if row in own_text(method, TOKENIZER, "float32", settings.seed)]
     with torch.no_grad():
         method.decoder.blocks[0].attention.query.b.add_(1.0)
