@@ -464,7 +464,7 @@ _ROWS = [
     ("a budget that ends nothing", LOOP, "history.forgetting.values()", "{}.values()"),
     ("half the penalty", ("training/learners.py", "training/test_loop.py"), "2 * self.settings.l2_base",
         "self.settings.l2_base"),
-    ("the text on which forgetting is measured, replayed", "prompting/forgetting.py", "settings.seed ^ 2 ** 32",
+    ("the text on which forgetting is measured, replayed", "prompting/forgetting.py", "settings.seed ^ 2 ** 31",
         "settings.seed"),
     ("a learner that ignores the schedule", LEARNER, "group['lr'] = rate", "pass"),
     ("numpy that does not clip", NUMPY, "clip_by_global_norm(self.gradients, self.settings.clip)", "self.gradients, 0"),
