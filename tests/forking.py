@@ -21,8 +21,6 @@ OUTPUT = "output.txt"
 SECONDS = 300
 
 
-# Other plugins take longer to load than most tests to run.
-os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 PLUGINS = ["-p", "_hypothesis_pytestplugin"]
 
 
@@ -37,6 +35,7 @@ def _run(arguments):
 
 
 def main():
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # other plugins take longer to load than most tests to run
     gc.freeze()  # pytest collects garbage at its end, and then need not look at the libraries
     for line in sys.stdin:
         process = os.fork()

@@ -239,7 +239,7 @@ def _rows(ways: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return list(rows.values())
 
 
-def _conclusion(effect: Mapping[str, float]) -> str:
+def _conclusion(effect: Mapping[str, float | int]) -> str:
     verdict = "it helps" if effect["low"] > 0 else "it harms" if effect["high"] < 0 else "within the noise"
     return (
         f"{effect['steps']} steps: effect of the chain {100 * effect['mean']:+.1f} points (95 % CI "

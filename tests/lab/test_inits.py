@@ -17,7 +17,7 @@ def test_other_methods_have_no_starts():
 @pytest.mark.slow
 def test_a_prompt_of_solved_examples_starts_as_few_shot(tmp_path, monkeypatch):
     """Law 9, by the whole experiment."""
-    few = {"threads": 1, "train": 40, "test": 8, "minutes": 5}
+    few = {"threads": 1, "train": 40, "test": 8, "minutes": 5.0}
     monkeypatch.setattr(study, "TINY", study.Rows(40, 8, 8, 40))
     for module in (newtask, inits):
         monkeypatch.setattr(module, "SEEDS", 1)

@@ -17,7 +17,7 @@ from minillm.lab.study import Bench, Trial, run_study
 from tests.adapt.low_rank import moved
 from tests.decoders import STYLES, random_decoder
 
-FEW = {"threads": 1, "train": 40, "test": 8, "minutes": 5}
+FEW = {"threads": 1, "train": 40, "test": 8, "minutes": 5.0}
 
 
 @pytest.fixture(autouse=True)
