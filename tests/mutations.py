@@ -365,7 +365,7 @@ _ROWS = [
     ("a page with markup of the rows", ("lab/html_report.py", "lab/test_html_report.py"),
         "ImmutableSandboxedEnvironment(autoescape=True, trim_blocks=True, lstrip_blocks=True)",
         "ImmutableSandboxedEnvironment(autoescape=False, trim_blocks=True, lstrip_blocks=True)"),
-    ("a transposed confusion matrix", ("lab/html_report.py", "lab/test_html_report.py"), "counts[label, answer]",
+    ("a transposed confusion matrix", "lab/statistics.py", "counts[label, answer]",
         "counts[answer, label]"),
     ("rows of any length", "data/tables.py", "len(values) != len(columns)", "False"),
     ("numbers in the order of strings", "data/table_tasks.py", "found.sort(key=float)", "found.sort()"),

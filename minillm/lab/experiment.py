@@ -25,10 +25,12 @@ from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.hub.pull import check_pulled, pull
 from minillm.lab.report import standard_error
+from minillm.lab.saving import saved
 from minillm.operations import softmax
 from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
+from minillm.runtime.files import commit
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.options import NO_SETTINGS, File, Model, Names, RunOptions, Text
 from minillm.tokenizer import Tokenizer
@@ -161,6 +163,16 @@ class DataOptions(RunOptions):
             base=self.base, method=method, prompt=task.prompt, answers=answers, end=task.end, seed=self.seed,
             device=self.device, store=out / "features", truncate=self.truncate, **chosen,
         )  # fmt: skip
+
+    def save_with_rows(self, out: Path, name: str, results: Mapping[str, Any], task: Task) -> Path:
+        """Write the results of a run, run.json and the test rows, if need be elsewhere; returns the directory."""
+
+        def write(out: Path) -> None:
+            with commit(out) as new:
+                new.text(ROWS, rows_file(task))
+                self.save(out, name, json.dumps(results, indent=2))
+
+        return saved(write, out)
 
     def load(self) -> Experiment:
         """Load the base. Raises InputError if it has no tokenizer."""

@@ -1,6 +1,6 @@
 """`minillm lab forgetting`: what does each method lose of the base's own abilities, and which remedies help?"""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,7 @@ from minillm.adapt.surgery import frozen
 from minillm.data.conversation_tables import lecture
 from minillm.data.conversations import EncodedConversation, answered
 from minillm.data.word_problems import PRETRAINED_FORMS, PRETRAINED_STEPS, exchanges, problems
+from minillm.generation import LanguageModel
 from minillm.lab.experiment import Experiment
 from minillm.lab.pictures import look
 from minillm.lab.study import Bench, Settings, Study, Table, Trial, chosen
@@ -40,14 +41,19 @@ class Forgetting(Study):
 
     name = "forgetting"
 
+    def __post_init__(self):
+        super().__post_init__()
+        self.known, self.before = dict[str, list[EncodedConversation]](), dict[str, float]()
+
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
         tried = [(remedy, m) for remedy in REMEDIES for m in self.methods if remedy == "-" or m in ("full", "lora")]
         return [self.settings(method, remedy=remedy, epochs=EPOCHS, train=TRAIN) for remedy, method in tried]
 
     def measure(self, bench: Bench, settings: Settings) -> dict[str, Any]:
         base, precision, method = bench.experiment.decoder, bench.experiment.precision, settings["method"]
-        texts = known_texts(bench.experiment, self.base == "tiny")
-        before = {name: held_out(base, rows, precision) for name, rows in texts.items()}
+        if not self.known:  # the same for all trials
+            self.known = known_texts(bench.experiment, self.base == "tiny")
+            self.before = losses(base, self.known, precision)
         # So large a budget measures forgetting, and ends nothing.
         options = {"forgetting_budget": 1e9} if method in METHODS and method != "output" else {}
         options |= settings | REMEDIES[settings["remedy"]]
@@ -59,7 +65,8 @@ class Forgetting(Study):
             model = frozen(model.decoder)
             model.head = base.head
         for state, at in (("on", model), ("off", base)):
-            measured[state] = {name: held_out(at, rows, precision) - before[name] for name, rows in texts.items()}
+            found = losses(at, self.known, precision)
+            measured[state] = {name: nats - self.before[name] for name, nats in found.items()}
         return measured
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
@@ -79,6 +86,10 @@ class Forgetting(Study):
         axes.set(xlabel="training step", ylabel="rise of the loss on own text, nats per token")
         axes.legend()
         return figure
+
+
+def losses(model: LanguageModel, texts: Mapping[str, list[EncodedConversation]], precision: str) -> dict[str, float]:
+    return {name: held_out(model, rows, precision) for name, rows in texts.items()}
 
 
 def known_texts(experiment: Experiment, tiny: bool) -> dict[str, list[EncodedConversation]]:

@@ -8,7 +8,6 @@ import hashlib
 import math
 import statistics
 from base64 import b64encode
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from minillm.errors import InputError
 from minillm.lab.experiment import ROWS
 from minillm.lab.pictures import look
 from minillm.lab.report import in_bytes
+from minillm.lab.statistics import confusion
 from minillm.runtime.files import write_text
 from minillm.runtime.options import RUN, Positional, PrintOptions
 from minillm.runtime.reading import read_bytes, read_json, reading
@@ -165,11 +165,9 @@ def _curves(one: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 def confusions(guessed: Rows, rows: Mapping[str, Any]) -> list[list[list[int]]]:
     """For each method the number of test rows by label and predicted answer; none for more than 20 answers."""
-    classes, found = range(len(rows.get("answers", []))), []
-    for one in guessed if len(classes) <= 20 else []:
-        counts = Counter(zip(rows["labels"], one["predicted"], strict=True))
-        found.append(one.get("confusion") or [[counts[label, answer] for answer in classes] for label in classes])
-    return found
+    classes = len(rows.get("answers", []))
+    shown = guessed if classes <= 20 else []
+    return [one.get("confusion") or confusion(rows["labels"], one["predicted"], classes) for one in shown]
 
 
 def mistakes(guessed: Rows, rows: Mapping[str, Any]) -> list[tuple]:

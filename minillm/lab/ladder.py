@@ -23,15 +23,14 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, check_at_least, one_sentence, unknown
-from minillm.lab.experiment import ROWS, DataOptions, doubts, labels, passes, rows_file, run, versions
+from minillm.lab.experiment import DataOptions, doubts, labels, passes, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw, ladder_picture
 from minillm.lab.report import differences, table, verdict
-from minillm.lab.saving import saved
 from minillm.lab.statistics import compare_all, over_seeds, right_of
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
-from minillm.runtime.files import check_directory, commit
+from minillm.runtime.files import check_directory
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
 from minillm.runtime.option import options_of
@@ -179,7 +178,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
         yield "", {**rows, "out": options.out, **{name: checked.get(name, "finished") for name in chosen}}
         return
     with locked(options.out):
-        ladder = _write(options, task, finished, skipped)
+        ladder = _write(options, task, described, finished, skipped)
         for name in chosen:
             for seed in () if name in skipped else options.seeds_left(name, finished):
                 announce(name, task, finished)
@@ -188,7 +187,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
                     finished[name] = over_seeds(runs, labels(task.test).tolist(), len(task.answers))
                 except InputError as problem:
                     skipped[name] = str(problem)
-                ladder = _write(options, task, finished, skipped)
+                ladder = _write(options, task, described, finished, skipped)
                 if name in skipped:
                     break
                 checkpoints = options.checkpoints(name, described)
@@ -206,20 +205,16 @@ def announce(name: str, task: Task, finished: Rungs) -> None:
         note(f"{name}: about {duration(seconds / sum(passes(rung, task) for rung in done) * passes(name, task))}")
 
 
-def _write(options: Ladder, task: Task, finished: Rungs, skipped: Mapping[str, str]) -> dict:
+def _write(
+    options: Ladder, task: Task, described: Mapping[str, Any], finished: Rungs, skipped: Mapping[str, str]
+) -> dict[str, Any]:  # fmt: skip
     """Write ladder.json, whose content is returned, with the rungs in their order, and rows.json."""
     rungs = [finished[name] for name in RUNGS if name in finished]
     failed = {name: skipped[name] for name in RUNGS if name in skipped}
     best, targets = sorted(rungs, key=lambda rung: -rung["accuracy"]), labels(task.test).tolist()
     pairs = compare_all({rung["name"]: right_of(rung["runs"], targets) for rung in best})
-    ladder = {**options.described_run(task), "rungs": rungs, "skipped": failed, "pairs": pairs}
-
-    def write(out: Path) -> None:
-        with commit(out) as new:
-            new.text(ROWS, rows_file(task))
-            options.save(out, LADDER, json.dumps(ladder, indent=2))
-
-    options.out = saved(write, options.out)
+    ladder = {**described, "rungs": rungs, "skipped": failed, "pairs": pairs}
+    options.out = options.save_with_rows(options.out, LADDER, ladder, task)
     return ladder
 
 

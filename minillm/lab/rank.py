@@ -20,7 +20,7 @@ from minillm.adapters.extract import effective_rank, extract, resize, similarity
 from minillm.classifier import TextClassifier
 from minillm.lab.crossed import SEEDS, Cells, Crossed, shown
 from minillm.lab.experiment import judged, labels
-from minillm.lab.statistics import bootstrap
+from minillm.lab.statistics import bootstrap, right_of
 from minillm.lab.study import Bench, Settings, Table, Trial, chosen
 from minillm.runtime.options import Directory, Names
 
@@ -101,10 +101,9 @@ class Rank(Crossed):
                 tables.append(
                     Table("effective rank of full's dW over layers", ("matrix", "least", "mean", "most"), rows)
                 )
-        targets = labels(self.load_task().test).numpy()
         loras = sorted((key for key in cells if key[1] in TARGETS), key=lambda key: size(cells[key]))
         for keys in ([key for key in cells if key[1] in (CUT, "full")], loras):
-            right = {key: np.array([trial.measured["predicted"] for trial in cells[key]]) == targets for key in keys}
+            right = {key: right_of([trial.measured for trial in cells[key]], self.expected) for key in keys}
             lines += [advice(right)] if right else []
         return tables, lines
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from minillm.lab.crossed import SEEDS
 from minillm.lab.pictures import look
 from minillm.lab.report import differences
 from minillm.lab.statistics import compare_all, right_of
@@ -19,7 +20,6 @@ from minillm.training.methods import METHODS
 
 NEAR, FAR = (0, 1, -1, 2, -2), (3, -3, 4, -4)
 """Half powers of ten from the default rate; those of FAR are tried while the best rate is at the end of the grid."""
-SEEDS = 3
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class Rates(Study):
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
         rows, swept = [], []
         for method in self.methods:
-            trials = sorted(sweep_of(finished, method), key=lambda trial: trial.settings["learning_rate"])
+            trials = sweep_of(finished, method)
             swept += [[method, f"{t.settings['learning_rate']:g}", t.measured["accuracy"]] for t in trials]
             if final := tested(finished, method):
                 mean, error = over_seeds(final)
@@ -86,7 +86,7 @@ class Rates(Study):
     def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
         figure, axes = pyplot.subplots()
         for method in self.methods:
-            trials = sorted(sweep_of(finished, method), key=lambda trial: trial.settings["learning_rate"])
+            trials = sweep_of(finished, method)
             rates = [trial.settings["learning_rate"] for trial in trials]
             axes.plot(rates, [trial.measured["accuracy"] for trial in trials], label=method, **look(method)._asdict())
         axes.set(xscale="log", xlabel="learning rate", ylabel="validation accuracy")
@@ -95,7 +95,9 @@ class Rates(Study):
 
 
 def sweep_of(finished: Sequence[Trial], method: str) -> list[Trial]:
-    return chosen(finished, method=method, scored="validation")
+    """The trials of a method on the validation rows, by their rates."""
+    found = chosen(finished, method=method, scored="validation")
+    return sorted(found, key=lambda trial: trial.settings["learning_rate"])
 
 
 def best(finished: Sequence[Trial], method: str) -> float:

@@ -5,6 +5,7 @@ is right: a row per seed, a column per test row.
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from statistics import fmean, variance
@@ -18,11 +19,6 @@ from minillm.shapes import Bool, Float
 Right = Bool[np.ndarray, "_ N"]
 SAMPLES, BINS, LEVEL = 10_000, 15, 0.05
 """Bootstrap samples, bins of a reliability curve, and the significance level."""
-
-
-def compare(first: Bool[np.ndarray, "*N"], second: Bool[np.ndarray, "*N"]) -> dict[str, Any]:
-    """`compare_all` of two methods, with the difference first - second."""
-    return compare_all({"first": np.atleast_2d(first), "second": np.atleast_2d(second)})[0]
 
 
 def compare_all(right: Mapping[str, Right]) -> list[dict[str, Any]]:
@@ -91,6 +87,12 @@ def right_of(runs: Sequence[Mapping[str, Any]], labels: Sequence[int]) -> Right:
     return np.array([run["predicted"] for run in runs]) == np.array(labels)
 
 
+def confusion(labels: Sequence[int], predicted: Sequence[int], classes: int) -> list[list[int]]:
+    """The number of rows by label and predicted answer."""
+    counts = Counter(zip(labels, predicted, strict=True))
+    return [[counts[label, answer] for answer in range(classes)] for label in range(classes)]
+
+
 def accuracy_over_seeds(runs: Sequence[Mapping[str, Any]], rows: int) -> tuple[float, float]:
     """The mean accuracy of runs that differ in their seeds, and its standard error.
 
@@ -108,8 +110,8 @@ def over_seeds(runs: Sequence[Mapping[str, Any]], labels: Sequence[int], classes
     """
     means = {name: fmean(run[name] for run in runs) for name in ("train_seconds", "eval_seconds", "tokens_per_second")}
     means["accuracy"], error = accuracy_over_seeds(runs, len(labels))
-    cells = [label * classes + n for run in runs for label, n in zip(labels, run["predicted"], strict=True)]
-    confusion = np.bincount(cells, minlength=classes**2).reshape(classes, classes).tolist()
+    predicted = [answer for run in runs for answer in run["predicted"]]
+    counts = confusion([*labels] * len(runs), predicted, classes)
     confidence = np.array([share for run in runs for share in run["confidence"]])
     calibrated = calibration(confidence, right_of(runs, labels).ravel())
-    return {**runs[0], **means, "standard_error": error, **calibrated, "confusion": confusion, "runs": list(runs)}
+    return {**runs[0], **means, "standard_error": error, **calibrated, "confusion": counts, "runs": list(runs)}

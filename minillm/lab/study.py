@@ -18,14 +18,13 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, unknown
-from minillm.lab.experiment import ROWS, DataOptions, Experiment, passes, rows_file, run, versions
+from minillm.lab.experiment import DataOptions, Experiment, passes, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw
 from minillm.lab.report import aligned
-from minillm.lab.saving import saved
 from minillm.lab.statistics import accuracy_over_seeds
 from minillm.runtime.device import keep_freed_memory, use_threads
-from minillm.runtime.files import check_directory, commit
+from minillm.runtime.files import check_directory
 from minillm.runtime.locks import locked
 from minillm.runtime.options import Directory, DryRunOptions, Model, Names
 from minillm.runtime.progress import duration, note, progress
@@ -94,11 +93,10 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
     name = ""  # of the command
 
     def __post_init__(self):
-        tiny = self.base == "tiny"
         if self.data is None:
-            self.task = self.task or ("word_problems" if tiny else "reviews")
-            rows = TINY if tiny else REAL
-            self.train, self.test = self.train or rows.train, self.test or rows.test
+            self.task = self.task or ("word_problems" if self.base == "tiny" else "reviews")
+            self.train = self.train or self.rows.train
+            self.test = self.test or self.rows.test
         super().__post_init__()
         for method in self.methods:
             if method not in (*IN_CONTEXT, "features", *METHODS):
@@ -106,6 +104,11 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
         self.expected = list[int]()  # the labels of the test rows, once the task is loaded
         if not self.minutes > 0:
             raise InputError(f"--minutes must be above 0, got {self.minutes:g}")
+
+    @property
+    def rows(self) -> Rows:
+        """The default numbers of rows."""
+        return TINY if self.base == "tiny" else REAL
 
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
         """The settings of all trials, given the results so far."""
@@ -174,7 +177,7 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
 
     def _measured_pace(self, bench: Bench, settings: Settings) -> float:
         """Seconds per forward pass of a method."""
-        for count in (WARM_UP, (TINY if self.base == "tiny" else REAL).measured):  # the first call is slower
+        for count in (WARM_UP, self.rows.measured):  # the first call is slower
             train, held, test = (
                 _every_class(rows, count) for rows in (bench.task.train, bench.task.validation, bench.task.test)
             )
@@ -196,8 +199,7 @@ def run_study(study: Study) -> dict[str, Any]:
     task = study.load_task()
     hub.locate(study.base)
     check_directory(study.out)
-    limit = (TINY if study.base == "tiny" else REAL).validation
-    task = replace(task, validation=task.validation[:limit])
+    task = replace(task, validation=task.validation[: study.rows.validation])
     described = json.loads(json.dumps({"experiment": study.name, **study.described(task), "versions": versions()}))
     study.expected = [row.label for row in task.test]
     finished = _finished(study, described)
@@ -218,7 +220,7 @@ def _trials(study: Study, bench: Bench, described: Mapping[str, Any], finished: 
     fits = "" if needed <= budget - spent else f"; --minutes {study.minutes:g} ends it earlier"
     note(f"{study.name}: {len(left)} of {len(planned)} trials to run, about {duration(needed)}{fits}")
     with progress(total=len(planned), initial=len(planned) - len(left), desc=study.name, unit="trial") as bar:
-        while left := _left(study.plan(finished), finished):
+        while left := _left(planned, finished):
             if finished and spent + seconds(left[0]) > budget:
                 note(f"{study.name}: {len(left)} trials do not fit into --minutes {study.minutes:g}, and were left out")
                 break
@@ -226,7 +228,8 @@ def _trials(study: Study, bench: Bench, described: Mapping[str, Any], finished: 
             measured = json.loads(json.dumps(study.measure(bench, left[0])))
             finished.append(Trial(left[0], measured, time.perf_counter() - start))
             spent += finished[-1].seconds
-            bar.total = len(study.plan(finished))
+            planned = study.plan(finished)
+            bar.total = len(planned)
             bar.update()
             _write(study, bench.task, described, finished)
     return _write(study, bench.task, described, finished, *study.conclude(finished))
@@ -247,13 +250,7 @@ def _write(
         "trials": [trial._asdict() for trial in finished], "tables": [table._asdict() for table in tables],
         "conclusions": list(conclusions),
     }  # fmt: skip
-
-    def write(out: Path) -> None:
-        with commit(out) as new:
-            new.text(ROWS, rows_file(task))
-            study.save(out, f"{study.name}.json", json.dumps(found, indent=2))
-
-    study.out = saved(write, study.out)
+    study.out = study.save_with_rows(study.out, f"{study.name}.json", found, task)
     return found
 
 

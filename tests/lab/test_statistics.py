@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, t
 from sklearn.calibration import calibration_curve
 
-from minillm.lab.statistics import bootstrap, calibration, compare, compare_all, holm, mcnemar, over_seeds, right_of
+from minillm.lab.statistics import bootstrap, calibration, compare_all, holm, mcnemar, over_seeds, right_of
 
 pytestmark = pytest.mark.checked
 
@@ -61,6 +61,10 @@ def test_the_rows_are_the_same_for_all_methods_and_seeds_add_noise():
     error = math.sqrt((1 / 3 - 1 / 3 / 90) / 3)
     for level in (0.1, 0.75, 0.95):
         assert np.quantile(shares, level) - 1 / 3 == pytest.approx(t.ppf(level, 2) * error, rel=0.05)
+
+
+def compare(first, second):
+    return compare_all({"first": first[None], "second": second[None]})[0]
 
 
 @settings(max_examples=8)
