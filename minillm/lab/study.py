@@ -95,8 +95,8 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
     def __post_init__(self):
         if self.data is None:
             self.task = self.task or ("word_problems" if self.base == "tiny" else "reviews")
-            self.train = self.train or self.rows.train
-            self.test = self.test or self.rows.test
+            self.train = self.rows.train if self.train is None else self.train
+            self.test = self.rows.test if self.test is None else self.test
         super().__post_init__()
         for method in self.methods:
             if method not in (*IN_CONTEXT, "features", *METHODS):

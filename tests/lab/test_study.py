@@ -98,6 +98,11 @@ def test_wrong_options_are_refused(options, given, message):
         options(**given)
 
 
+def test_no_training_rows_are_not_the_default_number_of_them(options):
+    with pytest.raises(InputError, match="0 training and 8 test rows are too few"):
+        run_study(options(train=0))
+
+
 def test_the_error_over_seeds_has_the_variance_of_seeds_and_of_rows():
     trials = [
         Trial({"seed": n}, {"accuracy": share, "predicted": [0] * 100}, 1.0) for n, share in enumerate((0.4, 0.6))
