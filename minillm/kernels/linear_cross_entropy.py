@@ -52,7 +52,7 @@ def _loss_kernel(
         top = higher
     highest = tl.max(top, 0)
     total = tl.sum(total * tl.exp(top - highest), 0)
-    tl.store(losses + row, highest + tl.log(total) - chosen)
+    tl.store(losses + row, (highest - chosen) + tl.log(total))
     if GRADIENTS:
         inverse = 1.0 / total
         for start in range(0, vocabulary, BLOCK_V):
