@@ -1,20 +1,22 @@
 """`minillm lab forgetting`: what does each method lose of the base's own abilities, and which remedies help?"""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from minillm.adapt.surgery import frozen
 from minillm.data.conversation_tables import lecture
 from minillm.data.conversations import EncodedConversation, answered
 from minillm.data.word_problems import PRETRAINED_FORMS, PRETRAINED_STEPS, exchanges, problems
-from minillm.generation import LanguageModel
 from minillm.lab.experiment import Experiment
 from minillm.lab.pictures import look
 from minillm.lab.study import Bench, Settings, Study, Table, Trial, chosen
-from minillm.prompting.forgetting import held_out, own_text
+from minillm.prompting.forgetting import losses, own_text
 from minillm.runtime.options import Directory, Names
 from minillm.training.methods import METHODS
 
@@ -43,7 +45,7 @@ class Forgetting(Study):
 
     def __post_init__(self):
         super().__post_init__()
-        self.known, self.before = dict[str, list[EncodedConversation]](), dict[str, float]()
+        self.known, self.before = dict[str, list[EncodedConversation]](), dict[str, list[float]]()
 
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
         tried = [(remedy, m) for remedy in REMEDIES for m in self.methods if remedy == "-" or m in ("full", "lora")]
@@ -53,7 +55,7 @@ class Forgetting(Study):
         base, precision, method = bench.experiment.decoder, bench.experiment.precision, settings["method"]
         if not self.known:  # the same for all trials
             self.known = known_texts(bench.experiment, self.base == "tiny")
-            self.before = losses(base, self.known, precision)
+            self.before = {name: losses(base, rows, precision) for name, rows in self.known.items()}
         # So large a budget measures forgetting, and ends nothing.
         options = {"forgetting_budget": 1e9} if method in METHODS and method != "output" else {}
         options |= settings | REMEDIES[settings["remedy"]]
@@ -65,16 +67,17 @@ class Forgetting(Study):
             model = frozen(model.decoder)
             model.head = base.head
         for state, at in (("on", model), ("off", base)):
-            found = losses(at, self.known, precision)
-            measured[state] = {name: nats - self.before[name] for name, nats in found.items()}
+            after = {name: losses(at, rows, precision) for name, rows in self.known.items()}
+            measured[state] = {name: rises(rows, self.before[name], after[name]) for name, rows in self.known.items()}
         return measured
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
         texts, rows = list(finished[0].measured["on"]), []
         for trial in finished:
-            on, off = ([trial.measured[state][name] for name in texts] for state in ("on", "off"))
+            on, off = ([rise(trial.measured[state][name]) for name in texts] for state in ("on", "off"))
             place = trial.settings["method"], trial.settings["remedy"], trial.measured["accuracy"]
-            rows.append([*place, *(f"{nats:+.4f}" for nats in on), f"{max(map(abs, off)):g}"])
+            shown = (f"{nats:+.4f} ± {error:.4f}" for nats, error in on)
+            rows.append([*place, *shown, f"{max(abs(nats) for nats, _ in off):g}"])
         columns = ("method", "remedy", "accuracy", *texts, "adapter off")
         return [Table("rise of the loss, in nats per token", columns, rows)], []
 
@@ -88,8 +91,19 @@ class Forgetting(Study):
         return figure
 
 
-def losses(model: LanguageModel, texts: Mapping[str, list[EncodedConversation]], precision: str) -> dict[str, float]:
-    return {name: held_out(model, rows, precision) for name, rows in texts.items()}
+def rises(
+    rows: Sequence[EncodedConversation], before: Sequence[float], after: Sequence[float]
+) -> list[tuple[float, int]]:
+    """The rise of the loss of each text, in nats, and its number of tokens."""
+    return [(new - old, len(row.targets)) for row, old, new in zip(rows, before, after, strict=True)]
+
+
+def rise(rows: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """The rise of the loss per token, and its standard error over the texts."""
+    nats, tokens = np.array(rows, float).T
+    mean = nats.sum() / tokens.sum()
+    error = math.sqrt(len(rows) / (len(rows) - 1) * ((nats - mean * tokens) ** 2).sum()) / tokens.sum()
+    return float(mean), error
 
 
 def known_texts(experiment: Experiment, tiny: bool) -> dict[str, list[EncodedConversation]]:

@@ -27,14 +27,23 @@ OWN_ROWS, OWN_TOKENS = 8, 64
 """The size of the base's own text."""
 
 
-@torch.no_grad()
 def held_out(model: LanguageModel, rows: Sequence[EncodedConversation], precision: str, name: str = "") -> float:
     """The mean loss of the tokens that are trained on, in nats. No name: no progress bar."""
-    total, batches = 0.0, length_buckets([len(row.ids) for row in rows], BATCH)
+    return sum(losses(model, rows, precision, name)) / sum(len(row.targets) for row in rows)
+
+
+@torch.no_grad()
+def losses(
+    model: LanguageModel, rows: Sequence[EncodedConversation], precision: str, name: str = ""
+) -> list[float]:  # fmt: skip
+    """The loss of each row, the sum over the tokens that are trained on, in nats. No name: no progress bar."""
+    found, batches = [0.0] * len(rows), length_buckets([len(row.ids) for row in rows], BATCH)
     for batch in progress(batches, desc=name, unit="batch") if name else batches:
         with autocast(model.decoder.embed.weight.device, precision):
-            total -= log_likelihoods(model, [rows[index] for index in batch]).sum().item()
-    return total / sum(len(row.targets) for row in rows)
+            scores = log_likelihoods(model, [rows[index] for index in batch])
+        for index, score in zip(batch, scores.tolist(), strict=True):
+            found[index] = -score
+    return found
 
 
 def own_text(

@@ -1,8 +1,11 @@
 """`minillm lab forgetting` and `overfit`: what each method forgets, and where its validation loss turns."""
 
+import math
+from statistics import stdev
+
 import pytest
 
-from minillm.lab.forgetting import Forgetting
+from minillm.lab.forgetting import Forgetting, rise
 from minillm.lab.overfit import Overfit, curves
 from minillm.lab.study import Trial, run_study
 
@@ -13,11 +16,18 @@ def test_forgetting_is_measured_also_for_a_classifier_and_is_zero_without_the_ad
     options = Forgetting(methods=(method,), train=20, test=8, threads=1, out=tmp_path, minutes=1e-3)
     found = run_study(options)
     (trial,) = (Trial(**trial) for trial in found["trials"])
-    assert set(trial.measured["off"].values()) == {0.0}
+    assert {nats for rows in trial.measured["off"].values() for nats, _ in rows} == {0.0}
     assert trial.measured["on"].keys() == {"own text", "word problems"}
-    assert all((nats == 0.0) == (method == "output") for nats in trial.measured["on"].values())
+    assert all((rise(rows) == (0.0, 0.0)) == (method == "output") for rows in trial.measured["on"].values())
     assert list(trial.measured["chosen"]["forgetting"]) == steps
     assert found["tables"][0]["rows"][0][-1] == "0"
+
+
+def test_the_rise_per_token_has_the_standard_error_of_a_mean_if_texts_are_equally_long():
+    nats = [0.5, 0.25, 1.0, -0.5]
+    mean, error = rise([(each, 5) for each in nats])
+    assert (mean, error) == pytest.approx((sum(nats) / 20, stdev(nats) / math.sqrt(4) / 5), rel=1e-12)
+    assert rise([(1.0, 1), (9.0, 9)]) == pytest.approx((1.0, 0.0))
 
 
 def test_remedies_are_planned_for_full_and_lora_after_all_methods():
