@@ -194,7 +194,7 @@ def run(
     scored = classifier.scores([row.text for row in task.test], "test rows")
     eval_seconds = time.perf_counter() - start
     adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
-    confidence, predicted = softmax(scored.scores.double()).max(-1)
+    confidence = softmax(scored.scores.double()).amax(-1)
     return {
         **judged(scored.scores, labels(task.test)),
         "trainable_parameters": parameter_count(adapted.trainable()) if isinstance(adapted, Adaptation) else 0,
@@ -205,7 +205,6 @@ def run(
         "peak_memory_bytes": peak_memory(adapted.decoder.embed.weight.device),
         "precision": classifier.precision_,
         "chosen": chosen if training.tokens else chosen | {"shared_tokens": scored.shared_tokens},
-        "predicted": predicted.tolist(),
         "confidence": [round(share, 4) for share in confidence.tolist()],
     }
 
@@ -226,13 +225,14 @@ def passes(method: str, task: Task, train: int | None = None, epochs: int | None
 
 
 def judged(scores: Tensor, targets: Tensor) -> dict[str, Any]:
-    """The accuracy, that of always predicting the most frequent class, and the number of classes among predictions."""
-    share = accuracy(scores, targets)
+    """The accuracy, that of always predicting the most frequent class, the predictions and their number of classes."""
+    share, predicted = accuracy(scores, targets), scores.argmax(-1)
     return {
         "accuracy": share,
         "standard_error": standard_error(share, len(targets)),
         "majority_baseline": targets.bincount().max().item() / len(targets),
-        "predicted_classes": len(scores.argmax(-1).unique()),
+        "predicted_classes": len(predicted.unique()),
+        "predicted": predicted.tolist(),
     }
 
 

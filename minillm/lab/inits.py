@@ -62,8 +62,7 @@ class Inits(Crossed):
         classifier, measured = self.adapted(bench, settings | {"make": make})
         classifier._prepare(bench.task)  # builds the method again, untrained
         scores = classifier.score_rows(bench.task.test).scores
-        untrained = judged(scores, labels(bench.task.test)) | {"predicted": scores.argmax(-1).tolist()}
-        return measured | {"untrained": untrained}
+        return measured | {"untrained": judged(scores, labels(bench.task.test))}
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
         before = [trial._replace(measured=trial.measured["untrained"]) for trial in finished]

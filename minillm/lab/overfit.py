@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from minillm.lab.crossed import SEEDS
 from minillm.lab.pictures import look
 from minillm.lab.study import Settings, Study, Table, Trial
 from minillm.runtime.options import Directory, Names
@@ -29,26 +30,32 @@ class Overfit(Study):
     name = "overfit"
 
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
-        trained = [method for method in self.methods if method in METHODS]
-        return [self.settings(method, train=size, epochs=EPOCHS) for size in SIZES for method in trained]
+        sizes = [size for size in SIZES if self.train is None or size <= self.train]
+        wanted = [(n, size, m) for n in range(SEEDS) for size in sizes for m in self.methods if m in METHODS]
+        return [self.settings(method, train=size, epochs=EPOCHS, seed=n) for n, size, method in wanted]
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
-        rows = []
+        seeds: dict[tuple[str, int], list[list[float]]] = {}
         for trial in finished:
             training, held, stop = curves(trial)
             turn = held.index(min(held))
-            losses = training[turn], held[turn], training[-1], held[-1]
-            rows.append([trial.settings["method"], trial.settings["train"], turn + 1, stop, *losses])
-        columns = ("method", "rows", "turns", "stops", "training", "validation", "training, last", "validation, last")
-        return [Table("epochs, and losses in nats per row", columns, rows)], []
+            found = [turn + 1, stop, training[turn], held[turn], training[-1], held[-1]]
+            seeds.setdefault((trial.settings["method"], trial.settings["train"]), []).append(found)
+        rows = [[*of, len(each), *map(fmean, zip(*each, strict=True))] for of, each in seeds.items()]
+        columns = (
+            "method", "rows", "seeds", "turns", "stops", "training", "validation", "training, last", "validation, last",
+        )  # fmt: skip
+        return [Table("epochs, and losses in nats per row: means over the seeds", columns, rows)], []
 
     def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
-        figure, panels = pyplot.subplots(1, len(SIZES), sharey=True)
+        sizes = sorted({trial.settings["train"] for trial in finished})
+        figure, (panels,) = pyplot.subplots(1, len(sizes), sharey=True, squeeze=False)
         for trial in finished:
-            axes, method, epochs = panels[SIZES.index(trial.settings["train"])], trial.settings["method"], EPOCHS + 1
+            axes, method, epochs = panels[sizes.index(trial.settings["train"])], trial.settings["method"], EPOCHS + 1
             training, held, stop = curves(trial)
+            label = None if trial.settings["seed"] else method
             axes.plot(range(1, epochs), training, ":", color=look(method).color)
-            axes.plot(range(1, epochs), held, label=method, markevery=[stop - 1], **look(method)._asdict())
+            axes.plot(range(1, epochs), held, label=label, markevery=[stop - 1], **look(method)._asdict())
             axes.set(title=f"{trial.settings['train']} training rows", xlabel="epoch")
         panels[0].set_ylabel("loss, nats per row (dotted: training)")
         panels[0].legend()

@@ -127,7 +127,7 @@ def decomposed(bench: Bench, classifier: TextClassifier) -> dict[str, Any]:
     for r in RANKS:
         classifier.method_ = from_factors(base, {path: (a[:r], b[:, :r]) for path, (a, b) in factors.items()})
         scores = classifier.scores(texts, f"rank {r}").scores
-        cut[r] = judged(scores, labels(bench.task.test)) | {"predicted": scores.argmax(-1).tolist()}
+        cut[r] = judged(scores, labels(bench.task.test))
     spectra = {path: [float(f"{row.norm() ** 2:.4g}") for row in a] for path, (a, _) in factors.items()}
     return {"spectra": spectra, "cut": cut}
 

@@ -56,6 +56,7 @@ def test_accuracies_computed_by_hand():
     found = accuracies(Answers([Question(TEMPLATE, "x")] * 4, scored, texts, None), torch.tensor([0, 1, 1, 1]))
     assert found["measures"]["acc"]["before"] == {
         "accuracy": 0.5, "standard_error": 0.25, "majority_baseline": 0.75, "predicted_classes": 2,
+        "predicted": [0, 0, 1, 0],
     }  # fmt: skip
     assert found["measures"]["acc"]["after"]["accuracy"] == 0.75
     assert found["free"] == {"strict": 0.75, "flexible": 0.5, "unparsed": 0.25, "standard_error": (3 / 64) ** 0.5}
