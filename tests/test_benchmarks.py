@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from benchmarks.adapt_reviews import numbers, standard_error_of_mean, summary, table
 from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
 from benchmarks.lecture_set import table as lecture_table
@@ -141,24 +140,3 @@ def test_the_contestants_use_names_that_minillm_and_its_peers_have():
         assert all(hasattr(module.Training, job) for job in ("parameters", "start_from", "probe", "train"))
         assert all(hasattr(module.Features, job) for job in ("compute", "fit"))
         assert hasattr(module.Scoring, "score")
-
-
-def test_the_accuracies_of_a_method_are_averaged_over_the_seeds():
-    shares = (0.80, 0.82, 0.84)
-    chosen = [{"validation": [0.5, share + 0.01], "best_epoch": 2} for share in shares]
-    runs = [{"name": "lora", "accuracy": share, "chosen": one} for share, one in zip(shares, chosen, strict=True)]
-    found = summary(runs)
-    # A standard deviation of 2 points over the root of 3.
-    assert (found["mean"], found["standard_error"]) == pytest.approx((0.82, 0.02 / 3**0.5))
-    head, _, line = table([found]).splitlines()
-    assert line.split() == ["lora", "81.0", "83.0", "85.0", "80.0", "82.0", "84.0", "82.0", "1.15", "2", "2", "2"]
-    assert len(head) == len(line)
-    assert summary(runs[:1])["standard_error"] is None
-    assert standard_error_of_mean([0.0, 0.0, 2.0, 2.0]) == pytest.approx((4 / 3) ** 0.5 / 2)
-
-
-@pytest.mark.parametrize(("listed", "message"), [("0,a", "must be integers"), ("1,2,1", "must be different")])
-def test_seeds_are_integers_and_different(listed, message):
-    assert numbers("0, 1,2") == [0, 1, 2]
-    with pytest.raises(InputError, match=message):
-        numbers(listed)

@@ -108,7 +108,7 @@ def accuracies(answers: Answers, labels: Tensor) -> dict[str, Any]:
     form = answer_form(answers.questions[0], answers.labels.answers)
     expected = [answers.labels.answers[int(label)] for label in labels]
     both = {name: {"before": judged(before[name], labels), "after": judged(after[name], labels)} for name in before}
-    found: dict[str, Any] = {"measures": both}
+    found: dict[str, Any] = {"measures": both, "labels": labels.tolist()}
     for name, texts in (("free", answers.generated), ("self_consistency", answers.majority)):
         if texts is not None:
             found[name] = answer_shares([form.read(text) for text in texts], expected)

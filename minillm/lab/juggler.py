@@ -18,6 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from minillm import hub
 from minillm.data import word_problems
 from minillm.data.extraction import Reading, answer_shares, same_answer
@@ -28,6 +30,7 @@ from minillm.lab.experiment import versions
 from minillm.lab.pictures import WIDTH, PictureOptions, dots, draw
 from minillm.lab.pretrain import Pretrain, describe, drawn_problems, pretrain
 from minillm.lab.report import aligned, standard_error
+from minillm.lab.statistics import compare_all
 from minillm.lab.study import Table
 from minillm.prompting.answering import GenerationSettings, generated_answers, self_consistent
 from minillm.prompting.prompt_cache import PromptCache
@@ -204,10 +207,9 @@ def shares(answers: Sequence[Graded]) -> dict[str, Any]:
 
 
 def paired(direct: Sequence[int], chained: Sequence[int]) -> dict[str, float]:
-    """The mean paired difference of right answers (1), with its 95 % confidence interval (normal approximation)."""
-    each = [two - one for one, two in zip(direct, chained, strict=True)]
-    mean, error = statistics.fmean(each), statistics.stdev(each) / math.sqrt(len(each))
-    return {"mean": mean, "low": mean - 1.96 * error, "high": mean + 1.96 * error}
+    """The mean paired difference of right answers (1), with its 95 % bootstrap interval."""
+    (found,) = compare_all({"chained": np.array([chained]) > 0, "direct": np.array([direct]) > 0})
+    return {"mean": found["difference"], "low": found["low"], "high": found["high"]}
 
 
 def guess(asked: Sequence[Problem]) -> float:
