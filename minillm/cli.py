@@ -39,6 +39,7 @@ COMMANDS: dict[str, Any] = {
     "attention": ("lab.attention:Attention", "Draw the attention weights of one head on a text."),
     "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
     "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
+    "plan": ("lab.plan:Plan", "Estimate the memory and time of an adaptation."),
     "predict": ("lab.predict:Predict", "Classify texts with a saved classifier."),
     "adapter": (
         {
