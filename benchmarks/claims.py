@@ -27,11 +27,11 @@ RESULTS = Path(__file__).parent / "results"
 REAL = "--base smollm2-135m-instruct --threads 1"
 COMMANDS = {
     "ladder": "ladder --rungs all --seeds 3",
-    "data": f"lab data {REAL} --train 100 --test 400 --minutes 30",
-    "newtask": f"lab newtask {REAL} --methods few-shot,prefix,lora --minutes 20",
-    "forgetting": f"lab forgetting {REAL} --methods full,lora,prefix --minutes 20",
-    "rank": f"lab rank {REAL} --minutes 25",
-    "overfit": f"lab overfit {REAL} --methods full --minutes 12",
+    "data": f"lab data {REAL} --methods few-shot,prefix,lora,full --train 100 --test 200 --minutes 26",
+    "newtask": f"lab newtask {REAL} --methods few-shot,prefix,lora --minutes 14",
+    "forgetting": f"lab forgetting {REAL} --methods full,lora --minutes 14",
+    "rank": f"lab rank {REAL} --minutes 26",
+    "overfit": f"lab overfit {REAL} --methods full --minutes 13",
     "prompt": "prompt --shots 8 --channel",
     "problems": "prompt --task word_problems --test 100",
     "chains": "prompt --task word_problems --test 100 --chain",
