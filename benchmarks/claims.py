@@ -27,10 +27,10 @@ RESULTS = Path(__file__).parent / "results"
 REAL = "--base smollm2-135m-instruct --threads 1"
 COMMANDS = {
     "ladder": "ladder --rungs all --seeds 3",
-    "data": f"lab data {REAL} --methods few-shot,prefix,lora,full --train 100 --test 200 --minutes 26",
-    "newtask": f"lab newtask {REAL} --methods few-shot,prefix,lora --minutes 14",
-    "forgetting": f"lab forgetting {REAL} --methods full,lora --minutes 14",
-    "rank": f"lab rank {REAL} --minutes 26",
+    "data": f"lab data {REAL} --methods few-shot,prefix,lora,full --train 100 --test 200 --minutes 22",
+    "newtask": f"lab newtask {REAL} --methods few-shot,prefix,lora --minutes 12",
+    "forgetting": f"lab forgetting {REAL} --methods full,lora --minutes 12",
+    "rank": f"lab rank {REAL} --minutes 20",
     "overfit": f"lab overfit {REAL} --methods full --minutes 13",
     "prompt": "prompt --shots 8 --channel",
     "problems": "prompt --task word_problems --test 100",
