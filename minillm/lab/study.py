@@ -63,7 +63,7 @@ class Table(NamedTuple):
 
     title: str
     columns: Sequence[str]
-    rows: Sequence[Sequence[str | float]]
+    rows: Sequence[Sequence[str | float | int]]
 
 
 @dataclass
@@ -281,7 +281,7 @@ def _shown(table: Mapping[str, Any]) -> str:
     return f"{table['title']}\n{aligned([table['columns'], *map(_texts, table['rows'])])}\n"
 
 
-def _texts(row: Sequence[str | float]) -> list[str]:
+def _texts(row: Sequence[str | float | int]) -> list[str]:
     return [cell if isinstance(cell, str) else f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row]
 
 
