@@ -27,11 +27,11 @@ RESULTS = Path(__file__).parent / "results"
 REAL = "--base smollm2-135m-instruct --threads 1"
 COMMANDS = {
     "ladder": "ladder --rungs zero-shot,few-shot,features,output,last-blocks,prefix,lora,full --seeds 3 --threads 1",
-    "data": f"lab data {REAL} --methods few-shot,prefix,lora,full --train 100 --test 200 --minutes 14",
+    "data": "lab data",
     "newtask": f"lab newtask {REAL} --methods few-shot,prefix,lora --minutes 12",
     "forgetting": f"lab forgetting {REAL} --methods full,lora --minutes 12",
     "rank": "lab rank",
-    "overfit": f"lab overfit {REAL} --methods full --minutes 13",
+    "overfit": "lab overfit",
     "prompt": "prompt --shots 8 --channel",
     "problems": "prompt --task word_problems --test 100",
     "chains": "prompt --task word_problems --test 100 --chain",
@@ -139,7 +139,8 @@ def training_time() -> Figure:
 
 
 def turned() -> Figure:
-    rises = [trial["validation_losses"][-1] - min(trial["validation_losses"]) for trial in trials("overfit")]
+    losses = [trial["validation_losses"] for trial in chosen("overfit", method="full", train=32)]
+    rises = [each[-1] - min(each) for each in losses]
     return over_seeds(rises, "nats per row")
 
 
@@ -168,7 +169,7 @@ CLAIMS = [
     Claim("a prefix works with 50 to 500 examples", LECTURE, "ladder", "prefix with 500 - few-shot",
           methods("prefix", "few-shot")),
     Claim("a prefix is on a par with full fine-tuning", LI, "ladder", "prefix - full", methods("prefix", "full"), PAR),
-    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 10 rows",
+    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 10 rows, by tiny",
           methods("prefix", "full", train=10)),
     Claim("a prefix cannot learn completely new tasks", LECTURE, "newtask", "LoRA - prefix, labels permuted",
           compared("newtask", {"method": "lora", "changed": "labels permuted"},
@@ -182,8 +183,8 @@ CLAIMS = [
           methods("last-blocks", "full"), PAR),
     Claim("full fine-tuning is potentially more accurate", LECTURE, "ladder", "full - output",
           methods("full", "output")),
-    Claim("full fine-tuning overfits", LECTURE, "overfit", "validation loss, last - least of 10 epochs", turned),
-    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows",
+    Claim("full fine-tuning overfits", LECTURE, "overfit", "validation loss, last - least of 10 epochs, 32 rows, by tiny", turned),
+    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows, by tiny",
           methods("lora", "full", train=10)),
     Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text", forgotten("full")),
     Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA", forgotten("full", "lora")),
