@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError, check_at_least, check_seed, check_temperature
+from minillm.fast.decoding import prepare
 from minillm.key_values import KeyValues
-from minillm.operations import softmax
+from minillm.operations import FAST, current_backend, softmax
 from minillm.shapes import Bool, Float, Int
 
 
@@ -70,15 +71,25 @@ class DecodingCache:
         count = min(self.ids.shape[1], ids.shape[1] - 1)
         self.shared = int((self.ids[:, :count] == ids[:, :count]).all(0).cumprod(0).sum())
         self.ids = ids[:, : self.shared]
-        for layer in self.layers:
-            layer.length = self.shared
+        self._cut()
         return ids[:, self.shared :]
 
-    def features(self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B S"] | None) -> Float[Tensor, "B T D"]:
-        """The hidden states of the next tokens, which are added to the cache."""
-        hidden = self.decoder.features(ids, prefix=self.prefix, mask=mask, cache=self.layers)
+    def _cut(self) -> None:
+        for layer in self.layers:
+            layer.length = self.ids.shape[1]
+
+    @torch.no_grad()
+    def logits(
+        self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B S"] | None, decoder: Decoder
+    ) -> Float[Tensor, "B V"]:
+        """The logits after the next tokens, which are added to the cache, by `fast.decoding.prepare(self.decoder)`."""
+        hidden = decoder.features(ids, prefix=self.prefix, mask=mask, cache=self.layers)[:, -1]
+        logits = decoder.head(hidden).to(hidden.dtype)
+        if decoder is not self.decoder and not logits.sum().isfinite():  # a number exceeds float16
+            self._cut()
+            return self.logits(ids, mask, self.decoder)
         self.ids = torch.cat((self.ids, ids), 1)
-        return hidden
+        return logits
 
 
 @dataclass(kw_only=True)
@@ -138,14 +149,15 @@ def stream(
     cache = DecodingCache(model, ids.shape[1] + max_new_tokens) if cache is None else cache
     _check(model.decoder.config, ids, 0 if cache.prefix is None else len(cache.prefix), max_new_tokens, seed)
 
-    @torch.no_grad()
     def steps(ids: Tensor, mask: Tensor | None) -> Iterator[Int[Tensor, "B"]]:
         generator = None if seed is None else torch.Generator(ids.device).manual_seed(seed)
-        decoder, stops = model.decoder, torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
+        # A formula or a kernel that is forced is used in every step.
+        decoder = prepare(model.decoder) if current_backend() in (None, FAST) else model.decoder
+        stops = torch.tensor(sorted(stop), device=ids.device, dtype=ids.dtype)
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         token, ids = ids[:, :0], cache.rest(ids)
         for _ in range(max_new_tokens):
-            logits = decoder.head(cache.features(ids, mask)[:, -1])
+            logits = cache.logits(ids, mask, decoder)
             if temperature == 0:
                 new = logits.argmax(-1)
             else:

@@ -99,7 +99,7 @@ PROMPTING_MUTATIONS = [
     mutation("shared tokens after a difference", ("generation.py", SESSION[1]),
         "(self.ids[:, :count] == ids[:, :count]).all(0).cumprod(0).sum()",
         "(self.ids[:, :count] == ids[:, :count]).all(0).sum()"),
-    mutation("a cache that is not cut back", ("generation.py", SESSION[1]), "layer.length = self.shared",
+    mutation("a cache that is not cut back", ("generation.py", SESSION[1]), "layer.length = self.ids.shape[1]",
         "layer.length = max(layer.length, self.shared)"),
     mutation("a cache for each turn", SESSION, "self.cache or DecodingCache(self.model)", "DecodingCache(self.model)"),
     mutation("another model with the cache of the last one", SESSION, "self.model, self.cache = model, None",
