@@ -111,7 +111,7 @@ def perplexities(count: int) -> tuple[float, float]:
     def product(self: decoding.Products, x: torch.Tensor) -> torch.Tensor:
         # float16 numbers multiplied in float32: the same sums, but fast for many rows.
         weight, bias = self.matrices
-        out = F.linear(x.half().float(), weight.float()).half()
+        out = F.linear(x.half().float(), weight.float()).half().float()
         return out if bias is None else out + bias
 
     decoding.FEW, decoding.Products.forward = 1 << 30, product
@@ -124,7 +124,7 @@ def perplexities(count: int) -> tuple[float, float]:
             ids, last = pad_right(rows[start : start + 16])
             real = torch.arange(1, ids.shape[1]) <= last[:, None]
             for side, model in enumerate(sides):
-                logits = model(ids)[:, :-1][real].float()
+                logits = model(ids)[:, :-1][real]
                 losses[side] += float(F.cross_entropy(logits, ids[:, 1:][real], reduction="sum"))
     total = sum(len(row) - 1 for row in rows)
     return math.exp(losses[0] / total), math.exp(losses[1] / total)

@@ -83,8 +83,7 @@ class DecodingCache:
         self, ids: Int[Tensor, "B T"], mask: Bool[Tensor, "B S"] | None, decoder: Decoder
     ) -> Float[Tensor, "B V"]:
         """The logits after the next tokens, which are added to the cache, by `fast.decoding.prepare(self.decoder)`."""
-        hidden = decoder.features(ids, prefix=self.prefix, mask=mask, cache=self.layers)[:, -1]
-        logits = decoder.head(hidden).to(hidden.dtype)
+        logits = decoder.head(decoder.features(ids, prefix=self.prefix, mask=mask, cache=self.layers)[:, -1])
         if decoder is not self.decoder and not logits.sum().isfinite():  # a number exceeds float16
             self._cut()
             return self.logits(ids, mask, self.decoder)

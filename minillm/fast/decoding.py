@@ -61,7 +61,7 @@ def _prepare(decoder: Any, large: bool) -> nn.Module:
 
 
 class Products(nn.Module):
-    """The products of some Linears with one input, side by side; in float16 where the matrices are."""
+    """The products of some Linears with one input, side by side."""
 
     def __init__(self, linears: Sequence[nn.Module], narrow: bool):
         super().__init__()
@@ -80,7 +80,7 @@ class Products(nn.Module):
         if not self.narrow or x.shape[:-1].numel() > 1:
             return torch.cat([_product(one, x) for one in self.linears], -1)
         weight, bias = self.matrices
-        out = F.linear(x.half(), weight)
+        out = F.linear(x.half(), weight).to(x.dtype)
         return out if bias is None else out + bias
 
 
@@ -114,8 +114,7 @@ class DecodingBlock(nn.Module):
 
     def attention(self, hidden: Tensor, inputs: Any) -> Tensor:
         plain = self.block.attention
-        projected = self.query_key_value(hidden).to(hidden.dtype)
-        by_head = projected.unflatten(-1, (-1, plain.head_width)).transpose(1, 2)
+        by_head = self.query_key_value(hidden).unflatten(-1, (-1, plain.head_width)).transpose(1, 2)
         groups = len(plain.key.weight) // plain.head_width
         turned, value = by_head.split((by_head.shape[1] - groups, groups), 1)
         if not isinstance(plain.query_norm, nn.Identity):
