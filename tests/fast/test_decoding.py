@@ -15,7 +15,7 @@ from minillm import adapt, generate
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.fast import decoding
-from minillm.fast.decoding import prepare
+from minillm.fast.decoding import half_is_slow, prepare
 from minillm.generation import DecodingCache
 from tests.decoders import STYLES, random_decoder, random_prefix
 from tests.strategies import masks, randoms
@@ -74,6 +74,7 @@ def test_steps_equal_the_decoder(data, random):
 @pytest.fixture
 def halved(monkeypatch):
     monkeypatch.setattr(decoding, "LARGE", 0)
+    monkeypatch.setattr(decoding, "half_is_slow", lambda: False)
 
 
 @pytest.mark.parametrize("method", [None, *METHODS])
@@ -122,6 +123,14 @@ def test_a_step_of_one_row_reads_every_matrix_once_in_two_bytes_a_weight(halved)
     assert (fast[0], plain[0]) == (matrices / 2, matrices)
     layer, plain_layer = fast[1] - read_in_a_step(small, prepare(small))[1], plain[1] - read_in_a_step(small, small)[1]
     assert layer <= 0.75 * plain_layer
+
+
+def test_where_float16_is_slow_nothing_is_copied(halved, monkeypatch):
+    monkeypatch.setattr(decoding, "half_is_slow", lambda: True)
+    decoder = Decoder(DecoderConfig.tiny()).eval()
+    generate(decoder, torch.ones(1, 3, dtype=torch.long), max_new_tokens=3)
+    assert not any("matrices" in vars(module) for module in prepare(decoder).modules())
+    assert isinstance(half_is_slow(), bool)
 
 
 def test_batches_and_prompts_copy_no_block(halved):

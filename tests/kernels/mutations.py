@@ -26,7 +26,7 @@ ROTARY = _suite(POSITIONS, "rotary")
 KERNEL_MUTATIONS = [
     mutation("a higher maximum that forgets the sum so far", LOSS, "total * tl.exp(top - higher)", "total"),
     mutation("logits beyond the vocabulary", LOSS, "tl.where(place < vocabulary, z, float('-inf'))", "z"),
-    mutation("a loss that is rounded at the size of the logits", only(LOSS, "test_the_loss_of_a_certain_prediction_is_exact"),
+    mutation("a loss rounded at the size of the logits", only(LOSS, "test_the_loss_of_a_certain_prediction_is_exact"),
         "highest - chosen + tl.log(total)", "highest + tl.log(total) - chosen"),
     mutation("a label without its - 1", LOSS, "tl.where(place == label, p - 1.0, p)", "p"),
     mutation("an invalid label that is not detected", only(LOSS, "test_a_label_out_of_range_makes_the_loss_nan"),
