@@ -64,17 +64,20 @@ def _prepare(decoder: Any, large: bool) -> nn.Module:
 
 @cache
 def half_is_slow() -> bool:
-    """Whether this torch has no fast product of a row and a float16 matrix for this CPU: it is then 5 times as slow."""
+    """Whether this torch has no fast product of a row and a float16 matrix for this CPU: it is then 5 times as slow.
 
-    def seconds(dtype: torch.dtype) -> float:
-        row, matrix, times = torch.ones(1, 1024, dtype=dtype), torch.ones(2048, 1024, dtype=dtype), []
+    One thread is timed: two would wait for each other on a busy machine.
+    """
+    times, threads = dict[torch.dtype, list[float]](), torch.get_num_threads()
+    torch.set_num_threads(1)
+    for dtype in (torch.float16, torch.float32):
+        row, matrix = torch.ones(1, 1024, dtype=dtype), torch.ones(256, 1024, dtype=dtype)
         for _ in range(10):
             start = time.perf_counter()
             F.linear(row, matrix)
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    return seconds(torch.float16) > 3 * seconds(torch.float32)
+            times.setdefault(dtype, []).append(time.perf_counter() - start)
+    torch.set_num_threads(threads)
+    return min(times[torch.float16]) > 3 * min(times[torch.float32])
 
 
 class Products(nn.Module):
