@@ -19,7 +19,7 @@ from minillm.runtime.options import Directory
 from minillm.runtime.progress import duration
 from minillm.training.methods import METHODS
 
-Data = TypeVar("Data", Task, Conversations)
+Data = TypeVar("Data", bound=Task | Conversations)
 MOMENTS = 2
 """AdamW keeps two numbers per trained weight, besides its gradient."""
 
