@@ -24,12 +24,11 @@ from minillm.lab.statistics import bootstrap
 from minillm.runtime.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
-REAL = "--base smollm2-135m-instruct --threads 1"
 COMMANDS = {
     "ladder": "ladder --rungs zero-shot,few-shot,features,output,last-blocks,prefix,lora,full --seeds 3 --threads 1",
     "data": "lab data",
     "newtask": "lab newtask",
-    "forgetting": f"lab forgetting {REAL} --methods full,lora --minutes 12",
+    "forgetting": "lab forgetting",
     "rank": "lab rank",
     "overfit": "lab overfit",
     "prompt": "prompt --shots 8 --channel",
@@ -192,9 +191,9 @@ CLAIMS = [
     Claim("full fine-tuning overfits", LECTURE, "overfit", "last - least validation loss, by tiny", turned),
     Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows, by tiny",
           methods("lora", "full", train=10)),
-    Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text", forgotten("full")),
-    Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA", forgotten("full", "lora")),
-    Claim("replay reduces forgetting", "Robins 1995", "forgetting", "full - full with replay",
+    Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text, by tiny", forgotten("full")),
+    Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA, by tiny", forgotten("full", "lora")),
+    Claim("replay reduces forgetting", "Robins 1995", "forgetting", "full - full with replay, by tiny",
           forgotten("full", "full", "replay")),
     Claim("LoRA is on a par with full fine-tuning", HU, "ladder", "LoRA - full", methods("lora", "full"), PAR),
     Claim("a low rank may cause a low performance", LECTURE, "rank", "r 64 - r 1, query and value, by tiny",
