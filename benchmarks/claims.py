@@ -159,11 +159,11 @@ CLAIMS = [
           methods("few-shot", "zero-shot")),
     Claim("a prompt without examples also solves more complex tasks (the lecture: it does not)", LECTURE, "problems",
           "zero-shot on word problems, against guessing", above_guessing("problems", **DIRECT)),
-    Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct, by tiny",
+    Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct",
           compared("juggler", {"way": "step by step"}, {"way": "direct"})),
     Claim("in small models a chain of thought does not help", "Wei et al. 2022", "chains",
           "direct - chain on word problems", lambda: points(right("problems", **DIRECT), right("chains", **DIRECT))),
-    Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing, by tiny",
+    Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing",
           above_guessing("newtask", method="few-shot", changed="labels invented")),
     Claim("calibration helps few-shot", "Zhao et al. 2021", "prompt", "calibrated - not",
           compared("prompt", {**DIRECT, "calibrated": True}, DIRECT)),
@@ -174,9 +174,9 @@ CLAIMS = [
     Claim("a prefix works with 50 to 500 examples", LECTURE, "ladder", "prefix with 500 - few-shot",
           methods("prefix", "few-shot")),
     Claim("a prefix is on a par with full fine-tuning", LI, "ladder", "prefix - full", methods("prefix", "full"), PAR),
-    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 10 rows, by tiny",
+    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 10 rows",
           methods("prefix", "full", train=10)),
-    Claim("a prefix cannot learn completely new tasks", LECTURE, "newtask", "LoRA - prefix, labels permuted, by tiny",
+    Claim("a prefix cannot learn completely new tasks", LECTURE, "newtask", "LoRA - prefix, labels permuted",
           compared("newtask", {"method": "lora", "changed": "labels permuted"},
                    {"method": "prefix", "changed": "labels permuted"})),
     Claim("a classifier on stored features has a low accuracy", LECTURE, "ladder", "full - features",
@@ -188,21 +188,21 @@ CLAIMS = [
           methods("last-blocks", "full"), PAR),
     Claim("full fine-tuning is potentially more accurate", LECTURE, "ladder", "full - output",
           methods("full", "output")),
-    Claim("full fine-tuning overfits", LECTURE, "overfit", "last - least validation loss, by tiny", turned),
-    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows, by tiny",
+    Claim("full fine-tuning overfits", LECTURE, "overfit", "last - least validation loss", turned),
+    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows",
           methods("lora", "full", train=10)),
-    Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text, by tiny", forgotten("full")),
-    Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA, by tiny", forgotten("full", "lora")),
-    Claim("replay reduces forgetting", "Robins 1995", "forgetting", "full - full with replay, by tiny",
+    Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text", forgotten("full")),
+    Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA", forgotten("full", "lora")),
+    Claim("replay reduces forgetting", "Robins 1995", "forgetting", "full - full with replay",
           forgotten("full", "full", "replay")),
     Claim("LoRA is on a par with full fine-tuning", HU, "ladder", "LoRA - full", methods("lora", "full"), PAR),
-    Claim("a low rank may cause a low performance", LECTURE, "rank", "r 64 - r 1, query and value, by tiny",
+    Claim("a low rank may cause a low performance", LECTURE, "rank", "r 64 - r 1, query and value",
           compared("rank", {"r": 64, "targets": QV}, {"r": 1, "targets": QV})),
-    Claim("a very small rank suffices", HU, "rank", "r 1 - r 64, query and value, by tiny",
+    Claim("a very small rank suffices", HU, "rank", "r 1 - r 64, query and value",
           compared("rank", {"r": 1, "targets": QV}, {"r": 64, "targets": QV}), PAR),
-    Claim("it matters which matrices are adapted", LECTURE, "rank", "all - query and value, r 8, by tiny",
+    Claim("it matters which matrices are adapted", LECTURE, "rank", "all - query and value, r 8",
           compared("rank", {"r": 8, "targets": ALL}, {"r": 8, "targets": QV})),
-    Claim("the update of full fine-tuning has a low rank", LECTURE, "rank", "dW of full cut to r 8 - full, by tiny",
+    Claim("the update of full fine-tuning has a low rank", LECTURE, "rank", "dW of full cut to r 8 - full",
           compared("rank", {"method": "dW of full", "r": 8}, {"method": "full"}), PAR),
 ]  # fmt: skip
 
@@ -215,7 +215,8 @@ def table(claims: Sequence[Claim] = CLAIMS) -> str:
         digits = ".1f" if found.unit == "points" else ".2f"
         figure = f"{found.value:+{digits}} {found.unit} ({found.low:+{digits}} to {found.high:+{digits}})"
         bound = f" > {claim.bound:g}" if claim.bound else ""
-        cells = claim.statement, claim.source, claim.compared + bound, figure, verdict(found, claim.bound), claim.run
+        of = f"{claim.run}{', tiny' if COMMANDS[claim.run].startswith('lab') else ''}"
+        cells = claim.statement, claim.source, claim.compared + bound, figure, verdict(found, claim.bound), of
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
