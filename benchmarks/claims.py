@@ -200,8 +200,8 @@ CLAIMS = [
           compared("rank", {"r": 64, "targets": QV}, {"r": 1, "targets": QV})),
     Claim("a very small rank suffices", HU, "rank", "r 1 - r 64, query and value",
           compared("rank", {"r": 1, "targets": QV}, {"r": 64, "targets": QV}), PAR),
-    Claim("it matters which matrices are adapted", LECTURE, "rank", "all - query and value, r 8",
-          compared("rank", {"r": 8, "targets": ALL}, {"r": 8, "targets": QV})),
+    Claim("it matters which matrices are adapted", LECTURE, "rank", "all - query and value, r 1",
+          compared("rank", {"r": 1, "targets": ALL}, {"r": 1, "targets": QV})),
     Claim("the update of full fine-tuning has a low rank", LECTURE, "rank", "dW of full cut to r 8 - full",
           compared("rank", {"method": "dW of full", "r": 8}, {"method": "full"}), PAR),
 ]  # fmt: skip
