@@ -2,7 +2,8 @@
 
 A claim says that a figure is above a bound. It is confirmed if the 95 % interval of the figure is above the bound,
 refuted if the interval is below, and else undecided: then the table gives the number of test rows at which the
-interval would exclude the bound if the figure stayed the same (its width falls with the square root of the rows).
+interval would exclude the bound if the figure stayed the same (its width falls with the square root of the rows), or
+says that more seeds are needed, where the noise of the rows alone would not hide the figure.
 
 `python -m benchmarks.claims` prints the table from the recorded results in `benchmarks/results`. With `--record DIR` it
 first records new ones: DIR has the directory of each run of COMMANDS, under its name there.
@@ -43,13 +44,15 @@ PAR, QUANTILES = -2.0, (0.025, 0.975)
 
 
 class Figure(NamedTuple):
-    """A measured figure, its 95 % interval, its unit, and the number of test rows."""
+    """A measured figure, its 95 % interval, its unit, the number of test rows, and half the interval that is due to
+    them alone; the rest is due to the seeds."""
 
     value: float
     low: float
     high: float
     unit: str
     rows: int
+    half: float
 
 
 class Claim(NamedTuple):
@@ -66,10 +69,10 @@ class Claim(NamedTuple):
 def verdict(found: Figure, bound: float) -> str:
     if found.low > bound or found.high < bound:
         return "confirmed" if found.low > bound else "refuted"
-    if found.value == bound:
-        return "undecided"
-    rows = math.ceil(found.rows * ((found.high - found.low) / 2 / (found.value - bound)) ** 2)
-    return f"undecided ({rows:,} rows)"
+    distance = abs(found.value - bound)
+    if found.half < distance:
+        return "undecided (more seeds)"
+    return f"undecided ({math.ceil(found.rows * (found.half / distance) ** 2):,} rows)" if distance else "undecided"
 
 
 @cache
@@ -88,26 +91,31 @@ def right(run: str, **settings: Any) -> np.ndarray:
 
 def points(first: np.ndarray, second: np.ndarray | float) -> Figure:
     """The difference of two accuracies on the same test rows, or of an accuracy and a share."""
-    if isinstance(second, np.ndarray):
-        one, two = bootstrap([first, second])
-        differences, difference = one - two, first.mean() - second.mean()
-    else:
-        differences, difference = bootstrap([first])[0] - second, first.mean() - second
-    low, high = np.quantile(differences, QUANTILES)
-    return Figure(*(float(100 * share) for share in (difference, low, high)), "points", first.shape[1])
+
+    def interval(mean: bool) -> np.ndarray:
+        runs = [
+            side.mean(0, keepdims=True) if mean else side for side in (first, second) if not isinstance(side, float)
+        ]
+        one, *other = bootstrap(runs)
+        return 100 * np.quantile(one - (other[0] if other else second), QUANTILES)
+
+    (low, high), ends = interval(False).tolist(), interval(True)
+    value = 100 * float(first.mean() - (second if isinstance(second, float) else second.mean()))
+    return Figure(value, low, high, "points", first.shape[1], float(ends[1] - ends[0]) / 2)
 
 
 def nats(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]] | None = None) -> Figure:
     """The rise of the loss on text that the base knows, or how much larger it is than another on the same text."""
     rows = first if second is None else [(a - b, tokens) for (a, tokens), (b, _) in zip(first, second, strict=True)]
     mean, error = rise(rows)
-    return Figure(mean, mean - 1.96 * error, mean + 1.96 * error, "nats per token", len(rows))
+    half = float(1.96 * error)
+    return Figure(mean, mean - half, mean + half, "nats per token", len(rows), half)
 
 
 def over_seeds(values: Sequence[float], unit: str) -> Figure:
     """The mean of a figure over two or three seeds, with Student's interval."""
     half = {2: 12.71, 3: 4.30}[len(values)] * stdev(values) / math.sqrt(len(values))
-    return Figure(fmean(values), fmean(values) - half, fmean(values) + half, unit, 0)
+    return Figure(fmean(values), fmean(values) - half, fmean(values) + half, unit, 0, 0.0)
 
 
 def compared(run: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Callable[[], Figure]:
@@ -160,7 +168,7 @@ CLAIMS = [
     Claim("a prompt without examples also solves more complex tasks (the lecture: it does not)", LECTURE, "problems",
           "zero-shot on word problems, against guessing", above_guessing("problems", **DIRECT)),
     Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct",
-          compared("juggler", {"way": "step by step"}, {"way": "direct"})),
+          compared("juggler", {"way": "zero-shot chain of thought"}, {"way": "zero-shot"})),
     Claim("in small models a chain of thought does not help", "Wei et al. 2022", "chains",
           "direct - chain on word problems", lambda: points(right("problems", **DIRECT), right("chains", **DIRECT))),
     Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing",
@@ -171,11 +179,11 @@ CLAIMS = [
           compared("prompt", {**DIRECT, "measure": "channel"}, DIRECT)),
     Claim("a trained prefix replaces the manual prompt", LECTURE, "ladder", "prefix - zero-shot",
           methods("prefix", "zero-shot")),
-    Claim("a prefix works with 50 to 500 examples", LECTURE, "ladder", "prefix with 500 - few-shot",
-          methods("prefix", "few-shot")),
+    Claim("a prefix works with 50 to 500 examples", LECTURE, "data", "prefix, 50 rows, against guessing",
+          above_guessing("data", method="prefix", train=50)),
     Claim("a prefix is on a par with full fine-tuning", LI, "ladder", "prefix - full", methods("prefix", "full"), PAR),
-    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 10 rows",
-          methods("prefix", "full", train=10)),
+    Claim("with few examples a prefix is better than full fine-tuning", LI, "data", "prefix - full, 50 rows",
+          methods("prefix", "full", train=50)),
     Claim("a prefix cannot learn completely new tasks", LECTURE, "newtask", "LoRA - prefix, labels permuted",
           compared("newtask", {"method": "lora", "changed": "labels permuted"},
                    {"method": "prefix", "changed": "labels permuted"})),
@@ -189,8 +197,8 @@ CLAIMS = [
     Claim("full fine-tuning is potentially more accurate", LECTURE, "ladder", "full - output",
           methods("full", "output")),
     Claim("full fine-tuning overfits", LECTURE, "overfit", "last - least validation loss", turned),
-    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 10 rows",
-          methods("lora", "full", train=10)),
+    Claim("full fine-tuning needs many examples", LECTURE, "data", "LoRA - full, 50 rows",
+          methods("lora", "full", train=50)),
     Claim("full fine-tuning forgets", LECTURE, "forgetting", "full, on the base's own text", forgotten("full")),
     Claim("LoRA forgets less", "Biderman et al. 2024", "forgetting", "full - LoRA", forgotten("full", "lora")),
     Claim("replay reduces forgetting", "Robins 1995", "forgetting", "full - full with replay",

@@ -11,20 +11,21 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize(
-    ("value", "low", "high", "bound", "expected"),
+    ("value", "low", "high", "half", "bound", "expected"),
     [
-        (3.0, 1.0, 5.0, 0.0, "confirmed"),
-        (-3.0, -5.0, -1.0, 0.0, "refuted"),
+        (3.0, 1.0, 5.0, 2.0, 0.0, "confirmed"),
+        (-3.0, -5.0, -1.0, 2.0, 0.0, "refuted"),
         # An interval of ±2 around 1 must become half as wide: four times the rows.
-        (1.0, -1.0, 3.0, 0.0, "undecided (400 rows)"),
-        (0.0, -1.5, 1.5, PAR, "confirmed"),
-        (-1.0, -3.0, 1.0, PAR, "undecided (400 rows)"),
-        (-5.0, -7.0, -3.0, PAR, "refuted"),
-        (0.0, -2.0, 2.0, 0.0, "undecided"),
+        (1.0, -1.0, 3.0, 2.0, 0.0, "undecided (400 rows)"),
+        (1.0, -9.0, 9.0, 0.5, 0.0, "undecided (more seeds)"),
+        (0.0, -1.5, 1.5, 1.5, PAR, "confirmed"),
+        (-1.0, -3.0, 1.0, 2.0, PAR, "undecided (400 rows)"),
+        (-5.0, -7.0, -3.0, 2.0, PAR, "refuted"),
+        (0.0, -2.0, 2.0, 2.0, 0.0, "undecided"),
     ],
 )
-def test_a_verdict_compares_the_interval_with_the_bound(value, low, high, bound, expected):
-    assert verdict(Figure(value, low, high, "points", 100), bound) == expected
+def test_a_verdict_compares_the_interval_with_the_bound(value, low, high, half, bound, expected):
+    assert verdict(Figure(value, low, high, "points", 100, half), bound) == expected
 
 
 def test_a_difference_in_points_is_paired():
@@ -35,6 +36,9 @@ def test_a_difference_in_points_is_paired():
     found = points(first, second)
     assert (found.value, found.rows) == (pytest.approx(1.0), 100)
     assert 0 <= found.low < 1 < found.high <= 4
+    # Two seeds, of which one is always right: the rows are a small part of the noise.
+    seeds = points(np.concatenate((first, np.ones_like(first))), 0.5)
+    assert 0 < seeds.half < (seeds.high - seeds.low) / 20
     alone = points(first, 0.25)
     assert alone.value == pytest.approx(25)
     assert (alone.low, alone.high) == (pytest.approx(25 - 9.8, abs=1.1), pytest.approx(25 + 9.8, abs=1.1))
