@@ -144,6 +144,12 @@ def forgotten(method: str, other: str | None = None, remedy: str = "-") -> Calla
     return lambda: nats(rises(method, "-"), None if other is None else rises(other, remedy))
 
 
+def chained() -> Figure:
+    """The effect of a chain of thought on the juggler's problems of all numbers of steps."""
+    both = (right("juggler", way=way) for way in ("zero-shot chain of thought", "zero-shot"))
+    return points(*(answers.reshape(1, -1) for answers in both))
+
+
 def training_time() -> Figure:
     (features,) = chosen("ladder", method="features")
     ratios = [trial["train_seconds"] / features["train_seconds"] for trial in chosen("ladder", method="output")]
@@ -168,7 +174,7 @@ CLAIMS = [
     Claim("a prompt without examples also solves more complex tasks (the lecture: it does not)", LECTURE, "problems",
           "zero-shot on word problems, against guessing", above_guessing("problems", **DIRECT)),
     Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct",
-          lambda: points(*(right("juggler", way=f"zero-shot{how}").reshape(1, -1) for how in (" chain of thought", "")))),
+          chained),
     Claim("in small models a chain of thought does not help", "Wei et al. 2022", "chains",
           "direct - chain on word problems", lambda: points(right("problems", **DIRECT), right("chains", **DIRECT))),
     Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing",
