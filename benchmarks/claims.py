@@ -34,7 +34,6 @@ COMMANDS = {
     "overfit": "lab overfit",
     "prompt": "prompt --shots 8 --channel",
     "problems": "prompt --task word_problems --test 100",
-    "chains": "prompt --task word_problems --test 100 --chain",
     "juggler": "lab juggler",
 }
 KEPT = ("train_seconds", "trainable_parameters", "majority_baseline", "on")
@@ -175,8 +174,6 @@ CLAIMS = [
           "zero-shot on word problems, against guessing", above_guessing("problems", **DIRECT)),
     Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct",
           chained),
-    Claim("in small models a chain of thought does not help", "Wei et al. 2022", "chains",
-          "direct - chain on word problems", lambda: points(right("problems", **DIRECT), right("chains", **DIRECT))),
     Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing",
           above_guessing("newtask", method="few-shot", changed="labels invented")),
     Claim("calibration helps few-shot", "Zhao et al. 2021", "prompt", "calibrated - not",
@@ -226,8 +223,8 @@ def table(claims: Sequence[Claim] = CLAIMS) -> str:
     lines = ["| claim | source | compared | figure, 95 % interval | verdict | run |", "|---|---|---|---|---|---|"]
     for claim in claims:
         found = claim.figure()
-        digits = ".1f" if found.unit == "points" else ".2f"
-        figure = f"{found.value:+{digits}} {found.unit} ({found.low:+{digits}} to {found.high:+{digits}})"
+        style = {"points": "+.1f", "times": ".2f"}.get(found.unit, "+.2f")
+        figure = f"{found.value:{style}} {found.unit} ({found.low:{style}} to {found.high:{style}})"
         bound = f" > {claim.bound:g}" if claim.bound else ""
         of = f"{claim.run}{', tiny' if COMMANDS[claim.run].startswith('lab') else ''}"
         cells = claim.statement, claim.source, claim.compared + bound, figure, verdict(found, claim.bound), of
@@ -237,7 +234,7 @@ def table(claims: Sequence[Claim] = CLAIMS) -> str:
 
 def recorded(run: str, directory: Path) -> dict[str, Any]:
     """What is kept of the results in a run's directory."""
-    name = "prompt" if run in ("problems", "chains") else COMMANDS[run].removeprefix("lab ").split()[0]
+    name = "prompt" if run == "problems" else COMMANDS[run].removeprefix("lab ").split()[0]
     found = json.loads((directory / f"{name}.json").read_text("utf-8"))
     rows = directory / "rows.json"
     labels = json.loads(rows.read_text("utf-8"))["labels"] if rows.exists() else []
