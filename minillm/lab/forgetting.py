@@ -98,7 +98,7 @@ def rises(
     return [(new - old, len(row.targets)) for row, old, new in zip(rows, before, after, strict=True)]
 
 
-def rise(rows: Sequence[tuple[float, int]]) -> tuple[float, float]:
+def rise(rows: Sequence[Sequence[float | int]]) -> tuple[float, float]:
     """The rise of the loss per token, and its standard error over the texts."""
     nats, tokens = np.array(rows, float).T
     mean = nats.sum() / tokens.sum()

@@ -7,6 +7,7 @@ time of the others, in which the states of frozen layers are known.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 from torch.utils.flop_counter import FlopCounterMode
@@ -102,8 +103,9 @@ def part(task: Data, count: int, longest: bool = False) -> Data:
 def measure(options: Adapt, task: Task | Conversations, epochs: int) -> dict[str, Any]:
     """The measurements of an adaptation to a part of a task."""
     given = {"epochs": epochs, "patience": None} if options.method in METHODS else {}
-    output = Unsaved(replace(options, **given))
-    return to_answers(output, task) if isinstance(task, Conversations) else to_labels(output, task)
+    with TemporaryDirectory() as out:  # for features, which another measurement must not find
+        output = Unsaved(replace(options, out=Path(out), **given))
+        return to_answers(output, task) if isinstance(task, Conversations) else to_labels(output, task)
 
 
 def _size(rows: list[Any]) -> int:

@@ -34,7 +34,7 @@ def reviews(tmp_path):
 def test_the_validation_and_test_rows_of_the_reviews_are_not_in_the_training_text(reviews):
     corpus, task = reviews_text(reviews), reviews_task(reviews, 200, 400)
     judged = {row.text for row in task.validation + task.test}
-    assert judged == set(corpus.held_out)
+    assert judged <= set(corpus.held_out)
     assert not judged & set(corpus.train)
     assert {f"long review {n}" for n in range(20)} <= set(corpus.train)
     assert len(corpus.held_out) == 1000

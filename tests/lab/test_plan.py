@@ -9,7 +9,7 @@ from minillm.data.tasks import LabelledText, Task
 from minillm.lab.adapt import Adapt, adapt
 from minillm.lab.plan import Plan, part, plan
 
-GIVEN = {"base": "tiny", "task": "word_problems", "train": 40, "test": 8, "threads": 1, "batch_size": 8}
+GIVEN = {"base": "tiny", "task": "word_problems", "train": 40, "test": 8, "threads": 1}
 
 
 @pytest.mark.parametrize("method", ["lora", pytest.param("features", marks=pytest.mark.slow)])
