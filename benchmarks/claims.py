@@ -27,16 +27,16 @@ from minillm.runtime.files import write_text
 RESULTS = Path(__file__).parent / "results"
 COMMANDS = {
     "ladder": "ladder --rungs zero-shot,few-shot,features,output,last-blocks,prefix,lora,full --seeds 3 --threads 1",
-    "data": "lab data",
-    "newtask": "lab newtask",
-    "forgetting": "lab forgetting",
-    "rank": "lab rank",
-    "overfit": "lab overfit",
-    "prompt": "prompt --shots 8 --channel",
-    "problems": "prompt --task word_problems --test 100",
-    "juggler": "lab juggler",
+    "data": "lab data --threads 1",
+    "newtask": "lab newtask --threads 1",
+    "forgetting": "lab forgetting --threads 1",
+    "rank": "lab rank --threads 1",
+    "overfit": "lab overfit --threads 1",
+    "prompt": "prompt --shots 8 --channel --threads 1",
+    "problems": "prompt --task word_problems --test 100 --threads 1",
+    "juggler": "lab juggler --threads 1",
 }
-KEPT = ("train_seconds", "trainable_parameters", "majority_baseline", "on")
+KEPT = ("train_seconds", "majority_baseline", "on")
 """What is recorded of a run besides its settings and the right answers."""
 PAR, QUANTILES = -2.0, (0.025, 0.975)
 """A method on a par with another is not more than 2 points of accuracy below it."""
@@ -88,19 +88,16 @@ def right(run: str, **settings: Any) -> np.ndarray:
     return np.array([[answer == "1" for answer in trial["right"]] for trial in chosen(run, **settings)])
 
 
-def points(first: np.ndarray, second: np.ndarray | float) -> Figure:
-    """The difference of two accuracies on the same test rows, or of an accuracy and a share."""
+def points(first: np.ndarray, second: np.ndarray) -> Figure:
+    """The difference of two accuracies on the same test rows."""
 
-    def interval(mean: bool) -> np.ndarray:
-        runs = [
-            side.mean(0, keepdims=True) if mean else side for side in (first, second) if not isinstance(side, float)
-        ]
-        one, *other = bootstrap(runs)
-        return 100 * np.quantile(one - (other[0] if other else second), QUANTILES)
+    def interval(*sides: np.ndarray) -> list[float]:
+        one, two = bootstrap(sides)
+        return (100 * np.quantile(one - two, QUANTILES)).tolist()
 
-    (low, high), ends = interval(False).tolist(), interval(True)
-    value = 100 * float(first.mean() - (second if isinstance(second, float) else second.mean()))
-    return Figure(value, low, high, "points", first.shape[1], float(ends[1] - ends[0]) / 2)
+    low, high = interval(first, second)
+    least, most = interval(*(side.mean(0, keepdims=True) for side in (first, second)))
+    return Figure(100 * float(first.mean() - second.mean()), low, high, "points", first.shape[1], (most - least) / 2)
 
 
 def nats(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]] | None = None) -> Figure:
@@ -124,7 +121,12 @@ def compared(run: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> C
 
 def above_guessing(run: str, **settings: Any) -> Callable[[], Figure]:
     """How far an accuracy is above that of always giving the most frequent answer."""
-    return lambda: points(right(run, **settings), chosen(run, **settings)[0]["majority_baseline"])
+
+    def figure() -> Figure:
+        found = right(run, **settings)
+        return points(found, np.full((1, found.shape[1]), chosen(run, **settings)[0]["majority_baseline"]))
+
+    return figure
 
 
 def methods(first: str, second: str, **both: Any) -> Callable[[], Figure]:
@@ -172,8 +174,7 @@ CLAIMS = [
           methods("few-shot", "zero-shot")),
     Claim("a prompt without examples also solves more complex tasks (the lecture: it does not)", LECTURE, "problems",
           "zero-shot on word problems, against guessing", above_guessing("problems", **DIRECT)),
-    Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct",
-          chained),
+    Claim("a chain of thought helps", LECTURE, "juggler", "chain - direct", chained),
     Claim("examples teach even a new task", LECTURE, "newtask", "few-shot, labels invented, against guessing",
           above_guessing("newtask", method="few-shot", changed="labels invented")),
     Claim("calibration helps few-shot", "Zhao et al. 2021", "prompt", "calibrated - not",

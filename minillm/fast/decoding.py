@@ -34,11 +34,12 @@ def prepare(decoder: Any) -> Any:
     modules, parameters = list(decoder.modules())[1:], list(decoder.parameters())
     if not _supported(decoder, modules, parameters):
         return decoder
-    # Fused optimizers and `.data` change weights without a new version, but hardly without a new sum.
-    sums = [float(parameter.detach().sum()) for parameter in parameters]
+    large = sum(parameter.nbytes for parameter in parameters) >= LARGE
+    # Fused optimizers and `.data` change weights without a new version, but hardly without a new sum of a copied one.
+    sums = [float(parameter.detach().sum()) for parameter in parameters] if large else []
     state = modules, [(parameter.data_ptr(), parameter._version) for parameter in parameters], sums
     if decoder not in _prepared or _prepared[decoder][0] != state:
-        _prepared[decoder] = state, _prepare(decoder, sum(parameter.nbytes for parameter in parameters) >= LARGE)
+        _prepared[decoder] = state, _prepare(decoder, large)
     return _prepared[decoder][1]
 
 

@@ -37,9 +37,9 @@ def test_a_difference_in_points_is_paired():
     assert (found.value, found.rows) == (pytest.approx(1.0), 100)
     assert 0 <= found.low < 1 < found.high <= 4
     # Two seeds, of which one is always right: the rows are a small part of the noise.
-    seeds = points(np.concatenate((first, np.ones_like(first))), 0.5)
+    seeds = points(np.concatenate((first, np.ones_like(first))), np.full((1, 100), 0.5))
     assert 0 < seeds.half < (seeds.high - seeds.low) / 20
-    alone = points(first, 0.25)
+    alone = points(first, np.full((1, 100), 0.25))
     assert alone.value == pytest.approx(25)
     assert (alone.low, alone.high) == (pytest.approx(25 - 9.8, abs=1.1), pytest.approx(25 + 9.8, abs=1.1))
 
