@@ -45,10 +45,10 @@ class GrowingLayer:
             free = max(self.capacity, end, 2 * start) - start
             before = self.memory if start else (key, value)
             self.memory = [F.pad(side[:, :, :start], (0, 0, 0, free)) for side in before]
-        for memory, side in zip(self.memory, (key, value), strict=True):
-            memory[:, :, start:end] = side
-        self.length = end
-        return self.memory[0][:, :, :end], self.memory[1][:, :, :end]
+        self.length, (keys, values) = end, self.memory
+        keys.narrow(2, start, end - start).copy_(key)
+        values.narrow(2, start, end - start).copy_(value)
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
 
 class DecodingCache:

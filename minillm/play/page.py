@@ -14,6 +14,7 @@ from torch import Tensor
 from minillm.adapt.method import Adaptation, is_language_model
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.fast.decoding import prepare
 from minillm.generation import DecodingCache, LanguageModel
 from minillm.play.look import attention, hidden_states, lens
 from minillm.play.scaled import ScaledMethod
@@ -56,7 +57,7 @@ class Pass:
     """
 
     def __init__(self, model: LanguageModel):
-        self.cache, self.scores = DecodingCache(model), list[float]()
+        self.cache, self.decoder, self.scores = DecodingCache(model), prepare(model.decoder), list[float]()
         config, weight = model.decoder.config, model.decoder.embed.weight
         self.states = weight.new_empty(config.layers + 1, 0, config.width)
 
@@ -65,10 +66,10 @@ class Pass:
         cache, row = self.cache, torch.tensor([ids], device=self.states.device)
         if row.shape == cache.ids.shape and bool((row == cache.ids).all()):
             return
-        new = hidden_states(cache.decoder, cache.rest(row), cache.prefix, cache.layers)
+        new = hidden_states(self.decoder, cache.rest(row), cache.prefix, cache.layers)
         cache.ids, self.states = row, torch.cat((self.states[:, : cache.shared], new), 1)
         start = max(cache.shared - 1, 0)
-        next_token = lens(cache.decoder, self.states[-1:, start:])[0]
+        next_token = lens(self.decoder, self.states[-1:, start:])[0]
         self.scores[start:] = next_token[:-1].gather(-1, row[0, start + 1 :, None])[:, 0].tolist()
 
 
@@ -97,12 +98,12 @@ class Page:
         _check_index("layer", view.layer, self.base.config.layers)
         _check_index("head", view.head, self.base.config.heads)
         base = self._passed(None, 1, ids)
-        before = lens(self.base, base.states[-1:, position : position + 1])[0, 0].exp()
+        before = lens(base.decoder, base.states[-1:, position : position + 1])[0, 0].exp()
         model = self.model(view.adapter, view.scale)
         adapted = base if model is self.base else self._passed(view.adapter, view.scale, ids)
         weights = self._weights(view, model.decoder, adapted)
         shown = slice(max(0, position + 1 - WIDE) if view.wide else position, position + 1)
-        by_layer = lens(model.decoder, adapted.states[:, shown]).exp()
+        by_layer = lens(adapted.decoder, adapted.states[:, shown]).exp()
         top, best = by_layer[-1, -1].topk(min(TOP, by_layer.shape[-1])), by_layer.max(-1)
         return {
             "tokens": [self._text(token) for token in ids], "position": position,
