@@ -1,8 +1,8 @@
 """Greedy decoding of SmolLM2 by minillm and by transformers, and by llama.cpp (Q4_1) if xllamacpp is installed.
 
 All sides continue the same texts, one at a time and in a batch, by as many tokens. minillm and transformers load
-float32 weights and must choose the same first tokens; minillm then multiplies one row by weights in float16. The
-perplexity of reviews shows what that costs.
+float32 weights and must choose the same first tokens; minillm then multiplies one row by weights in float16, and with
+`quantise` by those of the file in 4 bits and inputs in bfloat16. The perplexity of reviews shows what that costs.
 """
 
 import json as json_format
@@ -27,12 +27,12 @@ Rows = list[list[int]]
 class Minillm:
     """`minillm.generate`, with the memory setting of `minillm generate`."""
 
-    def __init__(self, tokens: int):
+    def __init__(self, tokens: int, quantise: int | None = None):
         from minillm import load
         from minillm.runtime.device import keep_freed_memory
 
         keep_freed_memory()
-        self.tokens, self.decoder = tokens, load(BASE)[0]
+        self.tokens, self.decoder = tokens, load(BASE, quantise=quantise)[0]
 
     def decode(self, rows: Rows) -> Rows:
         import torch
@@ -88,6 +88,7 @@ def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int) -> C
     texts = [ids[start : start + prompt] for start in range(0, rows * prompt * (rounds + 1), prompt)]
     batches = [texts[start : start + rows] for start in range(0, len(texts), rows)]
     sides = [Side("minillm", Minillm, {"tokens": tokens}), Side(PEER, Transformers, {"tokens": tokens})]
+    sides.append(Side("minillm, 4 bits", Minillm, {"tokens": tokens, "quantise": 4}))
     if rows == 1 and find_spec("xllamacpp") is not None:
         sides.append(Side("llama.cpp, Q4_1", LlamaCpp, {"tokens": tokens, "threads": threads}))
     with at_work(sides, threads) as workers:
@@ -98,8 +99,8 @@ def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int) -> C
     return Comparison(f"greedy decoding, batch of {rows}", "tokens", PEER, found)
 
 
-def perplexities(count: int) -> tuple[float, float]:
-    """Of the first reviews with `count` tokens in all, in float32 and with the products rounded as for one row."""
+def perplexities(count: int) -> tuple[float, ...]:
+    """Of the first reviews with `count` tokens in all: in float32, with the products of one row, and in 4 bits."""
     import torch
     import torch.nn.functional as F
 
@@ -108,17 +109,20 @@ def perplexities(count: int) -> tuple[float, float]:
     from minillm.fast import decoding
     from minillm.runtime.progress import progress
 
-    def product(self: decoding.Products, x: torch.Tensor) -> torch.Tensor:
+    def product(self: Any, x: torch.Tensor) -> torch.Tensor:
+        if self.in_4_bits:
+            return by_kernel(self, x)
         # float16 numbers multiplied in float32: the same sums, but fast for many rows.
         weight, bias = self.matrices
         out = F.linear(x.half().float(), weight.float()).half().float()
         return out if bias is None else out + bias
 
-    decoding.FEW, decoding.Products.forward = 1 << 30, product
+    by_kernel, decoding.FEW, decoding.Products.forward = decoding.Products.forward, 1 << 30, product
+    quantised = load(BASE, quantise=4)[0]
     decoder, prompts = load(BASE)[0].eval(), reviews(1000).prompts
     ends = list(accumulate(len(prompt) - 1 for prompt in prompts))
     rows = sorted(prompts[: bisect(ends, count - 1) + 1], key=len)
-    sides, losses = (decoder, decoding.prepare(decoder)), [0.0, 0.0]
+    sides, losses = (decoder, decoding.prepare(decoder), decoding.prepare(quantised)), [0.0, 0.0, 0.0]
     with torch.no_grad():
         for start in progress(range(0, len(rows), 16), desc="perplexity", unit="batch"):
             ids, last = pad_right(rows[start : start + 16])
@@ -127,7 +131,7 @@ def perplexities(count: int) -> tuple[float, float]:
                 logits = model(ids)[:, :-1][real]
                 losses[side] += float(F.cross_entropy(logits, ids[:, 1:][real], reduction="sum"))
     total = sum(len(row) - 1 for row in rows)
-    return math.exp(losses[0] / total), math.exp(losses[1] / total)
+    return tuple(math.exp(loss / total) for loss in losses)
 
 
 def main(
@@ -154,8 +158,9 @@ def main(
     for comparison in comparisons:
         print(comparison.table(), end="\n\n")
     if perplexity_tokens:
-        wide, half = perplexities(perplexity_tokens)
+        wide, half, four = perplexities(perplexity_tokens)
         print(f"perplexity: float32 {wide:.3f}, as for one row {half:.3f}, which is {half / wide - 1:+.4%}")
+        print(f"in 4 bits {four:.3f}, which is {four / wide - 1:+.4%}")
     if json is not None:
         settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads}
         write_json(json, settings, comparisons)

@@ -73,7 +73,7 @@ class TextClassifier(MethodOptions):
 
     `base` is a name, a path or a (Decoder, Tokenizer) pair; its weights are never modified. After `fit`, `classes_` are
     the labels in the order of the columns of `predict_proba`, and `method_` is the adapted decoder. Each method uses
-    `base`, `prompt`, `answers`, `seed` and `device`. The others are used by:
+    `base`, `prompt`, `answers`, `seed`, `device` and `quantise`. The others are used by:
 
         shots, end                              few-shot
         store                                   features
@@ -100,6 +100,8 @@ class TextClassifier(MethodOptions):
     """The random seed."""
     device: str = "auto"
     """auto, cpu, cuda or mps; a pair is not moved."""
+    quantise: int | None = None
+    """Keep the matrices of the base in 4 or 8 bits; those of a pair are not changed."""
     precision: str = "auto"
     """The precision of matrix products in training: bfloat16, float32, or auto (bfloat16 if it is fast here)."""
     store: str | Path | None = None
@@ -343,7 +345,7 @@ class TextClassifier(MethodOptions):
         if isinstance(self.base, tuple):
             decoder, tokenizer = self.base
         else:
-            decoder, tokenizer = hub.load(self.base)
+            decoder, tokenizer = hub.load(self.base, quantise=self.quantise)
             decoder = decoder.to(pick_device(self.device))
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, which texts need")

@@ -21,6 +21,7 @@ ROWS = [
     {"config"},
     {"runtime"},
     {"reference", "ops"},
+    {"quantised"},
     {"fast"},
     {"kernels"},
     {"operations"},

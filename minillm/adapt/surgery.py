@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from minillm.decoder import Decoder, Embedding
 from minillm.errors import InputError
+from minillm.quantised import Quantised
 
 ALL_LINEAR = "all-linear"
 PEFT_NAMES = {
@@ -38,7 +39,8 @@ def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
 def lower(body: Decoder, dtype: torch.dtype) -> None:
     """Cast the Linears of this body's blocks to `dtype`, in place, except those with a trainable parameter."""
     for linear in linears(body).values():
-        if not any(parameter.requires_grad for parameter in linear.parameters()):
+        kept = [parameter.requires_grad or isinstance(parameter, Quantised) for parameter in linear.parameters()]
+        if not any(kept):
             linear.to(dtype)
 
 

@@ -19,11 +19,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minillm.fast.attention import attention
+from minillm.quantised import GROUP, Quantised
 
 FEW = 64
 """The most rows of a step: more, as of a prompt, run through the decoder's own blocks."""
 LARGE = 1 << 26
 """Bytes of weights from which they are copied to float16: smaller ones fit into the cache of a CPU."""
+FOUR_BITS = (
+    hasattr(torch, "_weight_int4pack_mm_for_cpu")
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX")  # other CPUs run it one number at a time
+)
 
 
 def prepare(decoder: Any) -> Any:
@@ -37,7 +42,8 @@ def prepare(decoder: Any) -> Any:
         return decoder
     large = sum(parameter.nbytes for parameter in parameters) >= LARGE
     # Fused optimizers and `.data` change weights without a new version, but hardly without a new sum of a copied one.
-    sums = [float(parameter.detach().sum()) for parameter in parameters] if large else []
+    changeable = [parameter for parameter in parameters if large and not isinstance(parameter, Quantised)]
+    sums = [float(parameter.detach().sum()) for parameter in changeable]
     state = modules, [(parameter.data_ptr(), parameter._version) for parameter in parameters], sums
     if decoder not in _prepared or _prepared[decoder][0] != state:
         _prepared[decoder] = state, _prepare(decoder, large)
@@ -89,6 +95,7 @@ class Products(nn.Module):
         super().__init__()
         self.linears = tuple(linears)  # no modules of this one: torch finds those more slowly
         self.narrow = narrow and all(isinstance(one, nn.Linear) or hasattr(one, "merged") for one in linears)
+        self.in_4_bits = all(isinstance(one, nn.Linear) and _in_4_bits(one.weight) for one in linears)
 
     @cached_property
     def matrices(self) -> tuple[Tensor, Tensor | None]:
@@ -97,7 +104,21 @@ class Products(nn.Module):
         bias = None if plain[0].bias is None else torch.cat([one.bias.detach() for one in plain])
         return torch.cat([one.weight.detach().half() for one in plain]), bias
 
+    @cached_property
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The matrices in the 4 bits of torch's kernel, whose numbers are zero + scale · (q - 8) in bfloat16."""
+        matrices = [one.weight.parts for one in self.linears]
+        codes, scale, offset = map(torch.cat, zip(*matrices, strict=True))
+        whole = torch.stack((codes & 15, codes >> 4), -1).flatten(1).int()
+        scales = torch.stack((scale, offset + 8 * scale), -1).transpose(0, 1).to(torch.bfloat16, copy=True)
+        return torch._convert_weight_to_int4pack_for_cpu(whole, 1), scales.contiguous()
+
     def forward(self, x: Tensor) -> Tensor:
+        if self.in_4_bits:
+            rows = x.reshape(-1, x.shape[-1]).bfloat16()
+            out = torch._weight_int4pack_mm_for_cpu(rows, self.codes[0], GROUP, self.codes[1])
+            out, biases = out.view(*x.shape[:-1], -1).to(x.dtype), [one.bias for one in self.linears]
+            return out if biases[0] is None else out + torch.cat(biases)
         if not self.narrow or x.shape[:-1].numel() > 1:
             products = [_product(one, x) for one in self.linears]
             return products[0] if len(products) == 1 else torch.cat(products, -1)
@@ -115,6 +136,11 @@ def _product(linear: Any, x: Tensor) -> Tensor:
         rows = F.pad(rows, (0, 0, 0, -count % 16))
     out = (linear.weight @ rows.T).T[:count].view(*x.shape[:-1], -1)
     return out if linear.bias is None else out + linear.bias
+
+
+def _in_4_bits(weight: Tensor) -> bool:
+    """Whether torch has a kernel for the matrix."""
+    return isinstance(weight, Quantised) and weight.offset is not None and len(weight) % 16 == 0 and FOUR_BITS
 
 
 class DecodingBlock(nn.Module):

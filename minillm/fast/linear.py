@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from minillm.ops import linear as ops
+from minillm.quantised import Quantised
 
 # A fixed rule and no measurement at run time: a resumed run on the same machine must give the same bits.
 ONEDNN = (
@@ -21,7 +22,7 @@ ONEDNN = (
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if ONEDNN and _supported(x, weight, bias):
+    if isinstance(weight, Quantised) or (ONEDNN and _supported(x, weight, bias)):
         return _Linear.apply(x, weight, bias)
     return ops.linear(x, weight, bias)
 
@@ -33,7 +34,9 @@ def _supported(*operands: Tensor | None) -> bool:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    if ONEDNN and _supported(x, weight, bias):
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return ops.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -50,7 +53,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         gradient = gradients[0].reshape(-1, weight.shape[0])
         return (
-            _product(gradient, weight.T).view(ctx.shape) if for_x else None,
+            _product(gradient, weight.T.to(gradient.dtype)).view(ctx.shape) if for_x else None,
             _product(gradient.T, x.reshape(-1, x.shape[-1]).T) if for_weight else None,
             gradient.sum(0) if for_bias else None,
         )

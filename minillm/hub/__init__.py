@@ -26,7 +26,11 @@ TINY_SHA256 = "1140a28531094f4135b0e8d24703fe465758c4938984be35be281457bb832c25"
 
 
 def load(
-    source: str | Path, *, dtype: torch.dtype = torch.float32, allow_nonfinite: bool = False
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    allow_nonfinite: bool = False,
+    quantise: int | None = None,
 ) -> tuple[Decoder, Tokenizer | None]:
     """A decoder, in evaluation mode on the CPU, and its tokenizer (None if the files have none).
 
@@ -34,12 +38,15 @@ def load(
     and safetensors, a .gguf file, or `hf:NAME` (needs huggingface_hub). A known name takes precedence over a path of
     that name; write ./NAME for the path. Raises InputError for any other source, for files that are damaged,
     incomplete or need a computation that minillm does not have, and for NaN or infinite weights in `dtype`, unless
-    `allow_nonfinite`.
+    `allow_nonfinite`. `quantise` 4 or 8 keeps the matrices of the blocks in so many bits, embeddings and head in 8
+    (`minillm.quantised`): they cannot be trained, but adapted.
     """
+    if quantise not in (None, 4, 8) or (quantise and dtype != torch.float32):
+        raise InputError(f"quantise must be 4 or 8, with dtype torch.float32, got {quantise} and {dtype}")
     if not dtype.is_floating_point:
         raise InputError(f"dtype must be torch.float32, bfloat16, float16 or float64, got {dtype}")
     path, start = locate(source), time.perf_counter()
-    decoder, tokenizer = _read(path, dtype, allow_nonfinite)
+    decoder, tokenizer = _read(path, dtype, allow_nonfinite, quantise)
     count = sum(parameter.numel() for parameter in decoder.parameters())
     detail(f"{path}: {count:,} parameters, loaded in {duration(time.perf_counter() - start)}")
     # Next to an installed package no cache is written.
@@ -49,11 +56,13 @@ def load(
     return decoder, tokenizer
 
 
-def _read(path: Path, dtype: torch.dtype | None, allow_nonfinite: bool) -> tuple[Decoder, Tokenizer | None]:
+def _read(
+    path: Path, dtype: torch.dtype | None, allow_nonfinite: bool, quantise: int | None = None
+) -> tuple[Decoder, Tokenizer | None]:
     from minillm.hub import gguf, huggingface
 
     with reading(path, "a model"):
-        return (huggingface if path.is_dir() else gguf).load(path, dtype, allow_nonfinite)
+        return (huggingface if path.is_dir() else gguf).load(path, dtype, allow_nonfinite, quantise)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

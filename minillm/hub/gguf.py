@@ -94,8 +94,9 @@ FREQS = "rope_freqs.weight"
 
 
 def load(
-    path: str | Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False
-) -> tuple[Decoder, Tokenizer | None]:
+    path: str | Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False,
+    quantise: int | None = None,
+) -> tuple[Decoder, Tokenizer | None]:  # fmt: skip
     """The decoder, in evaluation mode and dequantised, and its tokenizer, if the file has one.
 
     `dtype` None means float32. Raises InputError for a damaged file, another architecture, a tensor that is missing,
@@ -106,7 +107,7 @@ def load(
     if architecture not in tuple(FAMILIES):
         raise InputError(f"{path} has the architecture {architecture!r}; minillm loads {', '.join(FAMILIES)} from GGUF")
     config = _config(file, FAMILIES[architecture])
-    decoder = assemble(config, LAYOUTS[architecture], file, dtype, allow_nonfinite)
+    decoder = assemble(config, LAYOUTS[architecture], file, dtype, allow_nonfinite, quantise)
     has_tokenizer = file.metadata.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
     return decoder, read_tokenizer(file.metadata) if has_tokenizer else None
 

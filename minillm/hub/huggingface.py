@@ -59,8 +59,9 @@ LAYOUTS = {kind: {"gpt2": GPT2, "minillm": OWN}.get(kind, LLAMA) for kind in hug
 
 
 def load(
-    directory: Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False
-) -> tuple[Decoder, Tokenizer | None]:
+    directory: Path, dtype: torch.dtype | None = torch.float32, allow_nonfinite: bool = False,
+    quantise: int | None = None,
+) -> tuple[Decoder, Tokenizer | None]:  # fmt: skip
     """The decoder, in evaluation mode, and its tokenizer, if there is one.
 
     `dtype` None keeps the stored dtypes. Raises InputError for an unknown model_type, for
@@ -70,7 +71,7 @@ def load(
     kind, config = huggingface_config.read(directory / "config.json")
     layout = LAYOUTS[kind]
     source = SafetensorsDirectory(directory, layout.prefix, f"{layout.head}.weight")
-    decoder = assemble(config, layout, source, dtype, allow_nonfinite)
+    decoder = assemble(config, layout, source, dtype, allow_nonfinite, quantise)
     return decoder, read_tokenizer(directory)
 
 

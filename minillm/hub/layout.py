@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.quantised import Quantised, in_bits
 from minillm.runtime.finite import check_finite
 
 Shape = tuple[int, ...]
@@ -114,8 +115,9 @@ class _Unfilled(TorchFunctionMode):
 
 
 def assemble(
-    config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None, allow_nonfinite: bool = False
-) -> Decoder:
+    config: DecoderConfig, layout: Layout, source: Source, dtype: torch.dtype | None, allow_nonfinite: bool = False,
+    quantise: int | None = None,
+) -> Decoder:  # fmt: skip
     """A decoder, in evaluation mode, with the weights of the source, in their stored dtype if `dtype` is None.
 
     Raises InputError for NaN and infinite weights, unless `allow_nonfinite`.
@@ -135,7 +137,8 @@ def assemble(
         cast = stored.to(dtype=dtype)
         if not allow_nonfinite:
             check_finite({entry.name: cast}, f"{source.path} in {cast.dtype}", NONFINITE)
-        state |= entry.split(cast, ours)
+        parts = entry.split(cast, ours)
+        state |= parts if quantise is None else {name: in_bits(name, part, quantise) for name, part in parts.items()}
     if config.tie_embeddings:
         embeddings = next(name for name, entry in entries.items() if entry.parts == ("embed.weight",))
         _check_tied(f"{layout.head}.weight", embeddings, source)
@@ -143,6 +146,8 @@ def assemble(
     decoder.load_state_dict(state, strict=True, assign=True)
     if config.tie_embeddings:
         decoder.head.weight = decoder.embed.weight
+    for parameter in decoder.parameters():
+        parameter.requires_grad_(not isinstance(parameter, Quantised))
     return decoder.eval()
 
 

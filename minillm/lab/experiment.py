@@ -95,6 +95,8 @@ class DataOptions(RunOptions):
     """The number of test rows. If not given: 400 of a task, 10 % of your own data."""
     truncate: Truncate = "error"
     """A text that is too long for the context: error, before anything is trained, or cut its left or right end."""
+    quantise: int | None = None
+    """Keep the matrices of the base in 4 or 8 bits (QLoRA); what is trained is in float32."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -161,7 +163,8 @@ class DataOptions(RunOptions):
         answers = dict(zip(values, task.answers, strict=True))
         return TextClassifier(
             base=self.base, method=method, prompt=task.prompt, answers=answers, end=task.end, seed=self.seed,
-            device=self.device, store=out / "features", truncate=self.truncate, **chosen,
+            device=self.device, store=out / "features", truncate=self.truncate, quantise=self.quantise,
+            **chosen,
         )  # fmt: skip
 
     def save_with_rows(self, out: Path, name: str, results: Mapping[str, Any], task: Task) -> Path:
@@ -178,7 +181,7 @@ class DataOptions(RunOptions):
         """Load the base. Raises InputError if it has no tokenizer."""
         use_threads(self.threads)
         device = pick_device(self.device)
-        decoder, tokenizer = hub.load(self.base)
+        decoder, tokenizer = hub.load(self.base, quantise=self.quantise)
         if tokenizer is None:
             raise InputError(f"{self.base} has no tokenizer, which texts need")
         return Experiment(decoder.to(device), tokenizer, device, best_precision(device), self.seed)
