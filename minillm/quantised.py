@@ -69,14 +69,14 @@ class Quantised(Tensor):
         if func in (aten.detach.default, aten.alias.default):
             return cls(*args[0].parts)
         if func is aten._to_copy.default and (kwargs or {}).get("dtype") in (None, torch.float32):
-            device = (kwargs or {}).get("device")
-            return cls(*(part if part is None else part.to(device) for part in args[0].parts))
+            device, (codes, scale, offset) = (kwargs or {}).get("device"), args[0].parts
+            return cls(codes.to(device), scale.to(device), None if offset is None else offset.to(device))
         if func is aten.embedding.default:
             return args[0].dense(args[1])
         if func._schema.is_mutable and isinstance(args[0], cls):
             raise InputError("quantised weights are frozen; train an adapter, or load the base without quantise")
-        args, kwargs = tree_map_only(cls, cls.dense, (tuple(args), dict(kwargs or {})))
-        return func(*args, **kwargs)
+        dense: Any = tree_map_only(cls, cls.dense, (tuple(args), dict(kwargs or {})))
+        return func(*dense[0], **dense[1])
 
 
 def quantised(matrix: Float[Tensor, "O I"], bits: int) -> Quantised:
