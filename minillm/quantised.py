@@ -24,7 +24,7 @@ aten = torch.ops.aten
 
 
 class Quantised(Tensor):
-    """The matrix; `codes` are the q, two in a byte for 4 bits, and `offset` is None for 8."""
+    """The matrix. `codes` are the q, for 4 bits the second half of a group above the first; for 8 `offset` is None."""
 
     codes: Int[Tensor, "O _"]
     scale: Float[Tensor, "O I//32"]
@@ -57,10 +57,15 @@ class Quantised(Tensor):
         codes, scale = self.codes[rows], self.scale[rows].float()[..., None]
         if self.offset is None:  # a product of two dtypes would take 20 times as long
             return codes.float().unflatten(-1, (-1, GROUP)).mul_(scale).flatten(-2)
-        pairs = torch.empty(*codes.shape, 2, device=codes.device)
-        pairs[..., 0], pairs[..., 1] = codes & 15, codes >> 4
-        groups = pairs.flatten(-2).unflatten(-1, (-1, GROUP))
+        groups = halves(codes, torch.float32)
         return groups.mul_(scale).add_(self.offset[rows].float()[..., None]).flatten(-2)
+
+    def half(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """In float16, without a whole matrix in float32."""
+        found = torch.empty(self.shape, dtype=torch.float16, device=self.device)
+        for start in range(0, len(self), 1024):
+            found[start : start + 1024] = self.dense(slice(start, start + 1024))
+        return found
 
     @classmethod
     def __torch_dispatch__(
@@ -94,8 +99,17 @@ def quantised(matrix: Float[Tensor, "O I"], bits: int) -> Quantised:
     if low is None:
         return Quantised((groups * inverse).round_().clamp_(-127, 127).to(torch.int8).flatten(1), scale, None)
     offset = low.half()
-    codes = ((groups - offset.float()[..., None]) * inverse).round_().clamp_(0, 15).to(torch.uint8).flatten(1)
-    return Quantised(codes[:, ::2] | codes[:, 1::2] << 4, scale, offset)
+    codes = ((groups - offset.float()[..., None]) * inverse).round_().clamp_(0, 15).to(torch.uint8)
+    first, second = codes.chunk(2, -1)
+    return Quantised((first | second << 4).flatten(1), scale, offset)
+
+
+def halves(codes: Int[Tensor, "*N J"], dtype: torch.dtype) -> Tensor:
+    """The numbers q of 4 bits by group."""
+    found = torch.empty(*codes.shape[:-1], 2 * codes.shape[-1] // GROUP, GROUP, dtype=dtype, device=codes.device)
+    pairs = codes.unflatten(-1, (-1, GROUP // 2))
+    found[..., : GROUP // 2], found[..., GROUP // 2 :] = pairs & 15, pairs >> 4
+    return found
 
 
 def in_bits(name: str, tensor: Tensor, bits: int) -> Tensor:

@@ -18,7 +18,9 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.fast import decoding
 from minillm.fast.decoding import Products, prepare
+from minillm.hub.gguf_file import GGUFFile
 from minillm.quantised import Quantised, in_bits, quantised
+from tests.hub.gguf_writing import llama_config, random_decoder, write_llama
 from tests.strategies import randoms
 from tests.tolerances import relative_error
 
@@ -139,6 +141,19 @@ def test_decoding_multiplies_4_bits_with_the_error_of_bfloat16():
     assert 0 < relative_error(product(x), exact) <= 2 * relative_error(rounded, exact) + 8 / 256
     with torch.no_grad():
         assert relative_error(prepare(base)(torch.tensor([[3, 1, 4]])), plain(torch.tensor([[3, 1, 4]]))) < 0.02
+
+
+@pytest.mark.parametrize("number", [4, 8])
+def test_blocks_of_a_gguf_file_are_kept_as_they_are_stored(number, tmp_path, monkeypatch):
+    """The rows of queries and keys are interleaved in the file. Embeddings in 4 bits are kept in 8."""
+    path, read = write_llama(tmp_path / "a.gguf", random_decoder(llama_config()), KINDS[number]), []
+    exact, _ = minillm.load(path)
+    whole = GGUFFile.read
+    monkeypatch.setattr(GGUFFile, "read", lambda file, name: read.append(name) or whole(file, name))
+    found, _ = minillm.load(path, quantise=number)
+    assert [name for name in read if "norm" not in name] == (["token_embd.weight"] if number == 4 else [])
+    for (name, one), (_, other) in zip(found.named_parameters(), exact.named_parameters(), strict=True):
+        assert torch.equal(one + 0, other + 0) or (name == "embed.weight" and number == 4), name
 
 
 @pytest.fixture

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from minillm.errors import InputError
+from minillm.quantised import GROUP, Quantised
 from minillm.runtime.reading import check_regular, reading
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
+Q4_1, Q8_0 = 3, 8  # types of tensors
 MOST_HEADER, MOST_ENTRIES = 32 * 2**20, 2**16
 """Bytes of the metadata and the list of tensors, which need up to 20 times that as objects of Python; their entries."""
 
@@ -76,7 +78,8 @@ class _Cursor:
 
 
 class GGUFFile:
-    """An open GGUF file: `metadata` by key, `tensors` by name, and `read`, which dequantises one.
+    """An open GGUF file: `metadata` by key, `tensors` by name, `read`, which dequantises one, and
+    `read_quantised`.
 
     Raises InputError for another kind of file, and for one that is truncated or damaged. Every size in the header is
     compared with the size of the file before memory is allocated.
@@ -117,6 +120,19 @@ class GGUFFile:
             raise InputError(f"{self.path}: {name} has the type {kind.name}, which gguf cannot dequantise") from None
         shares = np.may_share_memory(numbers, self._data)
         return torch.from_numpy((numbers.copy() if shares else numbers).reshape(tensor.shape))
+
+    def read_quantised(self, name: str, bits: int) -> Quantised | None:
+        """The matrix as it is stored, if that is in blocks of so many bits with finite scales."""
+        tensor, start = self.tensors[name], {4: 4, 8: 2}[bits]
+        if tensor.kind != {4: Q4_1, 8: Q8_0}[bits] or len(tensor.shape) != 2:
+            return None
+        numbers = np.fromfile(self.path, np.uint8, tensor.size, offset=tensor.start)
+        blocks = numbers.reshape(tensor.shape[0], tensor.shape[1] // GROUP, -1)
+        codes = torch.from_numpy(blocks[..., start:].reshape(tensor.shape[0], -1))
+        halves = [torch.from_numpy(blocks[..., at : at + 2].copy().view("<f2")[..., 0]) for at in range(0, start, 2)]
+        if not all(half.isfinite().all() for half in halves):
+            return None
+        return Quantised(codes, *halves) if bits == 4 else Quantised(codes.view(torch.int8), halves[0], None)
 
 
 def _counts(cursor: _Cursor) -> tuple[int, int]:

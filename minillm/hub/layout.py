@@ -8,16 +8,17 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.errors import InputError
+from minillm.hub.gguf_file import GGUFFile
 from minillm.quantised import Quantised, in_bits
 from minillm.runtime.finite import check_finite
 
@@ -131,6 +132,9 @@ def assemble(
     _check(entries, ours, layout, source, config)
     state: dict[str, Tensor] = {}
     for entry in entries.values():
+        if quantise is not None and (parts := _as_stored(source, entry, quantise, ours)):
+            state |= parts
+            continue
         stored = source.read(entry.name)
         if not stored.is_floating_point():
             raise InputError(f"{source.path}: {entry.name} must have a floating-point dtype, got {stored.dtype}")
@@ -149,6 +153,16 @@ def assemble(
     for parameter in decoder.parameters():
         parameter.requires_grad_(not isinstance(parameter, Quantised))
     return decoder.eval()
+
+
+def _as_stored(source: Source, entry: Entry, bits: int, ours: Mapping[str, Shape]) -> dict[str, Tensor]:
+    """The parts of an entry in the blocks of a GGUF file, if these have the bits that are wanted."""
+    bits = bits if entry.parts[0].startswith("blocks.") else 8
+    found = source.read_quantised(entry.name, bits) if isinstance(source, GGUFFile) and not entry.transposed else None
+    if found is None:
+        return {}
+    split: Any = [{} if part is None else entry.split(part, ours) for part in found.parts]
+    return {name: nn.Parameter(Quantised(*(each.get(name) for each in split)), False) for name in entry.parts}
 
 
 def _check(
