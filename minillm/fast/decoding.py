@@ -1,11 +1,12 @@
 """Decoding: a decoder for steps of few tokens, whose time is that of reading the matrices, and of each call.
 
 The matrices that multiply one input are one product. For one row they are copied to float16, half the bytes; norms,
-rotations, attention, cache and residual stream stay in float32. Matrices in 4 bits (`quantised.py`) are multiplied by
-torch's kernel for them, with inputs in bfloat16: 10 ms for those of SmolLM2's blocks. More rows are multiplied in float32 as W xᵀ, padded to
-a multiple of 16. On two cores with AVX2 (torch 2.13), all products of SmolLM2's blocks take 42 ms for one row by
-`F.linear` and 16 ms in float16 (bfloat16 is as fast, and rounds eight times as much), for 2, 16 and 64 rows 76, 93 and
-200 ms and as W xᵀ 35, 60 and 136 ms. A step has 8 to 12 ms of other work, most of it the calls themselves.
+rotations, attention, cache and residual stream stay in float32. More rows are multiplied in float32 as W xᵀ, padded to
+a multiple of 16, and matrices in 4 bits (`quantised.py`) by torch's kernel for them, with inputs in bfloat16.
+
+On two cores with AVX2 (torch 2.13), all products of SmolLM2's blocks take 42 ms for one row by `F.linear`, 16 ms in
+float16 (bfloat16 is as fast, and rounds eight times as much) and 10 ms in 4 bits, for 2, 16 and 64 rows 76, 93 and 200
+ms, and as W xᵀ 35, 60 and 136 ms. A step has 8 to 12 ms of other work, most of it the calls themselves.
 """
 
 import copy
