@@ -23,7 +23,7 @@ format:
 	ruff format .
 
 bench:
-	python -m benchmarks.adapt_vs_peft
+	python -m benchmarks.everything
 
 notebooks:
 	python -m pytest tests/test_notebooks.py

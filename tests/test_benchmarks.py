@@ -4,15 +4,18 @@ import json
 import runpy
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
+from benchmarks import everything, scaling
 from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
 from benchmarks.lecture_set import table as lecture_table
+from benchmarks.scaling import exponent
 from benchmarks.sides import Side, at_work, shares, take_turns
 from minillm.errors import InputError
 
@@ -55,6 +58,42 @@ def test_sides_with_different_results_are_refused():
     with pytest.raises(InputError, match="nan"):
         check("ours", {**expected, "logits": np.array([3.0, np.nan])}, expected, 1e-3)
     assert error({"a": np.ones(1)}, {"a": np.ones(1), "b": np.ones(1)}) == float("inf")
+
+
+def test_an_exponent_is_the_slope_of_the_logarithms():
+    assert exponent([1, 2, 4], [3, 12, 48]) == pytest.approx(2)
+    assert exponent([1, 10], [5, 5]) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(("axis", "flops"), [("rows", 1), ("layers", 1), ("rank", 0.3)])
+def test_the_flops_of_a_step_grow_as_the_axis(axis, flops, monkeypatch):
+    monkeypatch.setattr(scaling, "USUAL", {**scaling.USUAL, "width": 32, "length": 8})
+    monkeypatch.setitem(scaling.AXES, axis, (2, 4, 8))
+    found = scaling.measured(axis, rounds=1)
+    assert found["flops"] == pytest.approx(flops, abs=0.3)
+    assert len(found["medians"]) == len(found["counted"]) == 3
+
+
+def test_all_benchmarks_become_one_table_and_a_failure_is_reported(monkeypatch, capsys, tmp_path):
+    compared = Comparison("training", "tokens", "peer", [rounds("ours", [1.0], [20]), rounds("peer", [2.0], [20])])
+
+    def ran(command, env, **others):
+        name = command[2].removeprefix("benchmarks.")
+        assert set(everything.AVX2) <= set(env)
+        if name == "scaling":
+            axis = {"axis": "rows", "seconds": 0.9, "flops": 1.0}
+            Path(command[-1]).write_text(json.dumps({"axes": [axis]}))
+        elif name == "decoding":
+            write_json(Path(command[-1]), {}, [compared])
+        return SimpleNamespace(returncode=int(name not in ("scaling", "decoding")))
+
+    monkeypatch.setattr(everything.subprocess, "run", ran)
+    everything.main(threads=1, avx2=True, json=tmp_path / "bench.json")
+    shown = capsys.readouterr()
+    assert "training ours 20 tokens 2.00 2.00 to 2.00 -" in [" ".join(line.split()) for line in shown.out.splitlines()]
+    assert "rows: seconds ~ n^0.90, FLOPs ~ n^1.00" in shown.out
+    assert "benchmarks.pretrain failed, with exit code 1" in shown.err
+    assert list(json.loads((tmp_path / "bench.json").read_text())) == ["decoding", "scaling"]
 
 
 def test_the_table_compares_with_the_reference_and_omits_empty_columns():
