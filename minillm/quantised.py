@@ -104,7 +104,7 @@ def quantised(matrix: Float[Tensor, "O I"], bits: int) -> Quantised:
     return Quantised((first | second << 4).flatten(1), scale, offset)
 
 
-def halves(codes: Int[Tensor, "*N J"], dtype: torch.dtype) -> Tensor:
+def halves(codes: Int[Tensor, "*N _"], dtype: torch.dtype) -> Tensor:
     """The numbers q of 4 bits by group."""
     found = torch.empty(*codes.shape[:-1], 2 * codes.shape[-1] // GROUP, GROUP, dtype=dtype, device=codes.device)
     pairs = codes.unflatten(-1, (-1, GROUP // 2))
