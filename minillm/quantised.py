@@ -60,6 +60,10 @@ class Quantised(Tensor):
         groups = halves(codes, torch.float32)
         return groups.mul_(scale).add_(self.offset[rows].float()[..., None]).flatten(-2)
 
+    def contiguous(self, *_: Any, **__: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The numbers, as they are written to a file."""
+        return self.dense()
+
     def half(self) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         """In float16, without a whole matrix in float32."""
         found = torch.empty(self.shape, dtype=torch.float16, device=self.device)

@@ -18,6 +18,7 @@ from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
 from minillm.fast import decoding
 from minillm.fast.decoding import Products, prepare
+from minillm.hub.gguf_export import export
 from minillm.hub.gguf_file import GGUFFile
 from minillm.quantised import Quantised, in_bits, quantised
 from tests.hub.gguf_writing import llama_config, random_decoder, write_llama
@@ -128,6 +129,19 @@ def test_what_cannot_be_quantised_is_named():
     for wrong in ({"quantise": 3}, {"quantise": 4, "dtype": torch.bfloat16}):
         with pytest.raises(InputError, match="quantise must be 4 or 8"):
             minillm.load("tiny", **wrong)
+
+
+def test_a_saved_model_and_a_merged_adapter_have_the_numbers(tmp_path):
+    base, plain = pair()
+    method = adapt.LoRA(base, r=2, targets=("query",))
+    torch.nn.init.normal_(method.decoder.blocks[0].attention.query.b)
+    minillm.save(base, None, tmp_path / "a")
+    export(base, None, tmp_path / "a.gguf")
+    minillm.save(adapt.merge(method), None, tmp_path / "merged")
+    ids = torch.tensor([[3, 1, 4]])
+    for place in ("a", "a.gguf"):
+        assert torch.equal(minillm.load(tmp_path / place)[0](ids), plain(ids))
+    assert relative_error(minillm.load(tmp_path / "merged")[0](ids), method(ids)) < 1e-5
 
 
 @pytest.mark.skipif(not decoding.FOUR_BITS, reason="torch has no 4-bit kernel for this CPU")
