@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks.sides import run
+from minillm.errors import InputError
 from minillm.lab.forgetting import rise
 from minillm.lab.statistics import bootstrap
 from minillm.runtime.files import write_text
@@ -80,7 +81,11 @@ def trials(run: str) -> list[dict[str, Any]]:
 
 
 def chosen(run: str, **settings: Any) -> list[dict[str, Any]]:
-    return [trial for trial in trials(run) if settings.items() <= trial["settings"].items()]
+    """The trials with these settings. Raises InputError if there is none: the budget of the run ended before it."""
+    found = [trial for trial in trials(run) if settings.items() <= trial["settings"].items()]
+    if not found:
+        raise InputError(f"{run}.json has no trial with {settings}; run `minillm {COMMANDS[run]}` for more --minutes")
+    return found
 
 
 def right(run: str, **settings: Any) -> np.ndarray:

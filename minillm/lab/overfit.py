@@ -6,6 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from minillm.errors import InputError
 from minillm.lab.crossed import SEEDS
 from minillm.lab.pictures import look
 from minillm.lab.study import Settings, Study, Table, Trial
@@ -29,9 +30,15 @@ class Overfit(Study):
 
     name = "overfit"
 
+    def __post_init__(self):
+        super().__post_init__()
+        for method in self.methods:
+            if method not in METHODS:
+                raise InputError(f"{method} has no epochs; the methods that train in epochs are {', '.join(METHODS)}")
+
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
         sizes = [size for size in SIZES if self.train is None or size <= self.train]
-        wanted = [(n, size, m) for n in range(SEEDS) for size in sizes for m in self.methods if m in METHODS]
+        wanted = [(n, size, m) for n in range(SEEDS) for size in sizes for m in self.methods]
         return [self.settings(method, train=size, epochs=EPOCHS, seed=n) for n, size, method in wanted]
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:

@@ -34,6 +34,8 @@ class TrainingSettings:
     def __post_init__(self):
         check_at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
         check_at_least(1, patience=self.patience)
+        if self.patience is not None and self.epochs < 2:
+            raise InputError("patience needs validation rows and at least 2 epochs")
         check_at_least(0, replay=self.replay)
         for name, value in (("l2_base", self.l2_base), ("forgetting_budget", self.forgetting_budget or 0.0)):
             if not 0 <= value < math.inf:

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.claims import CLAIMS, COMMANDS, PAR, RESULTS, Figure, nats, over_seeds, points, table, verdict
+from benchmarks.claims import CLAIMS, COMMANDS, PAR, RESULTS, Figure, chosen, nats, over_seeds, points, table, verdict
+from minillm.errors import InputError
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -42,6 +43,11 @@ def test_a_difference_in_points_is_paired():
     alone = points(first, np.full((1, 100), 0.25))
     assert alone.value == pytest.approx(25)
     assert (alone.low, alone.high) == (pytest.approx(25 - 9.8, abs=1.1), pytest.approx(25 + 9.8, abs=1.1))
+
+
+def test_a_trial_that_the_budget_left_out_is_named():
+    with pytest.raises(InputError, match=r"rank\.json has no trial with \{'r': 99\}; run `minillm lab rank"):
+        chosen("rank", r=99)
 
 
 def test_losses_are_compared_on_the_same_texts_and_ratios_over_seeds():

@@ -5,6 +5,7 @@ from statistics import stdev
 
 import pytest
 
+from minillm.errors import InputError
 from minillm.lab.forgetting import Forgetting, rise
 from minillm.lab.overfit import Overfit, curves
 from minillm.lab.study import Trial, run_study
@@ -36,6 +37,11 @@ def test_remedies_are_planned_for_full_and_lora_after_all_methods():
         ("full", "-"), ("features", "-"), ("lora", "-"), ("full", "replay"),
     ]  # fmt: skip
     assert len(planned) == 3 + 2 * 4
+
+
+def test_overfit_names_a_method_without_epochs():
+    with pytest.raises(InputError, match="features has no epochs; the methods that train in epochs are soft-prompt"):
+        Overfit(methods=("full", "features"))
 
 
 def test_the_turn_of_the_validation_loss_is_found():

@@ -212,6 +212,8 @@ def test_a_loss_that_is_not_finite_raises_before_the_optimizer_step(loss):
 def test_invalid_settings_raise(name, wrong, message):
     with pytest.raises(InputError, match=message):
         TrainingSettings(**{name: wrong})
+    with pytest.raises(InputError, match="patience needs validation rows and at least 2 epochs"):
+        TrainingSettings(epochs=1, patience=1)
 
 
 def test_a_method_without_trainable_parameters_raises():
