@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from minillm.errors import InputError
-from minillm.shapes import Float, Int
+from minillm.shapes import Float
 
 GROUP, LARGEST = 32, torch.finfo(torch.float16).max
 aten = torch.ops.aten
@@ -26,7 +26,7 @@ aten = torch.ops.aten
 class Quantised(Tensor):
     """The matrix. `codes` are the q, for 4 bits the second half of a group above the first; for 8 `offset` is None."""
 
-    codes: Int[Tensor, "O _"]
+    codes: Tensor  # (O, I) in int8, or (O, I / 2) in uint8
     scale: Float[Tensor, "O I//32"]
     offset: Float[Tensor, "O I//32"] | None
 
@@ -108,8 +108,8 @@ def quantised(matrix: Float[Tensor, "O I"], bits: int) -> Quantised:
     return Quantised((first | second << 4).flatten(1), scale, offset)
 
 
-def halves(codes: Int[Tensor, "*N _"], dtype: torch.dtype) -> Tensor:
-    """The numbers q of 4 bits by group."""
+def halves(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """The numbers q of 4 bits by group: (*N, I / 32, 32) from (*N, I / 2)."""
     found = torch.empty(*codes.shape[:-1], 2 * codes.shape[-1] // GROUP, GROUP, dtype=dtype, device=codes.device)
     pairs = codes.unflatten(-1, (-1, GROUP // 2))
     found[..., : GROUP // 2], found[..., GROUP // 2 :] = pairs & 15, pairs >> 4
