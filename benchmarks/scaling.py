@@ -1,6 +1,6 @@
 """How the time of a LoRA training step grows with rows, length, rank, width, layers and adapters, next to its FLOPs.
 
-A decoder of random weights in Llama's style; one axis is varied at a time. The exponents are slopes in a log-log plot,
+A decoder of random weights in Llama's style; one axis is varied at a time. The exponents are fitted in a log-log plot,
 so that time proportional to the FLOPs has the exponent of the FLOPs, and fixed costs make it smaller.
 """
 
@@ -73,9 +73,9 @@ def measured(axis: str, rounds: int) -> dict[str, Any]:
             times.append(time.perf_counter() - start)
         seconds.append(statistics.median(times))
         flops.append(counter.get_total_flops())
-    slopes = exponent(AXES[axis], seconds), exponent(AXES[axis], flops)
+    exponents = exponent(AXES[axis], seconds), exponent(AXES[axis], flops)
     found = {"axis": axis, "sizes": AXES[axis], "medians": seconds, "counted": flops}
-    return {**found, "seconds": slopes[0], "flops": slopes[1]}
+    return {**found, "seconds": exponents[0], "flops": exponents[1]}
 
 
 def main(rounds: int = 7, threads: int = cores(), json: Path | None = None) -> None:

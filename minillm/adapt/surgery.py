@@ -37,7 +37,7 @@ def frozen(decoder: Decoder, dtype: torch.dtype | None = None) -> Decoder:
 
 
 def lower(body: Decoder, dtype: torch.dtype) -> None:
-    """Cast the Linears of this body's blocks to `dtype`, in place, except those with a trainable parameter."""
+    """Cast the Linears of this body's blocks to `dtype`, in place, except quantised and trainable ones."""
     for linear in linears(body).values():
         kept = [parameter.requires_grad or isinstance(parameter, Quantised) for parameter in linear.parameters()]
         if not any(kept):

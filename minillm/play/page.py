@@ -67,6 +67,9 @@ class Pass:
         if row.shape == cache.ids.shape and bool((row == cache.ids).all()):
             return
         new = hidden_states(self.decoder, cache.rest(row), cache.prefix, cache.layers)
+        if self.decoder is not cache.decoder and not new.sum().isfinite():  # a number exceeds float16
+            self.decoder = cache.decoder
+            new = hidden_states(self.decoder, cache.rest(row), cache.prefix, cache.layers)
         cache.ids, self.states = row, torch.cat((self.states[:, : cache.shared], new), 1)
         start = max(cache.shared - 1, 0)
         next_token = lens(self.decoder, self.states[-1:, start:])[0]

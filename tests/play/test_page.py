@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from minillm import InputError, adapt
-from minillm.play.page import MOST_CHARACTERS, MOST_TOKENS, Page, View
+from minillm.fast import decoding
+from minillm.play.look import lens
+from minillm.play.page import MOST_CHARACTERS, MOST_TOKENS, Page, Pass, View
+from tests.decoders import STYLES, random_decoder
 
 TEXT = "Tom has 3 apples."
 
@@ -98,3 +101,18 @@ def test_a_classifier_is_refused(base):
     for method in (adapt.FrozenHead(decoder, 2), adapt.FineTune(decoder, layers="output", classes=2)):
         with pytest.raises(InputError, match=r"mine is a F.*, a classifier; a language model is needed"):
             Page("tiny", decoder, tokenizer, [("mine", method)])
+
+
+def test_numbers_that_exceed_float16_are_looked_at_in_float32(monkeypatch):
+    """A text of one token is multiplied in float16."""
+    monkeypatch.setattr(decoding, "LARGE", 0)
+    monkeypatch.setattr(decoding, "half_is_slow", lambda: False)
+    decoder = random_decoder(STYLES["Llama"]).float()
+    with torch.no_grad():
+        decoder.blocks[0].feed_forward.up.weight.mul_(1e6)
+        decoder.blocks[0].feed_forward.down.weight.mul_(1e-6)
+        expected = decoder(torch.tensor([[3]])).log_softmax(-1)
+    looked = Pass(decoder)
+    looked.run([3])
+    assert looked.states.isfinite().all()
+    assert torch.allclose(lens(looked.decoder, looked.states[-1:]), expected, atol=1e-5)
