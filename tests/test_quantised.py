@@ -153,6 +153,10 @@ def test_decoding_multiplies_4_bits_with_the_error_of_bfloat16():
     exact = torch.cat([one(x) for one in product.linears], -1)
     rounded = torch.cat([one(x.bfloat16().float()) for one in product.linears], -1)
     assert 0 < relative_error(product(x), exact) <= 2 * relative_error(rounded, exact) + 8 / 256
+    biased, bias = copy.deepcopy(layer.out), torch.nn.Parameter(torch.randn(64), requires_grad=False)
+    biased.bias = bias
+    plain_out, with_bias = (Products((one,), narrow=False)(x) for one in (layer.out, biased))
+    assert torch.equal(with_bias, plain_out + bias)
     with torch.no_grad():
         assert relative_error(prepare(base)(torch.tensor([[3, 1, 4]])), plain(torch.tensor([[3, 1, 4]]))) < 0.02
 

@@ -108,20 +108,21 @@ class Products(nn.Module):
         return narrow[0] if len(narrow) == 1 else torch.cat(narrow), bias
 
     @cached_property
-    def codes(self) -> tuple[Tensor, Tensor]:
-        """The matrices in the 4 bits of torch's kernel, whose numbers are zero + scale · (q - 8) in bfloat16."""
+    def codes(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """The matrices in the 4 bits of torch's kernel, whose numbers are zero + scale · (q - 8), and biases."""
         matrices = [one.weight.parts for one in self.linears]
         codes, scale, offset = map(torch.cat, zip(*matrices, strict=True))
         whole = halves(codes, torch.int32).flatten(1)
         scales = torch.stack((scale, offset + 8 * scale), -1).transpose(0, 1).to(torch.bfloat16, copy=True)
-        return torch._convert_weight_to_int4pack_for_cpu(whole, 1), scales.contiguous()
+        bias = None if self.linears[0].bias is None else torch.cat([one.bias.detach() for one in self.linears])
+        return torch._convert_weight_to_int4pack_for_cpu(whole, 1), scales.contiguous(), bias
 
     def forward(self, x: Tensor) -> Tensor:
         if self.in_4_bits:
-            rows = x.reshape(-1, x.shape[-1]).bfloat16()
-            out = torch._weight_int4pack_mm_for_cpu(rows, self.codes[0], GROUP, self.codes[1])
-            out, biases = out.view(*x.shape[:-1], -1).to(x.dtype), [one.bias for one in self.linears]
-            return out if biases[0] is None else out + torch.cat(biases)
+            codes, scales, bias = self.codes
+            out = torch._weight_int4pack_mm_for_cpu(x.reshape(-1, x.shape[-1]).bfloat16(), codes, GROUP, scales)
+            out = out.view(*x.shape[:-1], -1).to(x.dtype)
+            return out if bias is None else out + bias
         if not self.narrow or x.shape[:-1].numel() > 1:
             products = [_product(one, x) for one in self.linears]
             return products[0] if len(products) == 1 else torch.cat(products, -1)
