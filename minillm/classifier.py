@@ -33,7 +33,7 @@ from minillm.prompting.choosing import balanced_shots
 from minillm.prompting.fitting import fit_head, fit_to_labels, score_labels
 from minillm.prompting.lengths import Room, check_truncate, fit, fit_examples, room
 from minillm.prompting.prompt_cache import PromptCache
-from minillm.prompting.scoring import accuracy
+from minillm.prompting.scoring import accuracy, head_scores
 from minillm.runtime.device import best_precision, pick_device
 from minillm.runtime.files import commit, complete
 from minillm.runtime.reading import file_fingerprint, read_sealed, reading, sealed
@@ -51,11 +51,13 @@ NAMES = (*IN_CONTEXT, "features", *METHODS)
 
 
 class Scored(NamedTuple):
-    """The score of each answer for each prompt, the number of tokens, and the length of the common prefix."""
+    """The score of each answer for each prompt, the number of tokens, the length of the common prefix, and the seconds
+    that an earlier computation of stored features took."""
 
     scores: Float[Tensor, "N C"]
     tokens: int
     shared_tokens: int = 0
+    earlier: float = 0.0
 
 
 @dataclass
@@ -76,7 +78,7 @@ class TextClassifier(MethodOptions):
     `base`, `prompt`, `answers`, `seed`, `device` and `quantise`. The others are used by:
 
         shots, end                              few-shot
-        store                                   features
+        store                                   features, zero-shot
         length, init_text                       soft-prompt, prefix
         layers                                  last-blocks
         r, alpha, dropout, targets              lora, dora, pissa
@@ -218,8 +220,13 @@ class TextClassifier(MethodOptions):
         prompts = self._prompts(rows, self.method_)
         tokens = sum(map(len, prompts))
         if isinstance(self.method_, FrozenHead):
-            return Scored(self.method_.classifier.scores(self._features(prompts, name)), tokens)
+            features, earlier = self._features(prompts, name)
+            return Scored(self.method_.classifier.scores(features), tokens, earlier=earlier)
         answers = self._answer_ids()
+        if self.method == "zero-shot" and self.store is not None and max(map(len, answers)) == 1:
+            # What the head reads at the end of the prompts are the features of the method features.
+            features, earlier = self._features(prompts, name)
+            return Scored(head_scores(self.method_.decoder.head, features, answers), tokens, earlier=earlier)
         if isinstance(self.method_, Method):
             return Scored(score_labels(self.method_, prompts, answers, self.precision_, name), tokens)
         # The common prefix of the prompts is processed once.
@@ -433,11 +440,11 @@ class TextClassifier(MethodOptions):
 
     def _fit_features(self, task: Task, prompts: Prompts) -> None:
         decoder, train, start = self.method_.decoder, [prompts[row] for row in task.train], time.perf_counter()
-        features = self._features(train, "features, training rows")
-        seconds, held = time.perf_counter() - start, None
+        features, earlier = self._features(train, "features, training rows")
+        seconds, held = time.perf_counter() - start + earlier, None
         if task.validation:
             rows = [prompts[row] for row in task.validation]
-            held = self._features(rows, "features, validation rows"), _labels(task.validation)
+            held = self._features(rows, "features, validation rows")[0], _labels(task.validation)
         start = time.perf_counter()
         method, c = fit_head(decoder, len(self.classes_), features, _labels(task.train), held)
         seconds += time.perf_counter() - start
@@ -446,10 +453,11 @@ class TextClassifier(MethodOptions):
             chosen["validation"] = accuracy(method.classifier.scores(held[0]), held[1])
         self.method_, self.training_ = method, Training(seconds, sum(map(len, train)), chosen)
 
-    def _features(self, prompts: list[list[int]], name: str) -> Float[Tensor, "N D"]:
+    def _features(self, prompts: list[list[int]], name: str) -> tuple[Float[Tensor, "N D"], float]:
+        """As `cached_features`."""
         decoder, recipe = self.method_.decoder, FeatureRecipe(precision=self.precision_)
         if self.store is None:
-            return compute_features(decoder, prompts, recipe, name)
+            return compute_features(decoder, prompts, recipe, name), 0.0
         return cached_features(decoder, prompts, Path(self.store), recipe, self.tokenizer_.fingerprint, name)
 
 

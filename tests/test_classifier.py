@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import minillm
-from minillm import DecoderConfig, InputError, TextClassifier
+from minillm import Decoder, DecoderConfig, InputError, TextClassifier
 from minillm.classifier import NAMES
 from minillm.runtime.reading import sealed
 from minillm.training.loop import Loop
@@ -55,6 +55,20 @@ def test_texts_are_normalised_as_those_of_tables(method):
 @pytest.mark.parametrize("method", ["features", "last-blocks"])
 def test_it_learns(method):
     assert classifier(method, epochs=20).fit(TEXTS, LABELS).score(TEXTS, LABELS) == 1
+
+
+def test_the_hidden_states_of_zero_shot_are_the_features(tmp_path, monkeypatch):
+    """With a store they are computed once; the base's own head on them gives the scores of the whole decoder."""
+    answers = {"no": "n", "yes": "y"}
+    expected = classifier("zero-shot", answers=answers).fit(TEXTS, LABELS).predict_proba(TEXTS)
+    zero_shot = classifier("zero-shot", answers=answers, store=tmp_path).fit(TEXTS, LABELS)
+    assert np.allclose(zero_shot.predict_proba(TEXTS), expected, rtol=1e-5)
+    stored = len(list(tmp_path.iterdir()))
+    monkeypatch.setattr(Decoder, "run_blocks", None)
+    fitted = classifier("features", answers=answers, store=tmp_path).fit(TEXTS, LABELS)  # the same texts
+    assert len(fitted.predict(TEXTS)) == len(TEXTS)
+    assert len(list(tmp_path.iterdir())) == stored == 1
+    assert fitted.training_.seconds > 0, "the seconds of zero-shot"
 
 
 @pytest.mark.parametrize("method", ["full", "last-blocks", "output"])

@@ -195,7 +195,7 @@ def run(
     classifier.fit_task(task, on_trained, checkpoints)
     start = time.perf_counter()
     scored = classifier.scores([row.text for row in task.test], "test rows")
-    eval_seconds = time.perf_counter() - start
+    eval_seconds = time.perf_counter() - start + scored.earlier
     adapted, training, chosen = classifier.method_, classifier.training_, classifier.training_.chosen
     confidence = softmax(scored.scores.double()).amax(-1)
     return {

@@ -24,7 +24,8 @@ from minillm.lab.statistics import bootstrap, right_of
 from minillm.lab.study import Bench, Settings, Table, Trial, chosen
 from minillm.runtime.options import Directory, Names
 
-RANKS = (8, 1, 64, 2, 4, 16, 32)  # the most informative first
+RANKS = (8, 1, 64, 2, 4, 16, 32)
+"""The most informative ones first."""
 TARGETS, EQUAL = ("query, value", "attention.*", "feed_forward.*", "all-linear"), 32
 COMPARED, DIRECTIONS = ((8, 0), (64, 0), (64, 1)), (1, 2, 4, 8)
 """Ranks and seeds of the LoRAs whose subspaces are compared, each with the next, and their first directions."""
@@ -46,14 +47,14 @@ class Rank(Crossed):
     name, row, column, line = "rank", "r", "targets of LoRA", "-"
 
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
-        first = [*((r, TARGETS[0]) for r in RANKS[:3]), *((RANKS[0], on) for on in TARGETS)]
-        grid = [*first, *((r, on) for r in RANKS for on in TARGETS), *equal_parameters(self.cells(finished))]
-        planned = list[Settings]()
-        for seed in range(SEEDS):
-            planned += [self.settings(method, seed=seed) for method in self.methods if method != "lora"]
-            if "lora" in self.methods:
-                planned += [self.of_rank(r, on, seed) for r, on in dict.fromkeys(grid)]
-                planned += [self.settings("lora", compared=True)] * (seed == 0)
+        first = [*((r, TARGETS[0]) for r in RANKS[:3]), (RANKS[1], TARGETS[-1])]
+        grid = [(r, on) for r in RANKS for on in TARGETS] + equal_parameters(self.cells(finished))
+        planned, loras = list[Settings](), "lora" in self.methods
+        for keys in (first, [key for key in dict.fromkeys(grid) if key not in first]):
+            for seed in range(SEEDS):
+                planned += [self.settings(m, seed=seed) for m in self.methods if m != "lora" and keys == first]
+                planned += [self.of_rank(r, on, seed) for r, on in keys if loras]
+            planned += [self.settings("lora", compared=True)] * (loras and keys == first)
         return planned
 
     def of_rank(self, r: int, on: str, seed: int) -> Settings:

@@ -6,7 +6,7 @@ from itertools import accumulate
 
 import torch
 from einops import rearrange
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from minillm.data.batches import length_buckets, pad_right
@@ -113,6 +113,15 @@ def score_all(
         with autocast(model.decoder.embed.weight.device, precision):
             found.append(answer_scores(model, [prompts[index] for index in batch], answers, features).cpu())
     return torch.cat(found)[torch.tensor([index for batch in batches for index in batch]).argsort()]
+
+
+@torch.no_grad()
+def head_scores(
+    head: nn.Module, features: Float[Tensor, "N D"], answers: Sequence[Sequence[int]]
+) -> Float[Tensor, "N C"]:
+    """`answer_scores` of answers of one token, from the features of the prompts' last tokens."""
+    ids, device = [token for (token,) in answers], next(head.parameters()).device
+    return torch.cat([log_softmax(head(some.to(device)))[:, ids].cpu() for some in features.split(BATCH)])
 
 
 def accuracy(scores: Float[Tensor, "N C"], labels: Int[Tensor, "N"]) -> float:

@@ -5,6 +5,7 @@ layer, pooling and precision. features.safetensors contains the features with th
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -53,11 +54,12 @@ def compute_features(
 def cached_features(
     decoder: Decoder, texts: Sequence[Sequence[int]], root: Path, recipe: FeatureRecipe,
     tokenizer_fingerprint: str | None = None, name: str = "features",
-) -> Float[Tensor, "N D"]:  # fmt: skip
+) -> tuple[Float[Tensor, "N D"], float]:  # fmt: skip
     """`compute_features`, computed once, saved in a directory under `root` (the store), and memory-mapped from it.
 
-    Its name is a digest of everything that the features depend on. Raises InputError for a store that is damaged or
-    stale, naming what has changed.
+    The second value is the seconds that an earlier computation took, 0 for one in this call. The name of the directory
+    is a digest of everything that the features depend on. Raises InputError for a store that is damaged or stale,
+    naming what has changed.
     """
     if not texts:
         raise InputError("features need at least one text, got none")
@@ -68,14 +70,17 @@ def cached_features(
     if (store / MANIFEST).exists():
         _check_manifest(store / MANIFEST, described)
     if not (store / FEATURES).exists():
+        start = time.perf_counter()
         features = compute_features(decoder, texts, recipe, name)
+        seconds = str(time.perf_counter() - start)
+        metadata = {"key": key, "sha256": _seal(features, seconds), "seconds": seconds}
         try:
             with commit(store) as new:
                 new.text(MANIFEST, json.dumps(described, indent=2))
-                new.tensors(FEATURES, {"features": features}, {"key": key, "sha256": tensor_fingerprint(features)})
+                new.tensors(FEATURES, {"features": features}, metadata)
         except OSError as problem:
             note(f"the features are not stored: {one_sentence(problem)}")
-            return features
+        return features, 0.0
     return _mapped(store / FEATURES, key, (len(texts), decoder.config.width))
 
 
@@ -104,11 +109,18 @@ def _check_manifest(path: Path, described: dict[str, Any]) -> None:
         )
 
 
-def _mapped(path: Path, key: str, shape: tuple[int, int]) -> Float[Tensor, "N D"]:
+def _mapped(path: Path, key: str, shape: tuple[int, int]) -> tuple[Float[Tensor, "N D"], float]:
     with open_tensors(path, "; delete the file") as file:
         features, stored = file.get_tensor("features"), file.metadata() or {}
     if stored.get("key") != key or features.shape != shape:
         raise InputError(f"the stored features in {path} belong to another store; delete the file")
-    if stored.get("sha256") != tensor_fingerprint(features):
+    seconds = stored.get("seconds")
+    if stored.get("sha256") != _seal(features, seconds):
         raise InputError(f"the stored features in {path} are damaged: their sha256 differs; delete the file")
-    return features
+    return features, float(seconds or 0)
+
+
+def _seal(features: Tensor, seconds: str | None) -> str:
+    """The sha256 of what is stored. Stores of an earlier minillm have no seconds."""
+    found = tensor_fingerprint(features)
+    return found if seconds is None else json_fingerprint([found, seconds])

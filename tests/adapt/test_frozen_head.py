@@ -22,7 +22,7 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 2])
 def test_ids_give_the_logits_of_cached_features_and_so_does_the_rebuilt_method(layer, pooling, tmp_path):
     base = random_decoder(STYLES["Llama"])
     method = FrozenHead(base, 3, {"c": 2.0, "standardise": True}, layer, pooling)
-    features = cached_features(base, TEXTS, tmp_path, method.recipe)
+    features, _ = cached_features(base, TEXTS, tmp_path, method.recipe)
     method.fit(features, LABELS)
     expected = method.classifier.scores(features)
     (left, mask), (right, last) = pad_left(TEXTS), pad_right(TEXTS)
@@ -38,7 +38,7 @@ def test_a_probe_on_cached_features_is_fine_tuning_the_output_layer_with_a_froze
     """Law 10: the same batches in the same order, no dropout, gradient steps on both sides."""
     base = random_decoder(STYLES["Llama"])
     probe, tuned = FrozenHead(base, 3), FineTune(base, layers="output", classes=3)
-    features = cached_features(base, TEXTS, tmp_path, probe.recipe)
+    features, _ = cached_features(base, TEXTS, tmp_path, probe.recipe)
     steps = [torch.optim.AdamW(method.trainable().values(), lr=0.1) for method in (probe, tuned)]
     for step in range(10):
         batch = [(3 * step + row) % len(TEXTS) for row in range(3)]

@@ -154,7 +154,7 @@ def test_features_are_stored_at_any_crash_or_computed_again(tmp_path):
     base, texts = random_decoder(STYLES["Llama"]), [[3, 1], [2]]
 
     def stored():
-        return cached_features(base, texts, tmp_path / "store", FeatureRecipe())
+        return cached_features(base, texts, tmp_path / "store", FeatureRecipe())[0]
 
     expected = stored().clone()
     (place,) = (tmp_path / "store").iterdir()
