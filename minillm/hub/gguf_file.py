@@ -20,8 +20,10 @@ from minillm.quantised import GROUP, Quantised
 from minillm.runtime.reading import check_regular, reading
 
 NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+STRUCTS = {code: struct.Struct("<" + code) for code in NUMBERS.values()}
 STRING, ARRAY = 8, 9
-Q4_1, Q8_0 = 3, 8  # types of tensors
+BITS = {3: 4, 8: 8}
+"""The types of tensors that can be kept as they are stored, Q4_1 and Q8_0."""
 MOST_HEADER, MOST_ENTRIES = 32 * 2**20, 2**16
 """Bytes of the metadata and the list of tensors, which need up to 20 times that as objects of Python; their entries."""
 
@@ -54,7 +56,7 @@ class _Cursor:
         return self.data[self.place - size : self.place]
 
     def number(self, code: str) -> Any:
-        return struct.unpack("<" + code, self.take(struct.calcsize("<" + code)))[0]
+        return STRUCTS[code].unpack(self.take(STRUCTS[code].size))[0]
 
     def text(self) -> str:
         return str(self.take(self.number("Q")), "utf-8")
@@ -107,6 +109,8 @@ class GGUFFile:
         from gguf.quants import dequantize
 
         tensor = self.tensors[name]
+        if (stored := self.read_quantised(name, BITS.get(tensor.kind, 0))) is not None:
+            return stored.dense()  # in half the time of the package
         kind = GGMLQuantizationType(tensor.kind)
         # The package dequantises 16 rows at a time: rows of 64 blocks are twice as fast as the short rows of a matrix.
         block = GGML_QUANT_SIZES[kind][1]
@@ -123,8 +127,8 @@ class GGUFFile:
 
     def read_quantised(self, name: str, bits: int) -> Quantised | None:
         """The matrix as it is stored, if that is in blocks of so many bits with finite scales."""
-        tensor, start = self.tensors[name], {4: 4, 8: 2}[bits]
-        if tensor.kind != {4: Q4_1, 8: Q8_0}[bits] or len(tensor.shape) != 2:
+        tensor, start = self.tensors[name], 4 if bits == 4 else 2
+        if BITS.get(tensor.kind) != bits or len(tensor.shape) != 2:
             return None
         numbers = np.fromfile(self.path, np.uint8, tensor.size, offset=tensor.start)
         blocks = numbers.reshape(tensor.shape[0], tensor.shape[1] // GROUP, -1)
