@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from minillm.classifier import TextClassifier
 from minillm.errors import InputError, unknown
 from minillm.hub.options import BaseOptions
 from minillm.lab.pictures import FORMATS, WIDTH, draw, look
 from minillm.play.command import Play
-from minillm.play.page import View
+from minillm.play.page import Page, View
 from minillm.runtime.files import check_directory
 from minillm.runtime.options import Directory, File, Positional, RunOptions, Text
 from minillm.runtime.reading import text_or_stdin
@@ -61,6 +62,19 @@ class Attention(RunOptions, BaseOptions):
         if not draw(attention_picture, found, self.out.with_suffix(""), (self.out.suffix[1:],)):
             raise InputError(f"{self.out} was not written")
         self.show(f"saved: {self.out}", found)
+
+
+def prefix_attention(classifier: TextClassifier, text: str) -> dict[str, Any]:
+    """What `attention_picture` shows of a trained prefix: the first head of the middle layer, on the prompt of a text.
+
+    Raises InputError for too many tokens.
+    """
+    method, prompt = classifier.method_, classifier.template_.render(text)
+    layer = method.decoder.config.layers // 2
+    page = Page("", method.decoder, classifier.tokenizer_, [("", method)])
+    found = page.look(View(text=prompt, adapter=0, layer=layer))
+    shown = {name: found[name] for name in ("tokens", "prefix", "attention")}
+    return shown | {"title": f"{classifier.method}, layer {layer}, head 0"}
 
 
 def attention_picture(pyplot: Any, found: Mapping[str, Any]) -> Any:

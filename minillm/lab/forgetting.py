@@ -79,7 +79,12 @@ class Forgetting(Study):
             shown = (f"{nats:+.4f} ± {error:.4f}" for nats, error in on)
             rows.append([*place, *shown, f"{max(abs(nats) for nats, _ in off):g}"])
         columns = ("method", "remedy", "accuracy", *texts, "adapter off")
-        return [Table("rise of the loss, in nats per token", columns, rows)], []
+        lost = {
+            trial.settings["method"]: rise(trial.measured["on"][texts[0]]) for trial in chosen(finished, remedy="-")
+        }
+        forgot = [f"{method} {nats:+.3f}" for method, (nats, error) in lost.items() if nats > 2 * error]
+        line = f"loses more than two standard errors of its {texts[0]}: {', '.join(forgot) or 'no method'}"
+        return [Table("rise of the loss, in nats per token", columns, rows)], [line]
 
     def picture(self, pyplot: Any, finished: Sequence[Trial]) -> Any:
         figure, axes = pyplot.subplots()

@@ -23,6 +23,7 @@ from minillm import hub
 from minillm.classifier import IN_CONTEXT, TextClassifier
 from minillm.data.tasks import Task
 from minillm.errors import InputError, check_at_least, one_sentence, unknown
+from minillm.lab.attention import attention_picture, prefix_attention
 from minillm.lab.experiment import DataOptions, doubts, labels, passes, run, versions
 from minillm.lab.own_data import report
 from minillm.lab.pictures import PictureOptions, draw, ladder_picture
@@ -111,6 +112,8 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
         finally:
             if ladder:
                 drawn = draw(ladder_picture, ladder, self.out / "ladder", self.format) if ladder["rungs"] else []
+                for found in [rung["attention"] for rung in ladder["rungs"] if "attention" in rung]:
+                    drawn += draw(attention_picture, found, self.out / "attention", self.format)
                 files = [f"saved: {path}" for path in (*drawn, self.out / LADDER)]
                 lines = [table(ladder), "", *differences(ladder["pairs"]), *files, *self.conclusion(ladder["rungs"])]
                 self.show("\n".join(lines), ladder | {"out": self.out})
@@ -313,4 +316,8 @@ def measure(name: str, options: Ladder) -> dict[str, Any]:
     task = options.load_task()
     classifier = options.classifier(task, name, MethodOptions(), options.out)
     checkpoints = options.checkpoints(name, options.described_run(task))
-    return {"name": name, **RUNGS[name]._asdict(), "seed": options.seed, **run(classifier, task, checkpoints)}
+    found = {"name": name, **RUNGS[name]._asdict(), "seed": options.seed, **run(classifier, task, checkpoints)}
+    if name == "prefix":
+        with suppress(InputError):  # all texts are too long for a picture
+            found["attention"] = prefix_attention(classifier, min((row.text for row in task.test), key=len))
+    return found

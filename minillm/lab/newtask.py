@@ -13,7 +13,7 @@ from typing import Any
 from minillm.data.tasks import Task
 from minillm.errors import InputError
 from minillm.lab.crossed import SEEDS, Crossed
-from minillm.lab.study import Bench, Settings, Trial
+from minillm.lab.study import Bench, Settings, Table, Trial, chosen, over_seeds
 from minillm.runtime.options import Directory, Names
 from minillm.tokenizer import Tokenizer
 
@@ -43,6 +43,16 @@ class NewTask(Crossed):
 
     def measure(self, bench: Bench, settings: Settings) -> dict[str, Any]:
         return self.adapted(bench, settings, changed(bench.task, settings["changed"], bench.experiment.tokenizer))[1]
+
+    def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
+        (tables, lines), cells = super().conclude(finished), self.cells(finished)
+        for how in TASKS:
+            shares = {method: over_seeds(trials) for (on, method), trials in cells.items() if on == how}
+            guessed = max((trial.measured["majority_baseline"] for trial in chosen(finished, changed=how)), default=1)
+            learned = [method for method, (mean, error) in shares.items() if mean - 2 * error > guessed]
+            if shares:
+                lines.append(f"{how}: {', '.join(learned) or 'no method'} above guessing by two standard errors")
+        return tables, lines
 
 
 def changed(task: Task, how: str, tokenizer: Tokenizer) -> Task:

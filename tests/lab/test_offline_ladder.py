@@ -24,11 +24,14 @@ def test_a_ladder_runs_without_a_download(tmp_path, monkeypatch):
     rows = json.loads(rows_file(task))
     assert rows["answers"] == [answer.strip() for answer in task.answers]
     assert rows["texts"] == [row.text for row in task.test]
-    for name in ("zero-shot", "features"):
+    for name in ("zero-shot", "features", "prefix"):
         found = measure(name, options)
         right = [one == label for one, label in zip(found["predicted"], rows["labels"], strict=True)]
         assert sum(right) / 20 == found["accuracy"]
         assert all(1 / len(task.answers) <= share <= 1 for share in found["confidence"])
+    weights = found["attention"]["attention"]  # of the prefix, in thousandths, for the report
+    assert {len(row) for row in weights} == {found["attention"]["prefix"] + len(weights)}
+    assert all(sum(row) == pytest.approx(1000, abs=len(row) / 2) for row in weights)
 
 
 # Of the training on a CPU without AVX-512; on another one rounding differs.

@@ -11,6 +11,7 @@ from minillm.errors import InputError
 from minillm.lab import newtask, rank, study
 from minillm.lab.crossed import Crossed
 from minillm.lab.experiment import Experiment
+from minillm.lab.forgetting import Forgetting
 from minillm.lab.newtask import TASKS, WORD, NewTask, changed
 from minillm.lab.rank import CUT, TARGETS, Rank, advice, decomposed, equal_parameters
 from minillm.lab.study import Bench, Trial, run_study
@@ -38,6 +39,32 @@ def test_accuracies_are_crossed_by_two_settings_over_seeds():
     (table,), _ = crossed.conclude(found)
     assert table.columns == ("n", "full", "lora")
     assert table.rows == [["2", "1.000 ± 0.000", "-"], ["16", "-", "0.750 ± 0.395"]]
+
+
+def test_the_conclusions_name_the_methods_that_learned_and_those_that_forgot():
+    rows = [0, 1] * 100
+    found = [
+        _trial(rows, rows, method="lora", changed=TASKS[1]),
+        _trial([0] * 200, rows, method="prefix", changed=TASKS[1]),
+    ]
+    found += [_trial([0] * 200, rows, method="lora", changed=TASKS[2])]
+    _, lines = NewTask().conclude(found)
+    assert lines == [
+        "labels permuted: lora above guessing by two standard errors",
+        "labels invented: no method above guessing by two standard errors",
+    ]
+    lost, kept = [[1.0, 10], [1.2, 10], [1.1, 10]], [[1.0, 10], [-1.2, 10], [0.4, 10]]
+    found = [
+        Trial(
+            {"method": m, "remedy": "-"},
+            {"accuracy": 0.5, "on": {"own text": on}, "off": {"own text": [[0, 10]] * 3}},
+            0,
+        )
+        for m, on in (("full", lost), ("lora", kept))
+    ]
+    (table,), (line,) = Forgetting().conclude(found)
+    assert line == "loses more than two standard errors of its own text: full +0.110"
+    assert [row[-1] for row in table.rows] == ["0", "0"]
 
 
 def test_targets_get_the_rank_at_which_they_have_as_many_parameters():
