@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,16 @@ import numpy as np
 from minillm.adapt.surgery import frozen
 from minillm.data.conversation_tables import lecture
 from minillm.data.conversations import EncodedConversation, answered
+from minillm.data.templates import task_template
 from minillm.data.word_problems import PRETRAINED_FORMS, PRETRAINED_STEPS, exchanges, problems
 from minillm.lab.experiment import Experiment
 from minillm.lab.pictures import look
 from minillm.lab.study import Bench, Settings, Study, Table, Trial, chosen
 from minillm.prompting.forgetting import losses, own_text
 from minillm.runtime.options import Directory, Names
+from minillm.training.loop import FORGETTING_STEPS
 from minillm.training.methods import METHODS
+from minillm.training.schedule import TrainingSettings
 
 EPOCHS, TRAIN, ROWS = 4, 128, 32
 REMEDIES: dict[str, Settings] = {
@@ -70,6 +74,16 @@ class Forgetting(Study):
             after = {name: losses(at, rows, precision) for name, rows in self.known.items()}
             measured[state] = {name: rises(rows, self.before[name], after[name]) for name, rows in self.known.items()}
         return measured
+
+    def passes(self, bench: Bench, settings: Settings) -> float:
+        """Also over the known texts: twice at the end, and over the base's own text in the training."""
+        template, tokenizer = task_template(bench.task), bench.experiment.tokenizer
+        row = fmean(len(template.encode(tokenizer, row.text)) for row in bench.task.test)
+        tokens = {name: sum(len(one.ids) for one in rows) for name, rows in self.known.items()}
+        steps = settings["epochs"] * settings["train"] / TrainingSettings.batch_size
+        times = math.ceil(steps / FORGETTING_STEPS)
+        during = times * tokens.get("own text", 0) if settings["method"] in METHODS else 0
+        return super().passes(bench, settings) + (2 * sum(tokens.values()) + during) / row
 
     def conclude(self, finished: Sequence[Trial]) -> tuple[list[Table], list[str]]:
         texts, rows = list(finished[0].measured["on"]), []

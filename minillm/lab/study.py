@@ -46,6 +46,8 @@ class Rows(NamedTuple):
 
 
 TINY, REAL, WARM_UP = Rows(500, 200, 400, 128), Rows(96, 64, 100, 16), 8
+LONG = 5.0
+"""Seconds of a short trial in which those of the first call of torch do not matter."""
 RATES = {"soft-prompt": 3e-2, "prefix": 3e-2, "output": 1e-2, "last-blocks": 1e-3, "lora": 1e-3, "full": 2e-4}
 """The learning rates for the base tiny, where those of the methods are too low or too high."""
 
@@ -185,7 +187,10 @@ class Study(DryRunOptions, PictureOptions, DataOptions):
             few = {**settings, "train": count, **({"epochs": 1} if settings["method"] in METHODS else {})}
             start = time.perf_counter()
             self.measure(short, few)
-        return (time.perf_counter() - start) / self.passes(short, few)
+            seconds = time.perf_counter() - start
+            if seconds > LONG:
+                break
+        return seconds / self.passes(short, few)
 
 
 def run_study(study: Study) -> dict[str, Any]:

@@ -5,10 +5,14 @@ from statistics import stdev
 
 import pytest
 
+from minillm import load
+from minillm.data.conversations import EncodedConversation
+from minillm.data.tasks import LabelledText, Task
 from minillm.errors import InputError
+from minillm.lab.experiment import Experiment
 from minillm.lab.forgetting import Forgetting, rise
 from minillm.lab.overfit import Overfit, curves
-from minillm.lab.study import Trial, run_study
+from minillm.lab.study import Bench, Trial, run_study
 
 
 @pytest.mark.slow
@@ -37,6 +41,18 @@ def test_remedies_are_planned_for_full_and_lora_after_all_methods():
         ("full", "-"), ("features", "-"), ("lora", "-"), ("full", "replay"),
     ]  # fmt: skip
     assert len(planned) == 3 + 2 * 4
+
+
+def test_the_time_of_a_trial_includes_the_texts_that_the_base_knows():
+    """A row has three tokens, the prompt and a word: 32 texts of 100 such rows, on and off, and 8 times in 32 steps."""
+    study, two = Forgetting(), [LabelledText("balls", label) for label in range(2)]
+    experiment = Experiment(None, load("tiny")[1], None, "float32", 0)
+    bench = Bench(experiment, Task("t", "Ada has {text}", (" a", " b"), two * 250, [], two * 5))
+    settings = study.settings("full", remedy="-", epochs=4, train=128)
+    alone = study.passes(bench, settings)
+    study.known = {"own text": [EncodedConversation([0] * 300, range(1))] * 32}
+    assert study.passes(bench, settings) - alone == pytest.approx((2 + 8) * 32 * 300 / 3)
+    assert study.passes(bench, settings | {"method": "features"}) == pytest.approx(4 * 128 + 10 + 2 * 32 * 300 / 3)
 
 
 def test_overfit_names_a_method_without_epochs():
