@@ -69,9 +69,10 @@ def prefix_attention(classifier: TextClassifier, text: str) -> dict[str, Any]:
 
     Raises InputError for too many tokens.
     """
-    method, prompt = classifier.method_, classifier.template_.render(text)
+    method: Any = classifier.method_
     layer = method.decoder.config.layers // 2
     page = Page("", method.decoder, classifier.tokenizer_, [("", method)])
+    prompt = classifier.template_.render(text)
     found = page.look(View(text=prompt, adapter=0, layer=layer))
     shown = {name: found[name] for name in ("tokens", "prefix", "attention")}
     return shown | {"title": f"{classifier.method}, layer {layer}, head 0"}
