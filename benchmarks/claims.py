@@ -26,13 +26,14 @@ from minillm.lab.statistics import bootstrap
 from minillm.runtime.files import write_text
 
 RESULTS = Path(__file__).parent / "results"
+SMOLLM2 = "--base smollm2-135m-instruct"
 COMMANDS = {
     "ladder": "ladder --rungs zero-shot,few-shot,features,output,last-blocks,prefix,lora,full --seeds 3 --threads 1",
-    "data": "lab data --threads 1",
-    "newtask": "lab newtask --threads 1",
-    "forgetting": "lab forgetting --threads 1",
-    "rank": "lab rank --threads 1",
-    "overfit": "lab overfit --threads 1",
+    "data": f"lab data {SMOLLM2} --methods prefix,lora,full --train 100 --minutes 60 --threads 1",
+    "newtask": f"lab newtask {SMOLLM2} --methods few-shot,prefix,lora --minutes 60 --threads 1",
+    "forgetting": f"lab forgetting {SMOLLM2} --methods full,lora --minutes 45 --threads 1",
+    "rank": f"lab rank {SMOLLM2} --minutes 40 --threads 1",
+    "overfit": f"lab overfit {SMOLLM2} --methods full --train 32 --minutes 40 --threads 1",
     "prompt": "prompt --shots 8 --channel --threads 1",
     "problems": "prompt --task word_problems --test 100 --threads 1",
     "juggler": "lab juggler --threads 1",
@@ -45,7 +46,7 @@ PAR, QUANTILES = -2.0, (0.025, 0.975)
 
 class Figure(NamedTuple):
     """A measured figure, its 95 % interval, its unit, the number of test rows, and half the interval that is due to
-    them alone; the rest is due to the seeds."""
+    them alone; the rest is due to the seeds, of which there are so many."""
 
     value: float
     low: float
@@ -53,6 +54,7 @@ class Figure(NamedTuple):
     unit: str
     rows: int
     half: float
+    seeds: int = 1
 
 
 class Claim(NamedTuple):
@@ -102,7 +104,7 @@ def points(first: np.ndarray, second: np.ndarray) -> Figure:
 
     low, high = interval(first, second)
     least, most = interval(*(side.mean(0, keepdims=True) for side in (first, second)))
-    return Figure(100 * float(first.mean() - second.mean()), low, high, "points", first.shape[1], (most - least) / 2)
+    return Figure(100 * float(first.mean() - second.mean()), low, high, "points", first.shape[1], (most - least) / 2, len(first))
 
 
 def nats(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]] | None = None) -> Figure:
@@ -116,7 +118,7 @@ def nats(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]]
 def over_seeds(values: Sequence[float], unit: str) -> Figure:
     """The mean of a figure over two or three seeds, with Student's interval."""
     half = {2: 12.71, 3: 4.30}[len(values)] * stdev(values) / math.sqrt(len(values))
-    return Figure(fmean(values), fmean(values) - half, fmean(values) + half, unit, 0, 0.0)
+    return Figure(fmean(values), fmean(values) - half, fmean(values) + half, unit, 0, 0.0, len(values))
 
 
 def compared(run: str, first: Mapping[str, Any], second: Mapping[str, Any]) -> Callable[[], Figure]:
@@ -232,7 +234,9 @@ def table(claims: Sequence[Claim] = CLAIMS) -> str:
         style = {"points": "+.1f", "times": ".2f"}.get(found.unit, "+.2f")
         figure = f"{found.value:{style}} {found.unit} ({found.low:{style}} to {found.high:{style}})"
         bound = f" > {claim.bound:g}" if claim.bound else ""
-        of = f"{claim.run}{', tiny' if COMMANDS[claim.run].startswith('lab') else ''}"
+        lab = COMMANDS[claim.run].startswith("lab ")
+        tiny, once = lab and SMOLLM2 not in COMMANDS[claim.run], lab and found.seeds == 1
+        of = f"{claim.run}{', tiny' if tiny else ''}{', one seed' if once else ''}"
         cells = claim.statement, claim.source, claim.compared + bound, figure, verdict(found, claim.bound), of
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
