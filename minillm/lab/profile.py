@@ -74,7 +74,7 @@ class Profile(Adapt):
 
 
 class Call(NamedTuple):
-    """An operation that ran, and the shape of its output if it has formulas for its FLOPs."""
+    """An operation that ran, and the shape of its output if that is a matrix product with a formula for its FLOPs."""
 
     name: str
     seconds: float
@@ -98,7 +98,7 @@ class Operations(TorchDispatchMode):
         self.synchronize()
         seconds, packet = time.perf_counter() - start, func.overloadpacket
         flops = self.formulas[packet](*args, **(kwargs or {}), out_val=out) if packet in self.formulas else 0
-        shape = out.shape if group(packet.__name__) == PRODUCTS else ()
+        shape = out.shape if flops and group(packet.__name__) == PRODUCTS else ()
         self.calls.append(Call(packet.__name__, seconds, flops, moved(func, args, kwargs, out), shape))
         return out
 
@@ -173,7 +173,7 @@ def profile(options: Adapt) -> dict[str, Any]:
     calls, count, precision = steps.calls, len(steps.plain), best_precision(device)
     flops = Counter[Sequence[int]]()
     for call in calls:
-        if call.flops and call.shape:
+        if call.shape:
             size = prod(call.shape)
             flops[size // call.shape[-1], call.shape[-1], call.flops // (2 * size)] += call.flops
     product = flops.most_common(1)[0][0]
