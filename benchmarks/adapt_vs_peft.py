@@ -37,6 +37,7 @@ class Plan(NamedTuple):
     rounds: int
     threads: int
     tuned: bool
+    device: str = "cpu"
 
 
 def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
@@ -44,7 +45,8 @@ def sides(kind: str, tuned: bool, options: dict[str, Any]) -> list[Side]:
     from benchmarks import minillm_side, peer_side
 
     peer_side.directory()  # converts the weights once, before several processes start
-    precisions = ("float32", "bfloat16") if multiplies_bfloat16() else ("float32",)
+    wide = not multiplies_bfloat16(options.get("device", "cpu"))
+    precisions = ("float32",) if wide else ("float32", "bfloat16")
     ours, theirs = getattr(minillm_side, kind), getattr(peer_side, kind)
     rows = [(f"minillm, {precision}", ours, {"precision": precision}) for precision in precisions]
     for is_tuned in (False, True) if tuned else (False,):
@@ -70,6 +72,7 @@ def trained(method: str, rate: float, plan: Plan, epochs: int = 1, noise: float 
     """A method trained by gradient descent, compared by epoch; see METHODS in minillm_side and peer_side."""
     batches = plan.work.batches(BATCH)
     options = {"work": plan.work, "batch": BATCH, "method": method, "rate": rate, "epochs": epochs}
+    options["device"] = plan.device
     with at_work(sides("Training", plan.tuned, options), plan.threads) as workers:
         start = workers[0].ask("parameters")
         # Parameters that start at zero (LoRA's B) would hide the gradients of others (A): add noise for the check.
@@ -127,6 +130,7 @@ METHODS: dict[str, Callable[[Plan], list[Comparison]]] = {
     "prefix": lambda plan: trained("prefix", 1e-2, plan, noise=1.0),
     # From the second epoch on minillm takes the outputs of the frozen blocks from its activation cache.
     "last-blocks": lambda plan: trained("last-blocks", 1e-4, plan, epochs=2),
+    "full": lambda plan: trained("full", 2e-5, plan),
     "features": features,
 }
 
@@ -137,6 +141,7 @@ def main(
     threads: int = cores(),
     methods: str = ",".join(METHODS),
     tuned: bool = True,
+    device: str = "cpu",
     json: Path | None = None,
 ) -> None:
     """Both sides, in turns.
@@ -145,15 +150,16 @@ def main(
         rounds: Parts of an epoch; every side runs each of them once.
         rows: Rows of reviews.
         threads: CPU threads of each side; one side runs at a time.
-        methods: Methods to compare, comma-separated: lora, soft-prompt, prefix, last-blocks, features.
+        methods: Methods to compare, comma-separated: lora, soft-prompt, prefix, last-blocks, full, features.
         tuned: Time the tuned peers too.
+        device: The device of the trained methods, cpu or cuda; features are computed on the CPU.
         json: Write all rounds of all sides to this file.
     """
     chosen = [name.strip() for name in methods.split(",")]
     if unknown := [name for name in chosen if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    settings = {"rounds": rounds, "rows": rows, "threads": threads, "methods": chosen}
-    plan, comparisons = Plan(reviews(rows), rounds, threads, tuned), []
+    settings = {"rounds": rounds, "rows": rows, "threads": threads, "methods": chosen, "device": device}
+    plan, comparisons = Plan(reviews(rows), rounds, threads, tuned, device), []
     for name in chosen:
         for comparison in METHODS[name](plan):
             comparisons.append(comparison)

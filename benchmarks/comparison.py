@@ -133,13 +133,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 natively; on others those rows would be meaningless."""
+def multiplies_bfloat16(device: str = "cpu") -> bool:
+    """Whether this device multiplies bfloat16 natively; on others those rows would be meaningless."""
     import torch
 
     from minillm.runtime.device import best_precision
 
-    return best_precision(torch.device("cpu")) == "bfloat16"
+    return best_precision(torch.device(device)) == "bfloat16"
 
 
 def write_json(path: Path, settings: dict[str, Any], comparisons: Sequence[Comparison]) -> None:

@@ -27,32 +27,33 @@ Rows = list[list[int]]
 class Minillm:
     """`minillm.generate`, with the memory setting of `minillm generate`."""
 
-    def __init__(self, tokens: int, quantise: int | None = None):
+    def __init__(self, tokens: int, quantise: int | None = None, device: str = "cpu"):
         from minillm import load
         from minillm.runtime.device import keep_freed_memory
 
         keep_freed_memory()
-        self.tokens, self.decoder = tokens, load(BASE, quantise=quantise)[0]
+        self.tokens, self.decoder, self.device = tokens, load(BASE, quantise=quantise)[0].to(device), device
 
     def decode(self, rows: Rows) -> Rows:
         import torch
 
         from minillm import generate
 
-        return generate(self.decoder, torch.tensor(rows), max_new_tokens=self.tokens)[:, len(rows[0]) :].tolist()
+        ids = torch.tensor(rows, device=self.device)
+        return generate(self.decoder, ids, max_new_tokens=self.tokens)[:, len(rows[0]) :].tolist()
 
 
 class Transformers:
-    def __init__(self, tokens: int):
+    def __init__(self, tokens: int, device: str = "cpu"):
         from benchmarks.peer_side import peer
 
-        model: Any = peer(tuned=False).eval()
-        self.tokens, self.model = tokens, model
+        model: Any = peer(tuned=False).to(device).eval()
+        self.tokens, self.model, self.device = tokens, model, device
 
     def decode(self, rows: Rows) -> Rows:
         import torch
 
-        ids, count = torch.tensor(rows), self.tokens
+        ids, count = torch.tensor(rows, device=self.device), self.tokens
         found = self.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False
         )  # fmt: skip
@@ -79,7 +80,7 @@ class LlamaCpp:
             return [json_format.loads(found.read())["tokens"]]
 
 
-def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int) -> Comparison:
+def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int, device: str = "cpu") -> Comparison:
     """`rounds` batches of this many rows, after one that is not timed."""
     from benchmarks import peer_side
 
@@ -87,9 +88,11 @@ def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int) -> C
     ids = [token for each in reviews(500).prompts for token in each]
     texts = [ids[start : start + prompt] for start in range(0, rows * prompt * (rounds + 1), prompt)]
     batches = [texts[start : start + rows] for start in range(0, len(texts), rows)]
-    sides = [Side("minillm", Minillm, {"tokens": tokens}), Side(PEER, Transformers, {"tokens": tokens})]
-    sides.append(Side("minillm, 4 bits", Minillm, {"tokens": tokens, "quantise": 4}))
-    if rows == 1 and find_spec("xllamacpp") is not None:
+    options = {"tokens": tokens, "device": device}
+    sides = [Side("minillm", Minillm, options), Side(PEER, Transformers, options)]
+    if device == "cpu":
+        sides.append(Side("minillm, 4 bits", Minillm, {"tokens": tokens, "quantise": 4}))
+    if device == "cpu" and rows == 1 and find_spec("xllamacpp") is not None:
         sides.append(Side("llama.cpp, Q4_1", LlamaCpp, {"tokens": tokens, "threads": threads}))
     with at_work(sides, threads) as workers:
         ours, theirs, *_ = ([row[0] for row in worker.ask("decode", batches[0])] for worker in workers)
@@ -141,6 +144,7 @@ def main(
     rounds: int = 5,
     perplexity_tokens: int = 20_000,
     threads: int = cores(),
+    device: str = "cpu",
     json: Path | None = None,
 ) -> None:
     """One row, then a batch, then the perplexity.
@@ -152,9 +156,10 @@ def main(
         rounds: Texts, or batches, that every side continues.
         perplexity_tokens: Tokens of reviews for the perplexity; 0 leaves it out.
         threads: CPU threads of each side; one side runs at a time.
+        device: The device of minillm and transformers, cpu or cuda; 4 bits and llama.cpp are for the CPU.
         json: Write all rounds of all sides to this file.
     """
-    comparisons = [compare(rows, prompt, tokens, rounds, threads) for rows in (1, batch_size)]
+    comparisons = [compare(rows, prompt, tokens, rounds, threads, device) for rows in (1, batch_size)]
     for comparison in comparisons:
         print(comparison.table(), end="\n\n")
     if perplexity_tokens:
@@ -162,7 +167,7 @@ def main(
         print(f"perplexity: float32 {wide:.3f}, as for one row {half:.3f}, which is {half / wide - 1:+.4%}")
         print(f"in 4 bits {four:.3f}, which is {four / wide - 1:+.4%}")
     if json is not None:
-        settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads}
+        settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads, "device": device}
         write_json(json, settings, comparisons)
 
 

@@ -1,4 +1,4 @@
-"""One training step of a small GPT, by minillm and by plain PyTorch written like nanoGPT.
+"""One training step of a GPT, by minillm and by plain PyTorch written like nanoGPT.
 
 The peer: one fused matrix for query, key and value, PyTorch's own attention, cross-entropy on all logits, torch's
 default AdamW on a CPU, clipping. Both use GPT-2's architecture without biases in the matrices; the peer's layer norms
@@ -6,7 +6,9 @@ have a bias and its GELU is the tanh approximation, as ours, so that both comput
 """
 
 import math
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 
 from minillm.config import DecoderConfig
 from minillm.decoder import Decoder
-from minillm.runtime.device import keep_freed_memory
+from minillm.runtime.device import autocast, best_precision, keep_freed_memory
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.pretraining import PackedRow, language_model_loss
@@ -40,25 +42,31 @@ def _parsed(name: str) -> tuple[str, str, str]:
     return path, role, kind
 
 
-class Ours:
-    """The training loop of `minillm pretrain`, on the given rows."""
+def precision(device: str) -> str:
+    """float32 on a CPU, else the best of the device; the losses that are compared are in float32."""
+    return "float32" if device == "cpu" else best_precision(torch.device(device))
 
-    def __init__(self):
+
+class Ours:
+    """The training loop of `minillm pretrain`, on the given rows. `sizes` are those that differ from CONFIG."""
+
+    def __init__(self, sizes: dict[str, Any], device: str):
         keep_freed_memory()
         torch.manual_seed(0)
-        self.decoder = Decoder(CONFIG).train()
+        self.decoder = Decoder(replace(CONFIG, **sizes)).to(device).train()
         weights = dict(self.decoder.named_parameters())
-        learner = TorchLearner(weights, partial(language_model_loss, self.decoder), SETTINGS)
-        self.loop = Loop(learner, [], lambda row: len(row.ids), SETTINGS, steps=STEPS)
+        settings = replace(SETTINGS, precision=precision(device))
+        learner = TorchLearner(weights, partial(language_model_loss, self.decoder), settings)
+        self.loop = Loop(learner, [], lambda row: len(row.ids), settings, steps=STEPS)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: parameter.detach().numpy() for name, parameter in self.decoder.named_parameters()}
+        return {name: parameter.detach().cpu().numpy() for name, parameter in self.decoder.named_parameters()}
 
     def probe(self, batch: list[list[int]]) -> dict:
         summed, count = language_model_loss(self.decoder, [PackedRow(row, row) for row in batch])
         (summed / count).backward()
         gradients = {name: parameter.grad for name, parameter in self.decoder.named_parameters()}
-        found = {name: gradient.numpy().copy() for name, gradient in gradients.items() if gradient is not None}
+        found = {name: gradient.cpu().numpy().copy() for name, gradient in gradients.items() if gradient is not None}
         self.decoder.zero_grad()
         return {"loss": np.array([summed.item() / count]), "gradients": found}
 
@@ -100,7 +108,7 @@ class PlainGPT(nn.Module):
         self.head.weight = self.tokens.weight
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
-        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        x = self.tokens(ids) + self.places(torch.arange(ids.shape[1], device=ids.device))
         for block in self.blocks:
             x = block(x)
         logits = self.head(self.norm(x))
@@ -108,16 +116,19 @@ class PlainGPT(nn.Module):
 
 
 class PlainTorch:
-    """The model and the training step as a plain PyTorch script."""
+    """The model and the training step as a plain PyTorch script; on a GPU with nanoGPT's autocast and fused AdamW."""
 
-    def __init__(self):
-        self.model, self.taken = PlainGPT(CONFIG).train(), 0
+    def __init__(self, sizes: dict[str, Any], device: str):
+        self.model, self.taken = PlainGPT(replace(CONFIG, **sizes)).to(device).train(), 0
+        self.device, self.precision = torch.device(device), precision(device)
         parameters = list(self.model.parameters())
         groups = [
             {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": SETTINGS.weight_decay},
             {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=SETTINGS.learning_rate, betas=(0.9, SETTINGS.beta2))
+        self.optimizer = torch.optim.AdamW(
+            groups, lr=SETTINGS.learning_rate, betas=(0.9, SETTINGS.beta2), fused=device == "cuda"
+        )
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
@@ -136,11 +147,14 @@ class PlainTorch:
                 found[f"{path}{NAMES[role]}.{kind}"] = value
         return found | {name: np.concatenate(parts) for name, parts in fused.items()}
 
+    def loss(self, batch: list[list[int]]) -> Tensor:
+        ids = torch.tensor(batch, device=self.device)
+        return self.model(ids[:, :-1], ids[:, 1:].contiguous())
+
     def probe(self, batch: list[list[int]]) -> dict:
-        ids = torch.tensor(batch)
-        loss = self.model(ids[:, :-1], ids[:, 1:].contiguous())
+        loss = self.loss(batch)
         loss.backward()
-        theirs = {name: p.grad.numpy().copy() for name, p in self.model.named_parameters() if p.grad is not None}
+        theirs = {name: p.grad.cpu().numpy().copy() for name, p in self.model.named_parameters() if p.grad is not None}
         self.optimizer.zero_grad()
         return {"loss": np.array([loss.item()]), "gradients": self._ours(theirs)}
 
@@ -160,8 +174,8 @@ class PlainTorch:
         for batch in batches:
             for group in self.optimizer.param_groups:
                 group["lr"] = self._rate()
-            ids = torch.tensor(batch)
-            loss = self.model(ids[:, :-1], ids[:, 1:].contiguous())
+            with autocast(self.device, self.precision):
+                loss = self.loss(batch)
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), SETTINGS.clip)
             self.optimizer.step()

@@ -35,6 +35,7 @@ METHODS: dict[str, Callable[[Experiment], Method]] = {
     "soft-prompt": lambda on: SoftPrompt(on.decoder, POSITIONS, on.tokenizer.encode(WORDS)),
     "prefix": lambda on: PrefixTuning(on.decoder, POSITIONS, "zero"),
     "last-blocks": lambda on: FineTune(on.decoder, layers=2),
+    "full": lambda on: FineTune(on.decoder),
 }
 CPU = torch.device("cpu")
 
@@ -53,10 +54,11 @@ def frozen_base(precision: str) -> Experiment:
     return found
 
 
-def built(name: str, precision: str) -> Method:
+def built(name: str, precision: str, device: torch.device) -> Method:
     """The method on its own base, with the frozen matrices in the precision."""
     on = experiment(precision)
-    return on_lowered_base(name, on.decoder, precision, lambda decoder: METHODS[name](replace(on, decoder=decoder)))
+    decoder = on.decoder.to(device)
+    return on_lowered_base(name, decoder, precision, lambda decoder: METHODS[name](replace(on, decoder=decoder)))
 
 
 def cache(method: Method) -> RowFeatures | None:
@@ -67,10 +69,13 @@ def cache(method: Method) -> RowFeatures | None:
 class Training:
     """A method trained on the answers' cross-entropy, with warm-up, cosine and clipping."""
 
-    def __init__(self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str):
-        self.work, self.labels, self.precision = work, torch.tensor(work.labels), precision
+    def __init__(
+        self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str, device: str = "cpu"
+    ):
+        self.work, self.precision, self.device = work, precision, torch.device(device)
+        self.labels = torch.tensor(work.labels, device=self.device)
         torch.manual_seed(0)
-        self.method = built(method, precision).train()
+        self.method = built(method, precision, self.device).train()
         self.cached = cache(self.method)
         settings = TrainingSettings(epochs=epochs, learning_rate=rate, batch_size=batch, precision=precision)
         learner = TorchLearner(self.method.trainable(), self.loss, settings)
@@ -82,7 +87,7 @@ class Training:
         return F.cross_entropy(scores, self.labels[batch], reduction="sum"), len(batch)
 
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: parameter.detach().numpy() for name, parameter in self.method.trainable().items()}
+        return {name: parameter.detach().cpu().numpy() for name, parameter in self.method.trainable().items()}
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
@@ -93,18 +98,18 @@ class Training:
     def probe(self, batch: list[int]) -> dict:
         """The logits after each prompt, the loss and its gradients: what is compared before anything is timed."""
         ids, last = pad_right([self.work.prompts[row] for row in batch])
-        with torch.no_grad(), autocast(CPU, self.precision):
+        with torch.no_grad(), autocast(self.device, self.precision):
             decoder = self.method.decoder
-            hidden = decoder.features(ids, prefix=self.method.prefix())
+            hidden = decoder.features(ids.to(self.device), prefix=self.method.prefix())
             logits = decoder.head(hidden[torch.arange(len(batch)), last])
-        with autocast(CPU, self.precision):
+        with autocast(self.device, self.precision):
             summed, count = self.loss(batch)
         (summed / count).backward()
         trainable = self.method.trainable()
-        gradients = {name: parameter.grad.numpy().copy() for name, parameter in trainable.items()}
+        gradients = {name: parameter.grad.cpu().numpy().copy() for name, parameter in trainable.items()}
         self.method.zero_grad()
         return {
-            "logits": logits.float().numpy(),
+            "logits": logits.float().cpu().numpy(),
             "losses": np.array([summed.item() / count]),
             "gradients": gradients,
         }  # fmt: skip

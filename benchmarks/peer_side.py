@@ -51,6 +51,7 @@ METHODS: dict[str, Callable[[Model], Model]] = {
         model, PrefixTuningConfig(num_virtual_tokens=10, task_type="CAUSAL_LM", init_weights="zero")
     ),
     "last-blocks": last_two_blocks,
+    "full": lambda model: model,
 }
 # The peers' parameter names to minillm's; the rules are applied in order.
 NAMES = (
@@ -102,10 +103,12 @@ class Training:
     """The same training as minillm's: AdamW with the same learning rates and clipping."""
 
     def __init__(
-        self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str, tuned: bool = False
-    ):
-        self.work, self.labels, self.precision, self.tuned = work, torch.tensor(work.labels), precision, tuned
-        self.method, self.model = method, METHODS[method](peer(tuned)).train()
+        self, work: Work, batch: int, method: str, rate: float, epochs: int, precision: str, tuned: bool = False,
+        device: str = "cpu",
+    ):  # fmt: skip
+        self.work, self.precision, self.tuned, self.device = work, precision, tuned, torch.device(device)
+        self.labels = torch.tensor(work.labels, device=self.device)
+        self.method, self.model = method, METHODS[method](peer(tuned)).to(self.device).train()
         self.trainable = {
             shared_name(name): parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
         }
@@ -115,12 +118,12 @@ class Training:
 
     def logits(self, batch: list[int]) -> torch.Tensor:
         ids, last = pad_right([self.work.prompts[row] for row in batch])
-        mask = torch.arange(ids.shape[1]) <= last[:, None]
+        mask = (torch.arange(ids.shape[1]) <= last[:, None]).long().to(self.device)
         # Counted from the end, because a soft prompt adds positions at the start.
         last = last - ids.shape[1]
         positions, last = last.unique(return_inverse=True) if self.tuned else (0, last)
-        with autocast(CPU, self.precision):
-            found = self.model(input_ids=ids, attention_mask=mask.long(), logits_to_keep=positions).logits
+        with autocast(self.device, self.precision):
+            found = self.model(input_ids=ids.to(self.device), attention_mask=mask, logits_to_keep=positions).logits
         return found[torch.arange(len(batch)), last]
 
     def shared(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -138,7 +141,7 @@ class Training:
         return F.cross_entropy(self.logits(batch)[:, self.work.answers].float(), self.labels[batch])
 
     def parameters(self) -> dict[str, np.ndarray]:
-        return {name: parameter.detach().numpy() for name, parameter in self.shared(self.trainable).items()}
+        return {name: parameter.detach().cpu().numpy() for name, parameter in self.shared(self.trainable).items()}
 
     @torch.no_grad()
     def start_from(self, values: dict[str, np.ndarray]) -> None:
@@ -147,11 +150,11 @@ class Training:
 
     def probe(self, batch: list[int]) -> dict:
         with torch.no_grad():
-            logits = self.logits(batch).float().numpy()
+            logits = self.logits(batch).float().cpu().numpy()
         loss = self.loss(batch)
         loss.backward()
         found = self.shared({name: parameter.grad for name, parameter in self.trainable.items()})
-        gradients = {name: gradient.numpy().copy() for name, gradient in found.items()}
+        gradients = {name: gradient.cpu().numpy().copy() for name, gradient in found.items()}
         self.optimizer.zero_grad()
         return {"logits": logits, "losses": np.array([loss.item()]), "gradients": gradients}
 

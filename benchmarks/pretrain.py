@@ -1,62 +1,85 @@
-"""A training step from scratch at the size of nanoGPT's `shakespeare-char` on a CPU, next to plain PyTorch.
+"""A training step from scratch next to plain PyTorch: nanoGPT's `shakespeare-char` on a CPU, or GPT-2 124M for a GPU.
 
-4 layers, width 128, 4 heads, context 64, batch 12, vocabulary 65, float32, AdamW with decay on matrices and clipping at
-1. The peer is written like nanoGPT (`gpt_side.py`). Loss and all gradients must agree before anything is timed; then
-both run the same steps in turns. The text is random, which does not change the time.
+`shakespeare-char`: 4 layers, width 128, 4 heads, context 64, batch 12, vocabulary 65. AdamW with decay on matrices and
+clipping at 1; float32 on a CPU, autocast to bfloat16 on a GPU. The peer is written like nanoGPT (`gpt_side.py`). Loss
+and all gradients must agree in float32 before anything is timed; then both run the same steps in turns. The text is
+random, which does not change the time.
 """
 
 import random
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Literal
 
 from benchmarks.comparison import Comparison, check, cores, write_json
 from benchmarks.gpt_side import Ours, PlainTorch
 from benchmarks.sides import Side, at_work, run, take_turns
 
-VOCABULARY, CONTEXT, BATCH = 65, 64, 12
+GPT2 = {"vocabulary": 50_257, "layers": 12, "width": 768, "feed_forward_width": 3072, "context_length": 1024}
+SIZES: dict[str, tuple[int, dict[str, int]]] = {
+    "shakespeare-char": (12, {"vocabulary": 65, "context_length": 64}),
+    "gpt2": (8, {**GPT2, "heads": 12, "kv_heads": 12}),
+}
+"""Rows of a batch, and the sizes of the model."""
 TOLERANCE = 1e-4  # relative to the norm of the gradients, in float32
 
-SIDES = (Side("minillm", Ours, {}), Side("plain torch", PlainTorch, {}))
+OURS, PEER = "minillm", "plain torch"
 
 
-def rows(steps: int) -> list[list[list[int]]]:
+def rows(size: str, steps: int) -> list[list[list[int]]]:
     """A batch of rows for each step."""
-    order = random.Random(0)
-    return [
-        [[order.randrange(VOCABULARY) for _ in range(CONTEXT + 1)] for _ in range(BATCH)] for _ in range(steps)
-    ]  # fmt: skip
+    order, (batch, sizes) = random.Random(0), SIZES[size]
+    ids = range(sizes["vocabulary"])
+    return [[order.choices(ids, k=sizes["context_length"] + 1) for _ in range(batch)] for _ in range(steps)]
 
 
-def compare(rounds: int, steps: int, threads: int) -> Comparison:
+def compare(size: str, rounds: int, steps: int, threads: int, device: str) -> Comparison:
     """The same steps on both sides, `steps` per round."""
-    with at_work(SIDES, threads) as workers:
+    options: dict[str, Any] = {"sizes": SIZES[size][1], "device": device}
+    with at_work([Side(OURS, Ours, options), Side(PEER, PlainTorch, options)], threads) as workers:
         start = workers[0].ask("parameters")
         workers[1].ask("start_from", start)
-        probes = [worker.ask("probe", rows(1)[0]) for worker in workers]
-        errors = {SIDES[0].name: check(SIDES[0].name, probes[0], probes[1], TOLERANCE)}
-        take_turns(workers, "train", [rows(steps)], len, "warming up")
-        found = take_turns(workers, "train", [rows(steps)] * rounds, len, "training")
-    return Comparison("nanoGPT's shakespeare-char on a CPU, float32", "steps", SIDES[1].name, found, errors)
+        probes = [worker.ask("probe", rows(size, 1)[0]) for worker in workers]
+        errors = {OURS: check(OURS, probes[0], probes[1], TOLERANCE)}
+        batches = rows(size, steps)
+        take_turns(workers, "train", [batches], tokens, "warming up")
+        found = take_turns(workers, "train", [batches] * rounds, tokens, "training")
+    return Comparison(f"training from scratch, {size}", "tokens", PEER, found, errors)
 
 
-def main(rounds: int = 15, steps: int = 20, threads: int = cores(), json: Path | None = None) -> None:
+def tokens(batches: list[list[list[int]]]) -> int:
+    """Those that are predicted."""
+    return sum(len(row) - 1 for batch in batches for row in batch)
+
+
+def main(
+    size: Literal["shakespeare-char", "gpt2"] = "shakespeare-char",
+    rounds: int = 15,
+    steps: int = 20,
+    threads: int = cores(),
+    device: str = "cpu",
+    json: Path | None = None,
+) -> None:
     """Both sides, in turns.
 
     Args:
+        size: The model.
         rounds: Rounds of each side.
         steps: Optimizer steps per round.
         threads: CPU threads of each side.
+        device: cpu or cuda.
         json: Write all rounds of all sides to this file.
     """
-    comparison = compare(rounds, steps, threads)
+    comparison = compare(size, rounds, steps, threads, device)
     print(comparison.table(), end="\n\n")
     medians: Sequence[float] = [statistics.median(side.seconds) / steps * 1e3 for side in comparison.rounds]
     print(
         f"per step: minillm {medians[0]:.1f} ms, plain torch {medians[1]:.1f} ms, ratio {medians[0] / medians[1]:.2f}"
     )
     if json is not None:
-        write_json(json, {"rounds": rounds, "steps": steps, "threads": threads}, [comparison])
+        settings = {"size": size, "rounds": rounds, "steps": steps, "threads": threads, "device": device}
+        write_json(json, settings, [comparison])
 
 
 if __name__ == "__main__":

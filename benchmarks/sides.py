@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -61,6 +62,7 @@ def _serve(connection: Connection, side: Side, threads: int) -> None:
 
     from minillm.runtime.device import peak_memory
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and stops this process
     torch.set_num_threads(threads)
     contestant = side.contestant(**side.options)
@@ -72,7 +74,18 @@ def _serve(connection: Connection, side: Side, threads: int) -> None:
             return
         start = time.perf_counter()
         answer = getattr(contestant, job)(*arguments)
-        connection.send((answer, time.perf_counter() - start, peak_memory(torch.device("cpu"))))
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        place = torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
+        connection.send((answer, time.perf_counter() - start, peak_memory(place)))
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed, at a time limit or without memory, leaves no worker behind, also during a long job."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @contextmanager

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "prompt": ("lab.prompt:Prompt", "Prompt a model, and measure its answers."),
     "adapt": ("lab.adapt:Adapt", "Adapt a model to a task with one method, and save the adapter."),
     "plan": ("lab.plan:Plan", "Estimate the memory and time of an adaptation."),
+    "profile": ("lab.profile:Profile", "Find where the time of a training step goes."),
     "predict": ("lab.predict:Predict", "Classify texts with a saved classifier."),
     "adapter": (
         {

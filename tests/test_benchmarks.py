@@ -1,7 +1,9 @@
 """The arithmetic of the benchmarks and the help of each; `make bench` measures."""
 
 import json
+import multiprocessing
 import runpy
+import time
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from benchmarks import everything, scaling
+from benchmarks import everything, gpu, scaling
 from benchmarks.adapt_vs_peft import METHODS
 from benchmarks.comparison import Comparison, Rounds, check, error, ratio, write_json
 from benchmarks.lecture_set import table as lecture_table
@@ -85,15 +87,65 @@ def test_all_benchmarks_become_one_table_and_a_failure_is_reported(monkeypatch, 
             Path(command[-1]).write_text(json.dumps({"axes": [axis]}))
         elif name == "decoding":
             write_json(Path(command[-1]), {}, [compared])
-        return SimpleNamespace(returncode=int(name not in ("scaling", "decoding")))
+        wrong = name not in ("scaling", "decoding")
+        return SimpleNamespace(returncode=int(wrong), stdout="", stderr="a warning\nno memory\n" * wrong)
 
     monkeypatch.setattr(everything.subprocess, "run", ran)
     everything.main(threads=1, avx2=True, json=tmp_path / "bench.json")
     shown = capsys.readouterr()
     assert "training ours 20 tokens 2.00 2.00 to 2.00 -" in [" ".join(line.split()) for line in shown.out.splitlines()]
     assert "rows: seconds ~ n^0.90, FLOPs ~ n^1.00" in shown.out
-    assert "benchmarks.pretrain failed, with exit code 1" in shown.err
-    assert list(json.loads((tmp_path / "bench.json").read_text())) == ["decoding", "scaling"]
+    assert "benchmarks.pretrain failed, with exit code 1: no memory" in shown.err
+    found = json.loads((tmp_path / "bench.json").read_text())
+    assert {name for name, results in found.items() if "failed" not in results} == {"decoding", "scaling"}
+
+
+def test_a_part_that_fails_or_takes_too_long_does_not_end_the_measurement_of_a_gpu(monkeypatch, capsys, tmp_path):
+    compared = Comparison("a kernel", "B", "torch", [rounds("minillm", [1.0], [20]), rounds("torch", [2.0], [20])])
+    asked = {}
+
+    def ran(command, env, timeout, **others):
+        name = command[2].removeprefix("benchmarks.")
+        asked[name] = (command, timeout)
+        if name == "decoding":
+            raise everything.subprocess.TimeoutExpired(command, timeout)
+        if name == "kernels":
+            Path(command[-1]).write_text(json.dumps({"works": [compared.as_json()]}))
+        if name == "pretrain":
+            write_json(Path(command[-1]), {}, [compared])
+        wrong = name == "adapt_vs_peft"
+        return SimpleNamespace(returncode=int(wrong), stdout="", stderr="out of memory" * wrong)
+
+    monkeypatch.setattr(everything.subprocess, "run", ran)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "a GPU")
+    gpu.main(json=tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert (found["device"], found["tests"]) == ("a GPU", {"passed": True})
+    assert found["decoding"] == {"failed": "benchmarks.decoding did not end within 60 s"}
+    assert found["adapt_vs_peft"] == {"failed": "benchmarks.adapt_vs_peft failed, with exit code 1: out of memory"}
+    table = (tmp_path / "gpu.md").read_text()
+    assert table.count("| a kernel | minillm | 20 B | 2.00 | 2.00 to 2.00 | - |") == 2
+    assert table.count("| a kernel | torch |") == 1, "of the kernels, only ours"
+    assert "benchmarks.decoding did not end within 60 s." in table
+    assert sum(timeout for _, timeout in asked.values()) <= 60 * gpu.MINUTES
+    assert asked["pretrain"][0][-4:-1] == ["--device", "cuda", "--json"]
+
+
+def test_the_parts_of_a_gpus_measurement_have_limits_and_options():
+    assert gpu.LIMITS.keys() == gpu.OPTIONS.keys() == gpu.REHEARSED.keys()
+    assert sum(gpu.LIMITS.values()) <= 60 * gpu.MINUTES
+    with pytest.raises(InputError, match="unknown part 'magic'; choose from tests, kernels"):
+        gpu.main(device="cpu", parts="tests,magic")
+
+
+@pytest.mark.slow
+def test_the_measurement_of_a_gpu_is_rehearsed_on_a_cpu(tmp_path):
+    gpu.main(device="cpu", parts="tests,kernels,pretrain", json=tmp_path / "gpu.json")
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["tests"] == {"passed": True}
+    assert "timing kernels needs a CUDA device" in found["kernels"]["failed"]
+    assert {side["side"] for side in found["pretrain"]["comparisons"][0]["sides"]} == {"minillm", "plain torch"}
 
 
 def test_the_table_compares_with_the_reference_and_omits_empty_columns():
@@ -134,6 +186,35 @@ def test_sides_take_turns_in_processes_that_keep_their_state():
     assert all(one.amounts == [2, 1] and len(one.seconds) == 2 for one in found)
 
 
+class Clock:
+    """A contestant with a long job, which shows that it runs."""
+
+    def tick(self, file):
+        for count in range(600):
+            file.write_text(str(count))
+            time.sleep(0.1)
+
+
+def tick(file):
+    with at_work([Side("clock", Clock, {})], threads=1) as workers:
+        workers[0].ask("tick", file)
+
+
+@pytest.mark.slow
+def test_a_worker_ends_with_its_parent_in_the_middle_of_a_job(tmp_path):
+    parent = multiprocessing.get_context("spawn").Process(target=tick, args=(tmp_path / "count",))
+    parent.start()
+    while not (tmp_path / "count").exists():
+        assert parent.is_alive()
+        time.sleep(0.1)
+    parent.kill()
+    parent.join()
+    time.sleep(2)
+    last = (tmp_path / "count").read_text()
+    time.sleep(1)
+    assert (tmp_path / "count").read_text() == last
+
+
 @pytest.mark.slow
 def test_a_side_that_dies_is_named(capfd):
     with (
@@ -166,7 +247,7 @@ def test_every_benchmark_has_a_help_text(name, benchmark):
 
 def test_wrong_input_is_one_sentence_and_exit_code_2(benchmark):
     code, output = benchmark("adapt_vs_peft", "--methods", "magic")
-    known = "lora, soft-prompt, prefix, last-blocks, features"
+    known = "lora, soft-prompt, prefix, last-blocks, full, features"
     assert (code, output.err) == (2, f"benchmark: unknown method 'magic'; choose from {known}\n")
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.data.conversations import Conversations
@@ -23,6 +24,13 @@ from minillm.training.methods import METHODS
 Data = TypeVar("Data", bound=Task | Conversations)
 MOMENTS = 2
 """AdamW keeps two numbers per trained weight, besides its gradient."""
+aten = torch.ops.aten
+KNOWN = {
+    aten.addmm_: aten.addmm,
+    aten._scaled_dot_product_flash_attention_for_cpu: aten._scaled_dot_product_flash_attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: aten._scaled_dot_product_flash_attention_backward,
+}
+"""Operations that torch's counter leaves out, and those with the same FLOPs that it knows."""
 
 
 @dataclass(kw_only=True)
@@ -51,7 +59,7 @@ def plan(options: Adapt) -> dict[str, Any]:
     epochs = (options.epochs or METHODS[options.method].epochs) if trains else 1
     batch = min(options.batch_size, len(task.train))
     long, usual = part(task, batch, longest=True), part(task, batch)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         measure(options, long, 1)
     peak = peak_memory(pick_device(options.device))
     flops = counter.get_total_flops() * _size(usual.train) / _size(long.train)
@@ -74,13 +82,21 @@ def plan(options: Adapt) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which also counts the products of our training. Attention counts its masked scores too."""
+    counter = FlopCounterMode(display=False)
+    counter.flop_registry |= {packet: counter.flop_registry[known] for packet, known in KNOWN.items()}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        packet = torch.ops.mkldnn._linear_pointwise
+        counter.flop_registry[packet] = lambda x, weight, *_, **__: 2 * x.numel() * len(weight)
+    return counter
+
+
 class Unsaved(Output):
     """An output that writes nothing."""
 
-    checkpoints: Any = None
-
-    def __init__(self, options: Adapt):
-        self.options = options
+    def __init__(self, options: Adapt, checkpoints: Any):
+        self.options, self.checkpoints = options, checkpoints and replace(checkpoints, directory=options.out)
 
     def save(self, write: Callable[[Path], None]) -> None:
         pass
@@ -91,7 +107,7 @@ def part(task: Data, count: int, longest: bool = False) -> Data:
 
     def rows(all_rows: list[Any], count: int) -> list[Any]:
         ordered = sorted(all_rows, key=lambda row: len(str(row)))
-        step = 1 if longest else len(ordered) / min(count, len(ordered))
+        step = 1 if longest else len(ordered) / max(1, min(count, len(ordered)))
         found = [ordered[-1 - int(n * step)] for n in range(min(count, len(ordered)))]
         two = list({getattr(row, "label", 0): row for row in ordered}.values())[:2]
         return [*two, *found[len(two) :]]
@@ -100,11 +116,11 @@ def part(task: Data, count: int, longest: bool = False) -> Data:
     return replace(task, **parts)
 
 
-def measure(options: Adapt, task: Task | Conversations, epochs: int) -> dict[str, Any]:
-    """The measurements of an adaptation to a part of a task."""
+def measure(options: Adapt, task: Task | Conversations, epochs: int, checkpoints: Any = None) -> dict[str, Any]:
+    """The measurements of an adaptation to a part of a task; its training hands itself to the checkpoints."""
     given = {"epochs": epochs, "patience": None} if options.method in METHODS else {}
     with TemporaryDirectory() as out:  # for features, which another measurement must not find
-        output = Unsaved(replace(options, out=Path(out), **given))
+        output = Unsaved(replace(options, out=Path(out), **given), checkpoints)
         return to_answers(output, task) if isinstance(task, Conversations) else to_labels(output, task)
 
 

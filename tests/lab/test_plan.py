@@ -3,11 +3,10 @@
 import json
 
 import pytest
-from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.data.tasks import LabelledText, Task
 from minillm.lab.adapt import Adapt, adapt
-from minillm.lab.plan import Plan, part, plan
+from minillm.lab.plan import Plan, flop_counter, part, plan
 
 GIVEN = {"base": "tiny", "task": "word_problems", "train": 40, "test": 8, "threads": 1}
 
@@ -17,7 +16,7 @@ def test_a_plan_has_the_sizes_and_flops_of_the_run(method, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     found = plan(Plan(method=method, **GIVEN))
     assert not list(tmp_path.iterdir())
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         measured = adapt(Adapt(method=method, out=tmp_path / "a", **GIVEN))
     assert (found["train_rows"], found["test_rows"]) == (40, 8)
     assert found["trainable_parameters"] == measured["trainable_parameters"]
