@@ -200,7 +200,7 @@ class Run:
         tokens = json_fingerprint([self.rows.train, self.rows.held_out])
         described = {
             **self.options.described(), **asdict(self.recipe), "tokens": tokens, "backend": self.options.backend,
-            "precision": self.precision, "processes": distributed.process_count(),
+            "precision": self.precision,
         }  # fmt: skip
         return json.loads(json.dumps(described))
 
@@ -287,7 +287,6 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     if not (options.out / CHECKPOINT).exists():
         check_unused(options.out / "config.json", options.overwrite)
     device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)
-    device = distributed.local_device(device)
     with distributed.joined(device):
         run = Run(options, device)
         if options.dry_run:
@@ -310,8 +309,7 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
             if run.loop.done % run.options.eval_every == 0 or run.loop.done == run.loop.steps:
                 run.measured.append(run.measure())
                 run.checkpoint()
-                if distributed.is_first():
-                    on_measured(run.measured[-1])
-            if distributed.any_process(interrupted(), run.device):
+                on_measured(run.measured[-1])
+            if distributed.any_process(interrupted()):
                 run.checkpoint()
                 raise KeyboardInterrupt(f"step {run.loop.done} of {run.loop.steps}")

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import InputError, one_sentence
+from minillm.runtime.distributed import first_before_others, is_first, numbers_of_first
 from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 from minillm.runtime.finite import check_finite
@@ -42,7 +43,9 @@ class Checkpoints:
         restore_checkpoint(self.directory, loop, self.settings)
 
     def save(self, loop: Any, state: bool = True) -> None:
-        """Write metrics.csv, and with `state` the checkpoint."""
+        """Write metrics.csv, and with `state` the checkpoint. Of several processes, the first writes."""
+        if not is_first():
+            return
         try:
             with commit(self.directory) as new:
                 new.text(METRICS, loop.metrics())
@@ -89,8 +92,11 @@ def restore_checkpoint(directory: Path, loop: Any, settings: Mapping[str, Any]) 
     Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.
     """
     path = directory / CHECKPOINT
-    complete(directory)
-    if not path.exists():
+    with first_before_others():
+        complete(directory)
+    if (found := path.exists()) != numbers_of_first(path.exists())[0]:
+        raise InputError(f"{directory} differs among the machines of the job; give an --out that all of them share")
+    if not found:
         return None
     tensors, run, rest = _read(path)
     check_finite(tensors, str(path))

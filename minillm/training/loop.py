@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
+from minillm.runtime.distributed import any_process, is_first, numbers_of_first, process_number
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.finite import check_finite
 from minillm.runtime.interrupts import interrupt_deferred
@@ -172,17 +173,21 @@ def train(
     if checkpoints is not None:
         described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
         checkpoints = replace(checkpoints, settings=described)
-    with nullcontext() if checkpoints is None else locked(checkpoints.directory):
+    with locked(checkpoints.directory) if checkpoints is not None and is_first() else nullcontext():
         if checkpoints is not None:
             checkpoints.restore(loop)
+        if number := process_number():  # its rows are others, and so are the random numbers of their dropout
+            torch.manual_seed(settings.seed + loop.done + number)
         try:
             _epochs(loop, method, validate, checkpoints, name)
-        except KeyboardInterrupt as interrupt:
-            if loop.done and checkpoints is not None:
-                checkpoints.save(loop)
-                interrupt.args = (f"step {loop.done} of {loop.steps}",)
-            if loop.done and on_interrupt is not None:
-                on_interrupt()
+        except (KeyboardInterrupt, ConnectionAbortedError) as ended:
+            with interrupt_deferred():  # torchrun ends the others after the first
+                if loop.done and checkpoints is not None:
+                    checkpoints.save(loop)
+                    if isinstance(ended, KeyboardInterrupt):
+                        ended.args = (f"step {loop.done} of {loop.steps}",)
+                if loop.done and on_interrupt is not None:
+                    on_interrupt()
             raise
         if checkpoints is not None:
             checkpoints.save(loop, state=False)
@@ -206,7 +211,7 @@ def _epochs(
         while True:
             if validate is not None and len(loop.history.validation) < loop.epoch:
                 method.eval()
-                _record(loop, method, *validate())
+                _record(loop, method, *numbers_of_first(*validate()))
                 bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
             if loop.ended:
                 return
@@ -218,15 +223,16 @@ def _epoch(loop: Loop, method: Trainable, checkpoints: Checkpoints | None, bar: 
     for batches in loop.groups():
         if loop.forgetting is not None and loop.done % FORGETTING_STEPS == 0:
             method.eval()
-            loop.history.forgetting[str(loop.done)] = loop.forgetting()
+            (loop.history.forgetting[str(loop.done)],) = numbers_of_first(loop.forgetting())
             if loop.ended:
                 return
         method.train()
         with interrupt_deferred() as interrupted:
             loss = loop.step(batches)
+            ended = any_process(interrupted())
         bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
         bar.update()
-        if interrupted():
+        if ended or interrupted():
             raise KeyboardInterrupt
         epoch_ends, last = loop.steps_in_epoch == loop.epoch_steps, loop.done == loop.steps
         if checkpoints is not None and (last or checkpoints.due(loop.done, epoch_ends)):
