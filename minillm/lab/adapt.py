@@ -47,7 +47,8 @@ CHOICES = {name: name for name in ("kind", "prompt_column", "answer_column", "pa
 class Adapt(MethodOptions, DryRunOptions, DataOptions):
     """Adapt a model to labelled texts, free answers or conversations with one method, and save the adapter.
 
-    Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit.
+    Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit. Under
+    torchrun the processes share each batch.
 
     Example: minillm adapt --data reviews.csv --method lora --learning-rate 1e-3 --out my.adapter
     """

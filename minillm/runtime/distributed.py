@@ -82,7 +82,7 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> None:
         return
     try:
         for work in [processes.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            work.wait()
+            work.wait()  # pyright: ignore[reportOptionalMemberAccess]
     except RuntimeError as problem:
         reason = re.sub(r"^\[\S+\] *", "", str(problem).partition("\n")[0])
         raise ConnectionAbortedError(
