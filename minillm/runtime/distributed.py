@@ -81,10 +81,10 @@ def sum_over_processes(tensors: Sequence[Tensor]) -> None:
     if process_count() == 1:
         return
     try:
-        for work in [processes.all_reduce(tensor, async_op=True) for tensor in tensors]:
-            work.wait()  # pyright: ignore[reportOptionalMemberAccess]
+        for tensor in tensors:  # one by one: after an error, none is left for which two processes wait for each other
+            processes.all_reduce(tensor)
     except RuntimeError as problem:
-        reason = re.sub(r"^\[\S+\] *", "", str(problem).partition("\n")[0])
+        reason = re.sub(r"^\[\S+\] *", "", re.split(r"\n|\. ", str(problem))[0])
         raise ConnectionAbortedError(
             f"a process of the job was lost ({reason}); the same command continues from the last checkpoint"
         ) from problem
