@@ -35,7 +35,8 @@ def joined(device: torch.device, job: str = "") -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     processes.init_process_group(backend, store=store, rank=rank, world_size=count)
     try:
-        yield
+        with loss_noticed():
+            yield
     except (Exception, KeyboardInterrupt):
         try:
             _reports = store.add("ended", 1) == 1
@@ -77,13 +78,20 @@ def part(batch: Sequence[Item]) -> list[Item]:
 
 
 def sum_over_processes(tensors: Sequence[Tensor]) -> None:
-    """Replace each tensor by its sum over all processes, in place. Raises ConnectionAbortedError if one is lost."""
-    if process_count() == 1:
-        return
+    """Replace each tensor by its sum over all processes, in place."""
+    # One by one: after an error, none is left for which two processes wait for each other.
+    for tensor in tensors if process_count() > 1 else ():
+        processes.all_reduce(tensor)
+
+
+@contextmanager
+def loss_noticed() -> Iterator[None]:
+    """Raises ConnectionAbortedError if a process is lost within the block."""
     try:
-        for tensor in tensors:  # one by one: after an error, none is left for which two processes wait for each other
-            processes.all_reduce(tensor)
+        yield
     except RuntimeError as problem:
+        if process_count() == 1 or not re.search("gloo|NCCL|[Cc]onnection|[Tt]imed out", str(problem)):
+            raise
         reason = re.sub(r"^\[\S+\] *", "", re.split(r"\n|\. ", str(problem))[0])
         raise ConnectionAbortedError(
             f"a process of the job was lost ({reason}); the same command continues from the last checkpoint"

@@ -44,13 +44,14 @@ class Checkpoints:
 
     def save(self, loop: Any, state: bool = True) -> None:
         """Write metrics.csv, and with `state` the checkpoint. Of several processes, the first writes."""
+        found = loop.state() if state else None  # whose parts all processes have
         if not is_first():
             return
         try:
             with commit(self.directory) as new:
                 new.text(METRICS, loop.metrics())
-                if state:
-                    save_checkpoint(self.directory, loop, {"settings": self.settings})
+                if found is not None:
+                    save_checkpoint(self.directory, found, {"settings": self.settings})
         except OSError as problem:  # the training continues, and its result is saved at the end
             note(f"no checkpoint: {one_sentence(problem)}")
         self.saved = time.monotonic()
@@ -78,9 +79,9 @@ def check_settings(directory: Path, found: Mapping[str, Any], settings: Mapping[
             )
 
 
-def save_checkpoint(directory: Path, loop: Any, run: Mapping[str, Any]) -> None:
-    """Write the state of a loop and the description of its run, in JSON's types."""
-    tensors, rest = loop.state()
+def save_checkpoint(directory: Path, state: tuple[dict[str, Tensor], dict], run: Mapping[str, Any]) -> None:
+    """Write the `state` of a loop and the description of its run, in JSON's types."""
+    tensors, rest = state
     described = {"run": json.dumps(run), "loop": json.dumps(rest)}
     with commit(directory) as new:
         new.tensors(CHECKPOINT, tensors, described | {"sha256": _seal(tensors, described)})

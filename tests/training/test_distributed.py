@@ -16,9 +16,11 @@ from minillm import adapt
 from minillm.operations import IGNORED
 from minillm.runtime import distributed
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints
+from minillm.training.learners import TorchLearner
 from minillm.training.loop import train
 from minillm.training.pretraining import PackedRow, language_model_loss
 from minillm.training.schedule import TrainingSettings
+from minillm.training.sharded import shard
 from tests.tolerances import assert_close
 from tests.training.small_loop import ROWS, small_decoder, trained_loop
 
@@ -80,17 +82,25 @@ def test_processes_take_the_same_steps_as_one(count, tmp_path):
             assert_close(np.array(parameters[name]), parameter, "law", name, terms=one.steps)
 
 
-def interrupt():
-    raise KeyboardInterrupt
+def fail():
+    raise MemoryError
 
 
 def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def adapted(out, stop=None, how=interrupt, where=0):
-    """Train a LoRA, and stop in step `stop` of process `where`; the losses, the best epoch and the trained tensors."""
-    method, passes = adapt.LoRA(small_decoder(), r=2, targets=("query", "value")), []
+def lora():
+    return adapt.LoRA(small_decoder(), r=2, targets=("query", "value"))
+
+
+def full():
+    return adapt.FineTune(small_decoder())
+
+
+def adapted(make, out, stop=None, how=fail, where=0):
+    """Train a method, and stop in pass `stop` of process `where`: the losses, the best epoch, the trained tensors."""
+    method, passes = make(), []
 
     def loss(rows):
         passes.append(True)
@@ -117,31 +127,56 @@ def assert_equal_runs(found, expected):
         assert_close(np.array(found[2][name]), np.array(tensor), "law", name, terms=len(expected[0]))
 
 
+@pytest.mark.parametrize("make", [lora, full])
 @pytest.mark.parametrize("count", [2, 3])
-def test_an_adapter_is_that_of_one_process_and_its_checkpoint_resumes_on_any_number_of_processes(count, tmp_path):
-    whole = adapted(tmp_path / "one")
-    ended = together(partial(adapted, tmp_path / "job", stop=3, where=count - 1), count, tmp_path)
+def test_a_method_is_that_of_one_process_and_its_checkpoint_resumes_on_any_number_of_them(count, make, tmp_path):
+    whole, job = adapted(make, tmp_path / "one"), partial(adapted, make, tmp_path / "job")
+    ended = together(partial(job, stop=5, where=count - 1), count, tmp_path)
     assert (tmp_path / "job" / CHECKPOINT).exists()
     assert [problem[0] for problem in ended[:-1]] == ["ConnectionAbortedError"] * (count - 1)
-    for found in together(partial(adapted, tmp_path / "job"), 5 - count, tmp_path):
+    for found in together(job, 5 - count, tmp_path):
         assert_equal_runs(found, whole)
-    assert_equal_runs(adapted(tmp_path / "job", stop=1), whole)
+    assert_equal_runs(job(stop=1), whole)  # which takes no step
 
 
-def test_a_lost_process_ends_the_job_with_one_sentence_and_a_checkpoint(tmp_path):
-    first, lost, other = together(partial(adapted, tmp_path / "job", stop=3, how=kill, where=1), 3, tmp_path)
+def test_a_process_keeps_its_part_of_the_blocks_weights_and_moments(tmp_path):
+    def sizes():
+        decoder = small_decoder()
+        shard(decoder)
+        learner = TorchLearner(
+            dict(decoder.named_parameters()), partial(language_model_loss, decoder), TrainingSettings()
+        )
+        learner.backward([UNEQUAL])
+        learner.optimizer_step(0.1)
+        return {
+            name: [own.numel(), *(moment.numel() for moment in learner.optimizer.state[own].values())]
+            for name, own in learner.own.items()
+        }
+
+    parts = together(sizes, 3, tmp_path)
+    for name, parameter in small_decoder().named_parameters():
+        kept = [part[name] for part in parts]
+        assert all(one == [one[0], 1, one[0], one[0]] for one in kept)
+        held = sum(one[0] for one in kept)
+        assert held == parameter.numel() * (1 if name.startswith("blocks.") else 3), name
+
+
+@pytest.mark.parametrize("make", [lora, full])
+def test_a_lost_process_ends_the_job_with_one_sentence_and_a_checkpoint(make, tmp_path):
+    first, lost, other = together(partial(adapted, make, tmp_path / "job", stop=5, how=kill, where=1), 3, tmp_path)
     assert lost is None
     assert sorted([first[2], other[2]]) == [False, True], "one of them reports it"
     for name, sentence, _ in (first, other):
         assert name == "ConnectionAbortedError"
         assert sentence.startswith("a process of the job was lost (")
         assert sentence.endswith("; the same command continues from the last checkpoint")
-    assert_equal_runs(adapted(tmp_path / "job"), adapted(tmp_path / "one"))
+    assert_equal_runs(adapted(make, tmp_path / "job"), adapted(make, tmp_path / "one"))
 
 
-def test_ctrl_c_in_one_process_ends_all_after_the_same_step(tmp_path):
+@pytest.mark.parametrize("make", [lora, full])
+def test_ctrl_c_in_one_process_ends_all_after_the_same_step(make, tmp_path):
     press = partial(signal.raise_signal, signal.SIGINT)
-    ended = together(partial(adapted, tmp_path / "job", stop=3, how=press, where=1), 2, tmp_path)
+    ended = together(partial(adapted, make, tmp_path / "job", stop=3, how=press, where=1), 2, tmp_path)
     assert [problem[:2] for problem in ended] == [["KeyboardInterrupt", "step 2 of 4"]] * 2
     assert sorted(problem[2] for problem in ended) == [False, True]
     assert (tmp_path / "job" / CHECKPOINT).exists()

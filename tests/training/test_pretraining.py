@@ -203,7 +203,7 @@ def test_a_directory_with_another_run_is_left_unchanged_unless_it_is_overwritten
 
 
 def test_a_damaged_checkpoint_raises(tmp_path):
-    save_checkpoint(tmp_path, trained_loop(), {"settings": {}})
+    save_checkpoint(tmp_path, trained_loop().state(), {"settings": {}})
     assert restore_checkpoint(tmp_path, untrained_loop(), {}) == {"settings": {}}
     whole = (tmp_path / CHECKPOINT).read_bytes()
     for length in (0, 5, len(whole) // 2, len(whole) - 1):
@@ -214,7 +214,7 @@ def test_a_damaged_checkpoint_raises(tmp_path):
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     loop = trained_loop()
-    save_checkpoint(tmp_path, loop, {"settings": {}})
+    save_checkpoint(tmp_path, loop.state(), {"settings": {}})
     before = (tmp_path / CHECKPOINT).read_bytes()
 
     def fail(tensors, path, metadata):
@@ -223,7 +223,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr("safetensors.torch.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(tmp_path, loop, {"settings": {}})
+        save_checkpoint(tmp_path, loop.state(), {"settings": {}})
     assert (tmp_path / CHECKPOINT).read_bytes() == before
     assert os.listdir(tmp_path) == [CHECKPOINT]
 
