@@ -95,7 +95,7 @@ def restore_checkpoint(directory: Path, loop: Any, settings: Mapping[str, Any]) 
     path = directory / CHECKPOINT
     with first_before_others():
         complete(directory)
-    if (found := path.exists()) != numbers_of_first(path.exists())[0]:
+    if numbers_of_first(float(found := path.exists())) != (found,):
         raise InputError(f"{directory} differs among the machines of the job; give an --out that all of them share")
     if not found:
         return None

@@ -19,7 +19,7 @@ def shard(decoder: Decoder) -> None:
         from torch.distributed.fsdp import fully_shard
 
         for block in decoder.blocks:
-            fully_shard(block)
+            fully_shard(block, reshard_after_forward=True)
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def gather(decoder: Decoder | None) -> None:
     if decoder is None:
         return
     for index, block in enumerate(decoder.blocks):
-        if any(map(is_sharded, block.parameters())):
+        if hasattr(block, "unshard"):
             with torch.device("meta"):
                 plain = Block(decoder.config)
             plain.load_state_dict({name: whole(tensor) for name, tensor in block.state_dict().items()}, assign=True)
@@ -51,7 +51,7 @@ def whole(tensor: Any) -> Tensor:
 
 
 def joined_like(own: Tensor, like: Any) -> Tensor:
-    """The whole tensor of the parts that belong to those of a parameter; one for each parameter is whole already."""
+    """The whole tensor of the parts that belong to those of a parameter; a number has no parts."""
     if not is_sharded(like) or not own.dim():
         return own
     layout = {"shape": like.shape, "stride": like.stride()}
