@@ -90,7 +90,7 @@ def loss_noticed() -> Iterator[None]:
     try:
         yield
     except RuntimeError as problem:
-        if process_count() == 1 or not re.search("gloo|NCCL|[Cc]onnection|[Tt]imed out", str(problem)):
+        if process_count() == 1 or not re.search("gloo/|NCCL|[Cc]onnection|[Tt]imed out", str(problem)):
             raise
         reason = re.sub(r"^\[\S+\] *", "", re.split(r"\n|\. ", str(problem))[0])
         raise ConnectionAbortedError(

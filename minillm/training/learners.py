@@ -14,7 +14,7 @@ from minillm.errors import InputError
 from minillm.runtime.device import autocast
 from minillm.runtime.distributed import part, process_count, sum_over_processes
 from minillm.training.schedule import TrainingSettings
-from minillm.training.sharded import is_sharded, joined_like, own, own_like, whole
+from minillm.training.sharded import collected, is_sharded, own
 
 Example = TypeVar("Example")
 Batched = TypeVar("Batched", contravariant=True)
@@ -116,10 +116,10 @@ class TorchLearner(Generic[Example]):
         return (replicated**2 + square).sqrt()
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {f"parameter.{name}": whole(parameter.detach()) for name, parameter in self.parameters.items()}
+        tensors = {f"parameter.{name}": collected(parameter.detach()) for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state[self.own[name]].items():
-                tensors[f"optimizer.{key}.{name}"] = joined_like(value, parameter)
+                tensors[f"optimizer.{key}.{name}"] = collected(value, parameter)
         tensors["random.cpu"] = torch.get_rng_state()
         if (kind := self.device.type) != "cpu":
             tensors[f"random.{kind}"] = torch.get_device_module(kind).get_rng_state(self.device)
@@ -128,9 +128,9 @@ class TorchLearner(Generic[Example]):
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            self.own[name].copy_(own_like(tensors[f"parameter.{name}"], parameter))
+            self.own[name].copy_(own(tensors[f"parameter.{name}"], parameter))
             self.optimizer.state[self.own[name]] = {
-                key: own_like(tensors[f"optimizer.{key}.{name}"], parameter).to(parameter.device, copy=True)
+                key: own(tensors[f"optimizer.{key}.{name}"], parameter).to(parameter.device, copy=True)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         torch.set_rng_state(tensors["random.cpu"])

@@ -19,14 +19,7 @@ from torch import Tensor, nn
 from minillm.adapt import FineTune
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
-from minillm.runtime.distributed import (
-    any_process,
-    is_first,
-    loss_noticed,
-    numbers_of_first,
-    process_count,
-    process_number,
-)
+from minillm.runtime import distributed
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.finite import check_finite
 from minillm.runtime.interrupts import interrupt_deferred
@@ -35,7 +28,7 @@ from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.learners import Example, Learner, TorchLearner
 from minillm.training.schedule import TrainingSettings, rate_at
-from minillm.training.sharded import gather, shard, whole
+from minillm.training.sharded import collected, gather, shard, whole
 
 FORGETTING_STEPS = 4
 """The number of steps between two measurements of forgetting."""
@@ -120,7 +113,7 @@ class Loop(Generic[Example]):
         Raises InputError for NaN and infinite values, so that no checkpoint is replaced by them.
         """
         place = {"epoch_order": self.epoch_order, "steps_in_epoch": self.steps_in_epoch}
-        tensors = self.learner.state() | {f"best.{name}": whole(tensor) for name, tensor in self.best.items()}
+        tensors = self.learner.state() | {f"best.{name}": collected(tensor) for name, tensor in self.best.items()}
         self.check_finite(tensors)
         return tensors, place | {"history": asdict(self.history)}
 
@@ -185,10 +178,12 @@ def train(
     if checkpoints is not None:
         described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
         checkpoints = replace(checkpoints, settings=described)
-    with locked(checkpoints.directory) if checkpoints is not None and is_first() else nullcontext():
+    with locked(checkpoints.directory) if checkpoints is not None and distributed.is_first() else nullcontext():
         if checkpoints is not None:
             checkpoints.restore(loop)
-        if number := process_number():  # its rows are others, and so are the random numbers of their dropout
+        if (
+            number := distributed.process_number()
+        ):  # its rows are others, and so are the random numbers of their dropout
             torch.manual_seed(settings.seed + loop.done + number)
         try:
             _epochs(loop, method, validate, checkpoints, name)
@@ -228,7 +223,7 @@ def _epochs(
             if validate is not None and len(loop.history.validation) < loop.epoch:
                 method.eval()
                 with _measured_together():
-                    _record(loop, method, *numbers_of_first(*validate()))
+                    _record(loop, method, *distributed.numbers_of_first(*validate()))
                 bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
             if loop.ended:
                 return
@@ -241,7 +236,7 @@ def _epoch(loop: Loop, method: Trainable, checkpoints: Checkpoints | None, bar: 
         if loop.forgetting is not None and loop.done % FORGETTING_STEPS == 0:
             method.eval()
             with _measured_together():
-                (loop.history.forgetting[str(loop.done)],) = numbers_of_first(loop.forgetting())
+                (loop.history.forgetting[str(loop.done)],) = distributed.numbers_of_first(loop.forgetting())
             if loop.ended:
                 return
         method.train()
@@ -250,22 +245,22 @@ def _epoch(loop: Loop, method: Trainable, checkpoints: Checkpoints | None, bar: 
             bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
             bar.update()
         epoch_ends, last = loop.steps_in_epoch == loop.epoch_steps, loop.done == loop.steps
-        if checkpoints is not None and any_process(last or checkpoints.due(loop.done, epoch_ends)):
+        if checkpoints is not None and distributed.any_process(last or checkpoints.due(loop.done, epoch_ends)):
             with _measured_together():
                 checkpoints.save(loop)
 
 
 def _measured_together() -> AbstractContextManager[None]:
     """Where steps of several processes may gather weights, Ctrl-C waits for the end of the block; else it does not."""
-    return _ended_together() if process_count() > 1 else nullcontext()
+    return _ended_together() if distributed.process_count() > 1 else nullcontext()
 
 
 @contextmanager
 def _ended_together() -> Iterator[None]:
     """Ctrl-C within the block raises KeyboardInterrupt after it, in all processes. Notices a lost process."""
-    with interrupt_deferred() as interrupted, loss_noticed():
+    with interrupt_deferred() as interrupted, distributed.loss_noticed():
         yield
-        ended = any_process(interrupted())
+        ended = distributed.any_process(interrupted())
     if ended or interrupted():
         raise KeyboardInterrupt
 

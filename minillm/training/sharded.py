@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from minillm.decoder import Block, Decoder
-from minillm.runtime.distributed import process_count
+from minillm.runtime.distributed import is_first, process_count
 
 
 def shard(decoder: Decoder) -> None:
@@ -40,28 +40,24 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def own(tensor: Any) -> Any:
-    """This process's part of a tensor, in the same memory; one that is not sharded itself."""
+def own(tensor: Any, like: Any = None) -> Any:
+    """This process's part of a sharded tensor, in the same memory, or of a whole one, divided like a parameter."""
+    if is_sharded(like) and tensor.dim():
+        from torch.distributed.tensor import distribute_tensor
+
+        tensor = distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
     return tensor.detach().to_local() if is_sharded(tensor) else tensor
 
 
-def whole(tensor: Any) -> Tensor:
-    """The tensor of all parts, on every process, which all call this; one that is not sharded itself."""
+def whole(tensor: Any, like: Any = None) -> Tensor:
+    """The tensor of all parts, on every process, or of parts that were divided like a parameter."""
+    if is_sharded(like) and tensor.dim():
+        layout = {"shape": like.shape, "stride": like.stride()}
+        tensor = type(like).from_local(tensor, like.device_mesh, like.placements, **layout)
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def joined_like(own: Tensor, like: Any) -> Tensor:
-    """The whole tensor of the parts that belong to those of a parameter; a number has no parts."""
-    if not is_sharded(like) or not own.dim():
-        return own
-    layout = {"shape": like.shape, "stride": like.stride()}
-    return type(like).from_local(own, like.device_mesh, like.placements, **layout).full_tensor()
-
-
-def own_like(whole: Tensor, like: Any) -> Tensor:
-    """This process's part of a whole tensor, divided like a parameter."""
-    if not is_sharded(like) or not whole.dim():
-        return whole
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements).to_local()
+def collected(tensor: Any, like: Any = None) -> Tensor:
+    """`whole` in the first process, on the CPU, and nothing in the others: a GPU holds one whole tensor at a time."""
+    found = whole(tensor, like)
+    return found if found is tensor else found.cpu() if is_first() else found.new_empty(0)
