@@ -16,10 +16,12 @@ from minillm.runtime.distributed import is_first, process_count
 def shard(decoder: Decoder) -> None:
     """Divide the trainable parameters of the blocks among the processes of the job, if it has several."""
     if process_count() > 1:
+        from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
+        mesh = init_device_mesh(decoder.embed.weight.device.type, (process_count(),))
         for block in decoder.blocks:
-            fully_shard(block, reshard_after_forward=True)
+            fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
 
 @torch.no_grad()
