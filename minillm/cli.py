@@ -104,18 +104,27 @@ def main() -> None:
 
 
 def _run_and_report(words: list[str]) -> None:
-    """Run a command; its errors become one line and an exit code."""
+    """Run a command; its errors become one line and an exit code. Under torchrun, one process prints it."""
     try:
         _run(words)
     except KeyboardInterrupt as interrupt:
         reached = f" at {interrupt}; the same command continues from there" if interrupt.args else ""
-        print(f"\nminillm: interrupted{reached or '; finished results are saved'}", file=sys.stderr)
+        _report(f"\nminillm: interrupted{reached or '; finished results are saved'}")
         sys.exit(INTERRUPTED)
     except Exception as error:
         if (sentence := one_sentence(error)) is None:
             raise
-        print(f"minillm: {sentence}", file=sys.stderr)
+        _report(f"minillm: {sentence}")
         sys.exit(2)
+
+
+def _report(line: str) -> None:
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from minillm.runtime.distributed import reports
+
+        if not reports():
+            return
+    print(line, file=sys.stderr)
 
 
 def _run(words: list[str]) -> None:

@@ -34,8 +34,8 @@ def check_at_least(least: int, **numbers: int | None) -> None:
 
 
 def one_sentence(problem: BaseException) -> str | None:
-    """What to tell a user about wrong input, and about files, memory or operations that are refused, else None."""
-    if isinstance(problem, InputError):
+    """What to tell a user about wrong input, a lost process, and files, memory or operations that are refused."""
+    if isinstance(problem, InputError | ConnectionAbortedError):
         return str(problem)
     if isinstance(problem, OSError) and problem.filename:
         return f"{problem.filename}: {problem.strerror}"

@@ -96,6 +96,7 @@ LOGISTIC = "adapt/logistic.py"
 FINE_TUNE = "adapt/fine_tune.py"
 LOOP = "training/loop.py"
 LEARNER = ("training/learners.py", "training/test_numpy_learner.py")
+JOB = ("training/learners.py", "training/test_distributed.py::test_processes_take_the_same_steps_as_one[2]")
 NUMPY = "training/numpy_learner.py"
 FAMILY = ("hub/llama_settings.py", "hub/test_families.py")
 WINDOWED = "laws.py::test_the_law_holds_for_the_relatives_of_llama[9-{}-Mistral]"
@@ -471,7 +472,8 @@ _ROWS = [
         "self.settings.learning_rate"),
     ("an optimizer step with a non-finite loss", LOOP, "not math.isfinite(loss)", "False"),
     ("a run that forgets its best epoch", LOOP,
-     "self.learner.state() | {f'best.{name}': tensor for name, tensor in self.best.items()}", "self.learner.state()"),
+     "self.learner.state() | {f'best.{name}': collected(tensor) for name, tensor in self.best.items()}",
+        "self.learner.state()"),
     ("a run that starts its epoch again", LOOP, "self.steps_in_epoch * passes", "0"),
     ("an epoch too little patience", LOOP, "len(history.validation) > history.best_epoch + patience",
         "len(history.validation) >= history.best_epoch + patience"),
@@ -480,6 +482,10 @@ _ROWS = [
         "self.settings.l2_base"),
     ("the text on which forgetting is measured, replayed", "prompting/forgetting.py", "settings.seed ^ 2 ** 31",
         "settings.seed"),
+    ("a mean over the targets of one process", JOB, "return gradients, numbers[0].item(), int(numbers[1].item())",
+        "return gradients, total, count"),
+    ("rows that two processes take", ("runtime/distributed.py", JOB[1]), "batch[process_number()::process_count()]",
+        "batch[process_number():]"),
     ("a learner that ignores the schedule", LEARNER, "group['lr'] = rate", "pass"),
     ("numpy that does not clip", NUMPY, "clip_by_global_norm(self.gradients, self.settings.clip)", "self.gradients, 0"),
     ("numpy that predicts the token itself", NUMPY, "labels_BT[:, 1:]", "labels_BT[:, :-1]"),

@@ -215,7 +215,7 @@ def specimens(root):
     method.save(root / "adapter")
     export_peft(method, root / "peft")
     loop = trained_loop()
-    save_checkpoint(root / "checkpoint", loop, {"settings": {"seed": 0}})
+    save_checkpoint(root / "checkpoint", loop.state(), {"settings": {"seed": 0}})
     classifier = TextClassifier(base=(decoder, tokenizer), method="few-shot", shots=1, device="cpu")
     classifier.fit(["good", "bad"], [1, 0]).save(root / "classifier")
     for name, lines in {"csv": 'text,label\n"a, ""b""",x\nb,y\n', "jsonl": '{"text": "a", "label": 1}\n' * 2}.items():

@@ -29,7 +29,8 @@ from minillm.lab.report import verdict
 from minillm.lab.saving import saved
 from minillm.prompting.fitting import encode_conversations
 from minillm.prompting.lengths import room
-from minillm.runtime.device import keep_freed_memory, use_threads
+from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
+from minillm.runtime.distributed import first_before_others, is_first, joined
 from minillm.runtime.files import check_directory, check_unused, commit, complete
 from minillm.runtime.options import RUN, Directory, DryRunOptions
 from minillm.runtime.progress import note
@@ -46,7 +47,8 @@ CHOICES = {name: name for name in ("kind", "prompt_column", "answer_column", "pa
 class Adapt(MethodOptions, DryRunOptions, DataOptions):
     """Adapt a model to labelled texts, free answers or conversations with one method, and save the adapter.
 
-    Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit.
+    Ctrl-C saves what was trained so far. The same command again continues from the last checkpoint, bit for bit. Under
+    torchrun the processes share each batch.
 
     Example: minillm adapt --data reviews.csv --method lora --learning-rate 1e-3 --out my.adapter
     """
@@ -96,9 +98,11 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
         if self.show_data:
             print(shown(self))
             return
-        measured = adapt(self)
+        with joined(pick_device(self.device)):
+            measured = adapt(self)
         if self.dry_run:
             self.show_plan(measured)
+        if self.dry_run or not is_first():
             return
         single = {name: value for name, value in measured.items() if not isinstance(value, (list, dict))}
         lines = [f"{name}: {_figure(value) if isinstance(value, float) else value}" for name, value in single.items()]
@@ -161,7 +165,8 @@ def adapt(options: Adapt) -> dict[str, Any]:
         **{name: getattr(options, option) or None for name, option in CHOICES.items()},
     }
     output = Output(options, described)
-    measured = output.earlier()
+    with first_before_others():
+        measured = output.earlier()
     if measured is not None and options.dry_run:
         return {"method": options.method, "steps": 0, "out": options.out}
     if measured is None:
@@ -171,10 +176,11 @@ def adapt(options: Adapt) -> dict[str, Any]:
             rows = {f"{part}_rows": len(getattr(task, part)) for part in ("train", "validation", "test")}
             return {"method": options.method, "base": options.base, **rows, **measured, "out": options.out}
         metrics = {name: value for name, value in measured.items() if isinstance(value, (int, float))}
-        with commit(options.out) as new:
-            new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
-            new.removed.add(CHECKPOINT)
-            write_card(options.out, describe(options.out), metrics)
+        if is_first():
+            with commit(options.out) as new:
+                new.text(MEASURED, json.dumps(described | measured, indent=2) + "\n")
+                new.removed.add(CHECKPOINT)
+                write_card(options.out, describe(options.out), metrics)
     return {"method": options.method, **measured}
 
 
@@ -209,6 +215,8 @@ class Output:
 
     def save(self, write: Callable[[Path], None]) -> None:
         """Save an adapter when it is trained, before it is measured, or when the training is interrupted."""
+        if not is_first():
+            return
 
         def whole(out: Path) -> None:
             with commit(out) as new:

@@ -30,6 +30,7 @@ from minillm.operations import softmax
 from minillm.prompting.lengths import Truncate
 from minillm.prompting.scoring import accuracy
 from minillm.runtime.device import best_precision, peak_memory, pick_device, use_threads
+from minillm.runtime.distributed import is_first
 from minillm.runtime.files import commit
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.options import NO_SETTINGS, File, Model, Names, RunOptions, Text
@@ -163,8 +164,8 @@ class DataOptions(RunOptions):
         answers = dict(zip(values, task.answers, strict=True))
         return TextClassifier(
             base=self.base, method=method, prompt=task.prompt, answers=answers, end=task.end, seed=self.seed,
-            device=self.device, store=out / "features", truncate=self.truncate, quantise=self.quantise,
-            **chosen,
+            device=self.device, store=out / "features" if is_first() else None, truncate=self.truncate,
+            quantise=self.quantise, **chosen,
         )  # fmt: skip
 
     def save_with_rows(self, out: Path, name: str, results: Mapping[str, Any], task: Task) -> Path:

@@ -31,6 +31,7 @@ from minillm.lab.report import differences, table, verdict
 from minillm.lab.statistics import compare_all, over_seeds, right_of
 from minillm.operations import backend, current_backend
 from minillm.runtime.device import keep_freed_memory, pick_device, use_threads
+from minillm.runtime.distributed import is_first, joined
 from minillm.runtime.files import check_directory
 from minillm.runtime.interrupts import INTERRUPTED, ctrl_c_ignored, interrupts_handled
 from minillm.runtime.locks import locked
@@ -73,7 +74,7 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
     """Adapt a model to a task with several methods (rungs), and compare: a table, ladder.json and a picture.
 
     LoRA trains for two epochs, full fine-tuning for one. Hyperparameters are selected on validation rows. If a rung
-    fails, its row says why, the others run, and the exit code is 1.
+    fails, its row says why, the others run, and the exit code is 1. Under torchrun the processes share each batch.
 
     Example: minillm ladder --base tiny --task word_problems --rungs all
     """
@@ -110,7 +111,7 @@ class Ladder(DryRunOptions, PictureOptions, DataOptions):
                 for doubt in doubts(rung):
                     note(f"{rung['name']}: {doubt}")
         finally:
-            if ladder:
+            if ladder and is_first():
                 drawn = draw(ladder_picture, ladder, self.out / "ladder", self.format) if ladder["rungs"] else []
                 for found in [rung["attention"] for rung in ladder["rungs"] if "attention" in rung]:
                     drawn += draw(attention_picture, found, self.out / "attention", self.format)
@@ -180,7 +181,7 @@ def run_ladder(options: Ladder) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = {name: described[name] for name in ("base", "train", "test")}
         yield "", {**rows, "out": options.out, **{name: checked.get(name, "finished") for name in chosen}}
         return
-    with locked(options.out):
+    with locked(options.out) if is_first() else nullcontext():
         ladder = _write(options, task, described, finished, skipped)
         for name in chosen:
             for seed in () if name in skipped else options.seeds_left(name, finished):
@@ -217,7 +218,8 @@ def _write(
     best, targets = sorted(rungs, key=lambda rung: -rung["accuracy"]), labels(task.test).tolist()
     pairs = compare_all({rung["name"]: right_of(rung["runs"], targets) for rung in best})
     ladder = {**described, "rungs": rungs, "skipped": failed, "pairs": pairs}
-    options.out = options.save_with_rows(options.out, LADDER, ladder, task)
+    if is_first():
+        options.out = options.save_with_rows(options.out, LADDER, ladder, task)
     return ladder
 
 
@@ -259,7 +261,7 @@ def _finished(options: Ladder, described: Mapping[str, Any]) -> Rungs:
 
 
 def measure_apart(name: str, options: Ladder) -> dict[str, Any]:
-    """`measure` in a process of its own, which ends with this one.
+    """`measure` in a process of its own, which ends with this one. Under torchrun these join, one from each.
 
     Raises InputError with the message of the child, or if the child died.
     """
@@ -316,8 +318,9 @@ def measure(name: str, options: Ladder) -> dict[str, Any]:
     task = options.load_task()
     classifier = options.classifier(task, name, MethodOptions(), options.out)
     checkpoints = options.checkpoints(name, options.described_run(task))
-    found = {"name": name, **RUNGS[name]._asdict(), "seed": options.seed, **run(classifier, task, checkpoints)}
+    with joined(pick_device(options.device), f"{name} {options.seed}"):
+        measured = run(classifier, task, checkpoints)
     if name == "prefix":
         with suppress(InputError):  # all texts are too long for a picture
-            found["attention"] = prefix_attention(classifier, min((row.text for row in task.test), key=len))
-    return found
+            measured["attention"] = prefix_attention(classifier, min((row.text for row in task.test), key=len))
+    return {"name": name, **RUNGS[name]._asdict(), "seed": options.seed, **measured}

@@ -25,6 +25,7 @@ from minillm.hub import save
 from minillm.hub.pull import check_pulled, pull
 from minillm.lab.pictures import PictureOptions, curve_picture, draw
 from minillm.lab.saving import saved
+from minillm.operations import backend
 from minillm.runtime import distributed
 from minillm.runtime.device import best_precision, keep_freed_memory, pick_device, use_threads
 from minillm.runtime.files import check_directory, check_unused, commit
@@ -47,6 +48,7 @@ from minillm.training.pretraining import (
     pack,
     pack_exchanges,
 )
+from minillm.training.sharded import gather, shard
 from minillm.training.tokenizers import token_bytes, train_tokenizer
 
 CURVE = "curve.json"
@@ -189,6 +191,7 @@ class Run:
         torch.manual_seed(options.seed)
         self.decoder = Decoder(self.recipe.config(self.rows.tokenizer.vocabulary, options.max_length)).to(device)
         training = self.recipe.settings(self.precision, options.seed)
+        shard(self.decoder)
         parameters, loss = dict(self.decoder.named_parameters()), partial(language_model_loss, self.decoder)
         learner = NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(parameters, loss, training)
         self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
@@ -200,7 +203,7 @@ class Run:
         tokens = json_fingerprint([self.rows.train, self.rows.held_out])
         described = {
             **self.options.described(), **asdict(self.recipe), "tokens": tokens, "backend": self.options.backend,
-            "precision": self.precision, "processes": distributed.process_count(),
+            "precision": self.precision,
         }  # fmt: skip
         return json.loads(json.dumps(described))
 
@@ -209,7 +212,9 @@ class Run:
         batch = self.recipe.batch_size
         found = held_out_loss(self.decoder, self.rows.held_out, self.bytes, batch, self.precision)
         start = self.rows.held_out[0].ids[:16]
-        ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
+        # Generation copies matrices, which a process of several does not have.
+        with backend("plain") if distributed.process_count() > 1 else nullcontext():
+            ids = generate(self.decoder, torch.tensor([start], device=self.device), max_new_tokens=48)
         self.decoder.train()
         sample = self.rows.tokenizer.decode(ids[0].tolist())
         return {"step": self.loop.done, "nats": found.nats, "bits_per_byte": found.bits_per_byte, "sample": sample}
@@ -234,9 +239,9 @@ class Run:
         }  # fmt: skip
 
     def checkpoint(self) -> None:
+        state, run = self.loop.state(), {"settings": self.described(), "measured": self.measured}
         if distributed.is_first():
-            run = {"settings": self.described(), "measured": self.measured}
-            self.options.out = saved(lambda out: save_checkpoint(out, self.loop, run), self.options.out)
+            self.options.out = saved(lambda out: save_checkpoint(out, state, run), self.options.out)
 
     def resume(self) -> None:
         """Continue from the checkpoint of an earlier run with these options, if there is one."""
@@ -287,7 +292,6 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
     if not (options.out / CHECKPOINT).exists():
         check_unused(options.out / "config.json", options.overwrite)
     device = torch.device("cpu") if options.backend == "numpy" else pick_device(options.device)
-    device = distributed.local_device(device)
     with distributed.joined(device):
         run = Run(options, device)
         if options.dry_run:
@@ -295,6 +299,7 @@ def pretrain(options: Pretrain, on_measured: Callable[[Mapping[str, Any]], None]
         with locked(options.out) if distributed.is_first() else nullcontext():
             run.resume()
             _train(run, on_measured)
+            gather(run.decoder)
             if distributed.is_first():
                 run.finish()
     return run
@@ -310,8 +315,7 @@ def _train(run: Run, on_measured: Callable[[Mapping[str, Any]], None]) -> None:
             if run.loop.done % run.options.eval_every == 0 or run.loop.done == run.loop.steps:
                 run.measured.append(run.measure())
                 run.checkpoint()
-                if distributed.is_first():
-                    on_measured(run.measured[-1])
-            if distributed.any_process(interrupted(), run.device):
+                on_measured(run.measured[-1])
+            if distributed.any_process(interrupted()):
                 run.checkpoint()
                 raise KeyboardInterrupt(f"step {run.loop.done} of {run.loop.steps}")

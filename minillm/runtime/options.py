@@ -20,6 +20,7 @@ from tyro.conf import Positional
 from tyro.constructors import PrimitiveConstructorSpec
 
 from minillm.errors import InputError, check_seed, check_threads, unknown
+from minillm.runtime.distributed import is_first
 from minillm.runtime.files import commit
 from minillm.runtime.option import Option, options_of
 from minillm.runtime.progress import printing
@@ -81,11 +82,12 @@ class PrintOptions:
         """Within it, as much is printed as these options say. Raises InputError if they contradict each other."""
         if self.quiet and self.verbose:
             raise InputError("give either --quiet or --verbose, not both")
-        return printing("quiet" if self.quiet else "verbose" if self.verbose else "normal")
+        return printing("quiet" if self.quiet or not is_first() else "verbose" if self.verbose else "normal")
 
     def show(self, text: str, results: Mapping[str, Any]) -> None:
-        """Print results to stdout: as a text or, with --json, as JSON."""
-        print(json.dumps(results, indent=2, ensure_ascii=False, default=str) if self.json else text)
+        """Print results to stdout: as a text or, with --json, as JSON. Under torchrun the first process prints."""
+        if is_first():
+            print(json.dumps(results, indent=2, ensure_ascii=False, default=str) if self.json else text)
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from minillm.errors import InputError, one_sentence
+from minillm.runtime.distributed import first_before_others, is_first, numbers_of_first
 from minillm.runtime.files import commit, complete
 from minillm.runtime.fingerprint import json_fingerprint, tensor_fingerprint
 from minillm.runtime.finite import check_finite
@@ -42,12 +43,15 @@ class Checkpoints:
         restore_checkpoint(self.directory, loop, self.settings)
 
     def save(self, loop: Any, state: bool = True) -> None:
-        """Write metrics.csv, and with `state` the checkpoint."""
+        """Write metrics.csv, and with `state` the checkpoint. Of several processes, the first writes."""
+        found = loop.state() if state else None  # whose parts all processes have
+        if not is_first():
+            return
         try:
             with commit(self.directory) as new:
                 new.text(METRICS, loop.metrics())
-                if state:
-                    save_checkpoint(self.directory, loop, {"settings": self.settings})
+                if found is not None:
+                    save_checkpoint(self.directory, found, {"settings": self.settings})
         except OSError as problem:  # the training continues, and its result is saved at the end
             note(f"no checkpoint: {one_sentence(problem)}")
         self.saved = time.monotonic()
@@ -75,9 +79,9 @@ def check_settings(directory: Path, found: Mapping[str, Any], settings: Mapping[
             )
 
 
-def save_checkpoint(directory: Path, loop: Any, run: Mapping[str, Any]) -> None:
-    """Write the state of a loop and the description of its run, in JSON's types."""
-    tensors, rest = loop.state()
+def save_checkpoint(directory: Path, state: tuple[dict[str, Tensor], dict], run: Mapping[str, Any]) -> None:
+    """Write the `state` of a loop and the description of its run, in JSON's types."""
+    tensors, rest = state
     described = {"run": json.dumps(run), "loop": json.dumps(rest)}
     with commit(directory) as new:
         new.tensors(CHECKPOINT, tensors, described | {"sha256": _seal(tensors, described)})
@@ -89,8 +93,11 @@ def restore_checkpoint(directory: Path, loop: Any, settings: Mapping[str, Any]) 
     Raises InputError for a damaged file, and for a run of other `settings`, naming the first that differs.
     """
     path = directory / CHECKPOINT
-    complete(directory)
-    if not path.exists():
+    with first_before_others():
+        complete(directory)
+    if numbers_of_first(float(found := path.exists())) != (found,):
+        raise InputError(f"{directory} differs among the machines of the job; give an --out that all of them share")
+    if not found:
         return None
     tensors, run, rest = _read(path)
     check_finite(tensors, str(path))

@@ -9,15 +9,17 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Generic, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from minillm.adapt import FineTune
 from minillm.data.batches import length_buckets
 from minillm.errors import InputError
+from minillm.runtime import distributed
 from minillm.runtime.fingerprint import json_fingerprint
 from minillm.runtime.finite import check_finite
 from minillm.runtime.interrupts import interrupt_deferred
@@ -26,6 +28,7 @@ from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
 from minillm.training.learners import Example, Learner, TorchLearner
 from minillm.training.schedule import TrainingSettings, rate_at
+from minillm.training.sharded import collected, gather, shard, whole
 
 FORGETTING_STEPS = 4
 """The number of steps between two measurements of forgetting."""
@@ -110,7 +113,7 @@ class Loop(Generic[Example]):
         Raises InputError for NaN and infinite values, so that no checkpoint is replaced by them.
         """
         place = {"epoch_order": self.epoch_order, "steps_in_epoch": self.steps_in_epoch}
-        tensors = self.learner.state() | {f"best.{name}": tensor for name, tensor in self.best.items()}
+        tensors = self.learner.state() | {f"best.{name}": collected(tensor) for name, tensor in self.best.items()}
         self.check_finite(tensors)
         return tensors, place | {"history": asdict(self.history)}
 
@@ -166,23 +169,35 @@ def train(
     if settings.patience is not None and validate is None:
         raise InputError("patience needs validation rows and at least 2 epochs")
     torch.manual_seed(settings.seed)
+    sharded = method.decoder if isinstance(method, FineTune) and method.layers == "all" else None
+    if sharded is not None:
+        shard(sharded)
     learner = TorchLearner(method.trainable(), loss, settings)
     loop = Loop(learner, examples, length, settings)
     loop.forgetting = forgetting
     if checkpoints is not None:
         described = {**checkpoints.settings, **asdict(settings), "examples": json_fingerprint(list(examples))}
         checkpoints = replace(checkpoints, settings=described)
-    with nullcontext() if checkpoints is None else locked(checkpoints.directory):
+    with locked(checkpoints.directory) if checkpoints is not None and distributed.is_first() else nullcontext():
         if checkpoints is not None:
             checkpoints.restore(loop)
+        if (
+            number := distributed.process_number()
+        ):  # its rows are others, and so are the random numbers of their dropout
+            torch.manual_seed(settings.seed + loop.done + number)
         try:
             _epochs(loop, method, validate, checkpoints, name)
-        except KeyboardInterrupt as interrupt:
-            if loop.done and checkpoints is not None:
-                checkpoints.save(loop)
-                interrupt.args = (f"step {loop.done} of {loop.steps}",)
-            if loop.done and on_interrupt is not None:
-                on_interrupt()
+        except (KeyboardInterrupt, ConnectionAbortedError) as ended:
+            if isinstance(ended, ConnectionAbortedError) and sharded is not None:
+                raise  # with the parts of the process that was lost
+            with interrupt_deferred():  # torchrun ends the others after the first
+                if loop.done and checkpoints is not None:
+                    checkpoints.save(loop)
+                    if isinstance(ended, KeyboardInterrupt):
+                        ended.args = (f"step {loop.done} of {loop.steps}",)
+                if loop.done and on_interrupt is not None:
+                    gather(sharded)
+                    on_interrupt()
             raise
         if checkpoints is not None:
             checkpoints.save(loop, state=False)
@@ -190,10 +205,11 @@ def train(
         note(f"{name}: ended early, at step {loop.done} of {loop.steps}")
     if not loop.history.validation:
         loop.history.best_epoch = math.ceil(loop.done / loop.epoch_steps) - 1
+    gather(sharded)
     with torch.no_grad():
         for parameter_name, value in loop.best.items():
-            learner.parameters[parameter_name].copy_(value)
-    loop.check_finite(learner.parameters)
+            method.trainable()[parameter_name].copy_(whole(value))
+    loop.check_finite(method.trainable())
     method.eval()
     return loop.history
 
@@ -206,7 +222,8 @@ def _epochs(
         while True:
             if validate is not None and len(loop.history.validation) < loop.epoch:
                 method.eval()
-                _record(loop, method, *validate())
+                with _measured_together():
+                    _record(loop, method, *distributed.numbers_of_first(*validate()))
                 bar.set_postfix(validation=f"{loop.history.validation[-1]:.3f}")
             if loop.ended:
                 return
@@ -218,19 +235,34 @@ def _epoch(loop: Loop, method: Trainable, checkpoints: Checkpoints | None, bar: 
     for batches in loop.groups():
         if loop.forgetting is not None and loop.done % FORGETTING_STEPS == 0:
             method.eval()
-            loop.history.forgetting[str(loop.done)] = loop.forgetting()
+            with _measured_together():
+                (loop.history.forgetting[str(loop.done)],) = distributed.numbers_of_first(loop.forgetting())
             if loop.ended:
                 return
         method.train()
-        with interrupt_deferred() as interrupted:
+        with _ended_together():
             loss = loop.step(batches)
-        bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-        bar.update()
-        if interrupted():
-            raise KeyboardInterrupt
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
         epoch_ends, last = loop.steps_in_epoch == loop.epoch_steps, loop.done == loop.steps
-        if checkpoints is not None and (last or checkpoints.due(loop.done, epoch_ends)):
-            checkpoints.save(loop)
+        if checkpoints is not None and distributed.any_process(last or checkpoints.due(loop.done, epoch_ends)):
+            with _measured_together():
+                checkpoints.save(loop)
+
+
+def _measured_together() -> AbstractContextManager[None]:
+    """Where steps of several processes may gather weights, Ctrl-C waits for the end of the block; else it does not."""
+    return _ended_together() if distributed.process_count() > 1 else nullcontext()
+
+
+@contextmanager
+def _ended_together() -> Iterator[None]:
+    """Ctrl-C within the block raises KeyboardInterrupt after it, in all processes. Notices a lost process."""
+    with interrupt_deferred() as interrupted, distributed.loss_noticed():
+        yield
+        ended = distributed.any_process(interrupted())
+    if ended or interrupted():
+        raise KeyboardInterrupt
 
 
 def _record(loop: Loop, method: Trainable, score: float, loss: float) -> None:

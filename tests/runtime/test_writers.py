@@ -59,7 +59,7 @@ def gguf_lora(version):
 
 def checkpoint(version):
     loop = trained_loop(seed=version)
-    return lambda place: save_checkpoint(place, loop, {"settings": {"seed": version}})
+    return lambda place: save_checkpoint(place, loop.state(), {"settings": {"seed": version}})
 
 
 WRITERS = [model, adapter, classifier, peft, gguf, gguf_lora, checkpoint]

@@ -1,14 +1,11 @@
-"""A training loop that takes milliseconds; as a program, in two processes that share its batches."""
+"""A training loop that takes milliseconds."""
 
-import json
-import os
 from functools import partial
 
 import torch
 
 from minillm import Decoder, DecoderConfig
 from minillm.operations import IGNORED
-from minillm.runtime import distributed
 from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.pretraining import PackedRow, language_model_loss
@@ -33,18 +30,3 @@ def trained_loop(rows=ROWS, **settings):
     for batches in loop.groups():
         loop.step(batches)
     return loop
-
-
-def unequal_loop():
-    """Rows of unequal lengths, and a last batch of one row, of which one of two processes gets nothing."""
-    rows = [*ROWS, PackedRow([1, 3, 5, 7], [1, 3, 5, 7]), PackedRow([2, 4], [2, 4])]
-    # AdamW divides a gradient by its own size: the rounding of one near 0 moves a weight by up to rate / 1e-8 of it.
-    return trained_loop(rows, learning_rate=1e-4, clip=0.1)
-
-
-if __name__ == "__main__":
-    os.environ["RANK"] = "1" if os.fork() else "0"
-    with distributed.joined(torch.device("cpu")):
-        loop = unequal_loop()
-    if not distributed.is_first():
-        print(json.dumps([loop.history.losses, {name: p.tolist() for name, p in loop.learner.parameters.items()}]))
