@@ -36,7 +36,6 @@ from minillm.runtime.options import RUN, Directory, DryRunOptions, File, RunOpti
 from minillm.runtime.progress import note, progress
 from minillm.tokenizer import Tokenizer
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints, restore_checkpoint, save_checkpoint
-from minillm.training.learners import TorchLearner
 from minillm.training.loop import Loop
 from minillm.training.numpy_learner import NumpyLearner
 from minillm.training.pretraining import (
@@ -48,7 +47,7 @@ from minillm.training.pretraining import (
     pack,
     pack_exchanges,
 )
-from minillm.training.sharded import gather, shard
+from minillm.training.sharded import gather, learner_of, shard
 from minillm.training.tokenizers import token_bytes, train_tokenizer
 
 CURVE = "curve.json"
@@ -193,7 +192,7 @@ class Run:
         training = self.recipe.settings(self.precision, options.seed)
         shard(self.decoder)
         parameters, loss = dict(self.decoder.named_parameters()), partial(language_model_loss, self.decoder)
-        learner = NumpyLearner(self.decoder, training) if in_numpy else TorchLearner(parameters, loss, training)
+        learner = NumpyLearner(self.decoder, training) if in_numpy else learner_of(parameters, loss, training)
         self.loop = Loop(learner, self.rows.train, lambda row: len(row.ids), training, steps=self.recipe.steps)
         self.bytes = token_bytes(self.rows.tokenizer)
         self.measured: list[dict[str, Any]] = []

@@ -14,7 +14,6 @@ from minillm.errors import InputError
 from minillm.runtime.device import autocast
 from minillm.runtime.distributed import part, process_count, sum_over_processes
 from minillm.training.schedule import TrainingSettings
-from minillm.training.sharded import collected, is_sharded, own
 
 Example = TypeVar("Example")
 Batched = TypeVar("Batched", contravariant=True)
@@ -56,70 +55,51 @@ class TorchLearner(Generic[Example]):
         if not parameters:
             raise InputError("there are no trainable parameters")
         self.parameters, self.loss, self.settings = parameters, loss, settings
-        self.own = {name: own(parameter) for name, parameter in parameters.items()}
-        self.optimizer = _adamw(list(self.own.values()), settings)
+        self.optimizer = _adamw(list(parameters.values()), settings)
         self.device = next(iter(parameters.values())).device
-        self.start = [p.detach().clone() for p in self.own.values()] if settings.l2_base else []
+        self.start = [p.detach().clone() for p in parameters.values()] if settings.l2_base else []
 
     def backward(self, batches: Sequence[Sequence[Example]]) -> float:
         total, count = 0.0, 0
-        for batch in batches:
-            rows = part(batch)
+        for batch in filter(None, map(part, batches)):
             with autocast(self.device, self.settings.precision):
-                # Without a row of its own a process computes another one's: all gather and sum the same tensors.
-                summed, counted = self.loss(rows or list(batch[:1]))
-            (summed if rows else 0 * summed).backward()
-            if rows:
-                total, count = total + summed.item(), count + counted
+                summed, counted = self.loss(batch)
+            summed.backward()
+            total, count = total + summed.item(), count + counted
         gradients, total, count = self._over_processes(total, count)
         torch._foreach_div_(gradients, count)
-        for parameter, start in zip(self.own.values(), self.start, strict=False):
+        for parameter, start in zip(self.parameters.values(), self.start, strict=False):
             if parameter.grad is not None:
                 parameter.grad.add_(parameter.detach() - start, alpha=2 * self.settings.l2_base)
         return total / count
 
     def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
         """The gradients, the loss and its count, summed over all processes."""
-        for name, parameter in self.parameters.items():
-            if is_sharded(parameter):  # its gradient is the mean over processes
-                self.own[name].grad = own(parameter.grad).mul_(process_count())
+        for parameter in self.parameters.values() if process_count() > 1 else ():
+            if parameter.grad is None:  # this process had no part of the batch
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in self.parameters.values() if parameter.grad is not None]
         if process_count() == 1:
-            return [gradient for part in self.gradients() for gradient in part], total, count
+            return gradients, total, count
         numbers = torch.tensor([total, count], dtype=torch.float64, device=self.device)
-        replicated, sharded = self.gradients()
-        sum_over_processes([*replicated, numbers])
-        gradients = replicated + sharded
+        sum_over_processes([*gradients, numbers])
         return gradients, numbers[0].item(), int(numbers[1].item())
 
     def optimizer_step(self, rate: float) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        nn.utils.clip_grads_with_norm_(self.own.values(), self.settings.clip, self._norm())
+        self.clip()
         self.optimizer.step()
-        for parameter in (*self.own.values(), *self.parameters.values()):
-            parameter.grad = None
+        self.optimizer.zero_grad()
 
-    def gradients(self) -> tuple[list[Tensor], list[Tensor]]:
-        """The gradients of the parameters that each process has, and this process's part of the sharded ones."""
-        found: tuple[list[Tensor], list[Tensor]] = ([], [])
-        for name, tensor in self.own.items():
-            if tensor.grad is not None:
-                found[is_sharded(self.parameters[name])].append(tensor.grad)
-        return found
-
-    def _norm(self) -> Tensor:
-        """The norm of the whole gradient."""
-        replicated, sharded = map(nn.utils.get_total_norm, gradients := self.gradients())
-        if not gradients[1]:
-            return replicated
-        sum_over_processes([square := sharded**2])
-        return (replicated**2 + square).sqrt()
+    def clip(self) -> None:
+        nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip)
 
     def state(self) -> dict[str, Tensor]:
-        tensors = {f"parameter.{name}": collected(parameter.detach()) for name, parameter in self.parameters.items()}
+        tensors = {f"parameter.{name}": parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            for key, value in self.optimizer.state[self.own[name]].items():
-                tensors[f"optimizer.{key}.{name}"] = collected(value, parameter)
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"optimizer.{key}.{name}"] = value
         tensors["random.cpu"] = torch.get_rng_state()
         if (kind := self.device.type) != "cpu":
             tensors[f"random.{kind}"] = torch.get_device_module(kind).get_rng_state(self.device)
@@ -128,9 +108,9 @@ class TorchLearner(Generic[Example]):
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
-            self.own[name].copy_(own(tensors[f"parameter.{name}"], parameter))
-            self.optimizer.state[self.own[name]] = {
-                key: own(tensors[f"optimizer.{key}.{name}"], parameter).to(parameter.device, copy=True)
+            parameter.copy_(tensors[f"parameter.{name}"])
+            self.optimizer.state[parameter] = {
+                key: tensors[f"optimizer.{key}.{name}"].to(parameter.device, copy=True)
                 for key in ("step", "exp_avg", "exp_avg_sq")
             }
         torch.set_rng_state(tensors["random.cpu"])

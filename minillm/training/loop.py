@@ -26,9 +26,9 @@ from minillm.runtime.interrupts import interrupt_deferred
 from minillm.runtime.locks import locked
 from minillm.runtime.progress import note, progress
 from minillm.training.checkpoints import Checkpoints
-from minillm.training.learners import Example, Learner, TorchLearner
+from minillm.training.learners import Example, Learner
 from minillm.training.schedule import TrainingSettings, rate_at
-from minillm.training.sharded import collected, gather, shard, whole
+from minillm.training.sharded import collected, gather, learner_of, shard, whole
 
 FORGETTING_STEPS = 4
 """The number of steps between two measurements of forgetting."""
@@ -172,7 +172,7 @@ def train(
     sharded = method.decoder if isinstance(method, FineTune) and method.layers == "all" else None
     if sharded is not None:
         shard(sharded)
-    learner = TorchLearner(method.trainable(), loss, settings)
+    learner = learner_of(method.trainable(), loss, settings)
     loop = Loop(learner, examples, length, settings)
     loop.forgetting = forgetting
     if checkpoints is not None:
@@ -181,9 +181,7 @@ def train(
     with locked(checkpoints.directory) if checkpoints is not None and distributed.is_first() else nullcontext():
         if checkpoints is not None:
             checkpoints.restore(loop)
-        if (
-            number := distributed.process_number()
-        ):  # its rows are others, and so are the random numbers of their dropout
+        if number := distributed.process_number():  # dropout on other rows has other random numbers
             torch.manual_seed(settings.seed + loop.done + number)
         try:
             _epochs(loop, method, validate, checkpoints, name)

@@ -4,13 +4,18 @@ The weights of a block are gathered while it runs, forward and backward. Embeddi
 the loss uses outside of their modules, stay whole on every process. Checkpoints hold whole tensors.
 """
 
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minillm.decoder import Block, Decoder
-from minillm.runtime.distributed import is_first, process_count
+from minillm.runtime.device import autocast
+from minillm.runtime.distributed import is_first, part, process_count, sum_over_processes
+from minillm.training.learners import Example, TorchLearner
+from minillm.training.schedule import TrainingSettings
 
 
 def shard(decoder: Decoder) -> None:
@@ -63,3 +68,64 @@ def collected(tensor: Any, like: Any = None) -> Tensor:
     """`whole` in the first process, on the CPU, and nothing in the others: a GPU holds one whole tensor at a time."""
     found = whole(tensor, like)
     return found if found is tensor else found.cpu() if is_first() else found.new_empty(0)
+
+
+def learner_of(
+    parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+    settings: TrainingSettings,
+) -> TorchLearner[Example]:  # fmt: skip
+    """The learner of parameters that may be sharded."""
+    kind = ShardedLearner if any(map(is_sharded, parameters.values())) else TorchLearner
+    return kind(parameters, loss, settings)
+
+
+class ShardedLearner(TorchLearner[Example]):
+    """Updates this process's parts of the sharded parameters, and all of the others."""
+
+    def __init__(
+        self, parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+        settings: TrainingSettings,
+    ):  # fmt: skip
+        super().__init__({name: own(parameter) for name, parameter in parameters.items()}, loss, settings)
+        self.sharded = {name: parameter for name, parameter in parameters.items() if is_sharded(parameter)}
+
+    def backward(self, batches: Sequence[Sequence[Example]]) -> float:
+        for batch in batches:
+            if not part(batch):  # all processes gather and sum in every pass: one without a row computes another's
+                with autocast(self.device, self.settings.precision):
+                    summed, _ = self.loss(list(batch[:1]))
+                (0 * summed).backward()
+        return super().backward(batches)
+
+    def _over_processes(self, total: float, count: int) -> tuple[list[Tensor], float, int]:
+        for name, parameter in self.sharded.items():  # torch divided their gradients by the number of processes
+            self.parameters[name].grad, parameter.grad = own(parameter.grad).mul_(process_count()), None
+        numbers = torch.tensor([total, count], dtype=torch.float64, device=self.device)
+        replicated, sharded = self._gradients()
+        sum_over_processes([*replicated, numbers])
+        return replicated + sharded, numbers[0].item(), int(numbers[1].item())
+
+    def clip(self) -> None:
+        replicated, sharded = map(nn.utils.get_total_norm, self._gradients())
+        sum_over_processes([square := sharded**2])
+        norm = (replicated**2 + square).sqrt()
+        nn.utils.clip_grads_with_norm_(self.parameters.values(), self.settings.clip, norm)
+
+    def _gradients(self) -> tuple[list[Tensor], list[Tensor]]:
+        """The gradients of the parameters that each process has, and this process's parts of the sharded ones."""
+        found: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, tensor in self.parameters.items():
+            if tensor.grad is not None:
+                found[name in self.sharded].append(tensor.grad)
+        return found
+
+    def state(self) -> dict[str, Tensor]:
+        """Whole tensors in the first process."""
+        return {key: collected(value, self._like(key)) for key, value in super().state().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        super().restore({key: own(value, self._like(key)) for key, value in tensors.items()})
+
+    def _like(self, key: str) -> Any:
+        """The sharded parameter of an entry of `state`, if it is of one."""
+        return self.sharded.get(re.sub(r"^(parameter|optimizer\.\w+)\.", "", key))

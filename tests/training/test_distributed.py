@@ -16,11 +16,10 @@ from minillm import adapt
 from minillm.operations import IGNORED
 from minillm.runtime import distributed
 from minillm.training.checkpoints import CHECKPOINT, Checkpoints
-from minillm.training.learners import TorchLearner
 from minillm.training.loop import train
 from minillm.training.pretraining import PackedRow, language_model_loss
 from minillm.training.schedule import TrainingSettings
-from minillm.training.sharded import shard
+from minillm.training.sharded import learner_of, shard
 from tests.tolerances import assert_close
 from tests.training.small_loop import ROWS, small_decoder, trained_loop
 
@@ -143,14 +142,14 @@ def test_a_process_keeps_its_part_of_the_blocks_weights_and_moments(tmp_path):
     def sizes():
         decoder = small_decoder()
         shard(decoder)
-        learner = TorchLearner(
+        learner = learner_of(
             dict(decoder.named_parameters()), partial(language_model_loss, decoder), TrainingSettings()
         )
         learner.backward([UNEQUAL])
         learner.optimizer_step(0.1)
         return {
             name: [own.numel(), *(moment.numel() for moment in learner.optimizer.state[own].values())]
-            for name, own in learner.own.items()
+            for name, own in learner.parameters.items()
         }
 
     parts = together(sizes, 3, tmp_path)
