@@ -458,7 +458,7 @@ _ROWS = [
         "[*((tensor.data_ptr(), tensor.dtype, tensor._version) for tensor in tensors)]"),
     ("a mean over padding", POOLING, "mask.to", "torch.ones_like(mask).to"),
     ("features of the block below", POOLING, "self.layer + 1", "self.layer"),
-    ("a flipped bit accepted", STORE, "stored.get('sha256') != tensor_fingerprint(features)", "False"),
+    ("a flipped bit accepted", STORE, "stored.get('sha256') != _seal(features, seconds)", "False"),
     ("a cache of another tokenizer accepted", STORE, "tokenizer_fingerprint", "None", "_description"),
     ("features with dropout", STORE, "decoder.eval()", "pass"),
     ("a loss without class weights", LOGISTIC, "each * F.cross_entropy(logits, targets, reduction='none')",
