@@ -74,7 +74,7 @@ def verdict(found: Figure, bound: float) -> str:
     distance = abs(found.value - bound)
     if found.half < distance:
         return "undecided (more seeds)"
-    return f"undecided ({math.ceil(found.rows * (found.half / distance) ** 2):,} rows)" if distance else "undecided"
+    return f"undecided ({math.ceil(found.rows * (found.half / distance) ** 2):,} rows)" if distance else "undecided (no difference)"
 
 
 @cache
@@ -231,7 +231,7 @@ def table(claims: Sequence[Claim] = CLAIMS) -> str:
     lines = ["| claim | source | compared | figure, 95 % interval | verdict | run |", "|---|---|---|---|---|---|"]
     for claim in claims:
         found = claim.figure()
-        style = {"points": "+.1f", "times": ".2f"}.get(found.unit, "+.2f")
+        style = {"points": "+.1f", "times": ".2f"}.get(found.unit, "+.3f")
         figure = f"{found.value:{style}} {found.unit} ({found.low:{style}} to {found.high:{style}})"
         bound = f" > {claim.bound:g}" if claim.bound else ""
         lab = COMMANDS[claim.run].startswith("lab ")

@@ -22,7 +22,7 @@ README = Path(__file__).parents[2] / "README.md"
         (0.0, -1.5, 1.5, 1.5, PAR, "confirmed"),
         (-1.0, -3.0, 1.0, 2.0, PAR, "undecided (400 rows)"),
         (-5.0, -7.0, -3.0, 2.0, PAR, "refuted"),
-        (0.0, -2.0, 2.0, 2.0, 0.0, "undecided"),
+        (0.0, -2.0, 2.0, 2.0, 0.0, "undecided (no difference)"),
     ],
 )
 def test_a_verdict_compares_the_interval_with_the_bound(value, low, high, half, bound, expected):
