@@ -32,7 +32,7 @@ COMMANDS = {
     "data": f"lab data {SMOLLM2} --methods prefix,lora,full --train 100 --minutes 60 --threads 1",
     "newtask": f"lab newtask {SMOLLM2} --methods few-shot,prefix,lora --minutes 60 --threads 1",
     "forgetting": f"lab forgetting {SMOLLM2} --methods full,lora --minutes 45 --threads 1",
-    "rank": f"lab rank {SMOLLM2} --minutes 40 --threads 1",
+    "rank": f"lab rank {SMOLLM2} --minutes 60 --threads 1",
     "overfit": f"lab overfit {SMOLLM2} --methods full --train 32 --minutes 40 --threads 1",
     "prompt": "prompt --shots 8 --channel --threads 1",
     "problems": "prompt --task word_problems --test 100 --threads 1",
