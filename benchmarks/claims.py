@@ -72,9 +72,10 @@ def verdict(found: Figure, bound: float) -> str:
     if found.low > bound or found.high < bound:
         return "confirmed" if found.low > bound else "refuted"
     distance = abs(found.value - bound)
-    if found.half < distance:
-        return "undecided (more seeds)"
-    return f"undecided ({math.ceil(found.rows * (found.half / distance) ** 2):,} rows)" if distance else "undecided (no difference)"
+    if distance == 0:
+        return "undecided (no difference)"
+    rows = math.ceil(found.rows * (found.half / distance) ** 2)
+    return "undecided (more seeds)" if found.half < distance else f"undecided ({rows:,} rows)"
 
 
 @cache
@@ -104,7 +105,8 @@ def points(first: np.ndarray, second: np.ndarray) -> Figure:
 
     low, high = interval(first, second)
     least, most = interval(*(side.mean(0, keepdims=True) for side in (first, second)))
-    return Figure(100 * float(first.mean() - second.mean()), low, high, "points", first.shape[1], (most - least) / 2, len(first))
+    seeds, rows = first.shape
+    return Figure(100 * float(first.mean() - second.mean()), low, high, "points", rows, (most - least) / 2, seeds)
 
 
 def nats(first: Sequence[tuple[float, int]], second: Sequence[tuple[float, int]] | None = None) -> Figure:
