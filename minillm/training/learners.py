@@ -49,7 +49,7 @@ class TorchLearner(Generic[Example]):
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+        self, parameters: Mapping[str, Tensor], loss: Callable[[list[Example]], tuple[Tensor, int]],
         settings: TrainingSettings,
     ):  # fmt: skip
         if not parameters:
@@ -118,7 +118,7 @@ class TorchLearner(Generic[Example]):
             torch.get_device_module(kind).set_rng_state(tensors[f"random.{kind}"], self.device)
 
 
-def _adamw(parameters: list[nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:
+def _adamw(parameters: list[Tensor], settings: TrainingSettings) -> torch.optim.AdamW:
     groups = [
         {"params": [p for p in parameters if (p.dim() > 1) == matrices], "weight_decay": decay}
         for matrices, decay in ((True, settings.weight_decay), (False, 0.0))

@@ -71,7 +71,7 @@ def collected(tensor: Any, like: Any = None) -> Tensor:
 
 
 def learner_of(
-    parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+    parameters: Mapping[str, Tensor], loss: Callable[[list[Example]], tuple[Tensor, int]],
     settings: TrainingSettings,
 ) -> TorchLearner[Example]:  # fmt: skip
     """The learner of parameters that may be sharded."""
@@ -83,7 +83,7 @@ class ShardedLearner(TorchLearner[Example]):
     """Updates this process's parts of the sharded parameters, and all of the others."""
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], loss: Callable[[list[Example]], tuple[Tensor, int]],
+        self, parameters: Mapping[str, Tensor], loss: Callable[[list[Example]], tuple[Tensor, int]],
         settings: TrainingSettings,
     ):  # fmt: skip
         super().__init__({name: own(parameter) for name, parameter in parameters.items()}, loss, settings)

@@ -56,6 +56,7 @@ def together(work, count, path):
 
 def _written(work, file):
     signal.alarm(60)
+    torch.set_num_threads(1)  # a fork has none of the threads of its parent
     try:
         with distributed.joined(CPU):
             result = work()
