@@ -47,7 +47,7 @@ class Rank(Crossed):
     name, row, column, line = "rank", "r", "targets of LoRA", "-"
 
     def plan(self, finished: Sequence[Trial]) -> list[Settings]:
-        first = [*((r, TARGETS[0]) for r in RANKS[:3]), (RANKS[1], TARGETS[-1])]
+        first = [*((r, TARGETS[0]) for r in RANKS[:3]), (min(RANKS), TARGETS[-1])]
         grid = [(r, on) for r in RANKS for on in TARGETS] + equal_parameters(self.cells(finished))
         planned, loras = list[Settings](), "lora" in self.methods
         for keys in (first, [key for key in dict.fromkeys(grid) if key not in first]):
