@@ -52,11 +52,11 @@ def step(rows: int, length: int, rank: int, width: int, layers: int, adapters: i
 
 
 def exponent(sizes: Sequence[int], values: Sequence[float]) -> float:
-    """The slope of log values over log sizes, by least squares."""
+    """The gradient of log values over log sizes, by least squares."""
     x, y = ([math.log(one) for one in side] for side in (sizes, values))
     middle, level = statistics.fmean(x), statistics.fmean(y)
-    slope = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True))
-    return slope / sum((a - middle) ** 2 for a in x)
+    product = sum((a - middle) * (b - level) for a, b in zip(x, y, strict=True))
+    return product / sum((a - middle) ** 2 for a in x)
 
 
 def measured(axis: str, rounds: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minillm.adapt import FineTune
 from minillm.data.batches import length_buckets
+from minillm.decoder import Decoder
 from minillm.errors import InputError
 from minillm.runtime import distributed
 from minillm.runtime.fingerprint import json_fingerprint
@@ -186,16 +187,11 @@ def train(
         try:
             _epochs(loop, method, validate, checkpoints, name)
         except (KeyboardInterrupt, ConnectionAbortedError) as ended:
-            if isinstance(ended, ConnectionAbortedError) and sharded is not None:
-                raise  # with the parts of the process that was lost
-            with interrupt_deferred():  # torchrun ends the others after the first
-                if loop.done and checkpoints is not None:
-                    checkpoints.save(loop)
-                    if isinstance(ended, KeyboardInterrupt):
-                        ended.args = (f"step {loop.done} of {loop.steps}",)
-                if loop.done and on_interrupt is not None:
-                    gather(sharded)
-                    on_interrupt()
+            lost = isinstance(ended, ConnectionAbortedError)
+            if loop.done and not (lost and sharded is not None):  # with the lost process, its parts
+                _save_ended(loop, sharded, checkpoints, on_interrupt)
+                if checkpoints is not None and not lost:
+                    ended.args = (f"step {loop.done} of {loop.steps}",)
             raise
         if checkpoints is not None:
             checkpoints.save(loop, state=False)
@@ -210,6 +206,18 @@ def train(
     loop.check_finite(method.trainable())
     method.eval()
     return loop.history
+
+
+def _save_ended(
+    loop: Loop, sharded: Decoder | None, checkpoints: Checkpoints | None, on_interrupt: Callable[[], None] | None
+) -> None:
+    """Save a checkpoint and the weights trained so far."""
+    with interrupt_deferred():  # torchrun ends the others after the first
+        if checkpoints is not None:
+            checkpoints.save(loop)
+        if on_interrupt is not None:
+            gather(sharded)
+            on_interrupt()
 
 
 def _epochs(
