@@ -24,7 +24,8 @@ from sklearn.linear_model import LogisticRegression
 from benchmarks.reviews import BASE, Work
 from minillm.data.batches import pad_left, pad_right
 from minillm.hub.huggingface import LLAMA
-from minillm.hub.pull import cache_directory, pull
+from minillm.hub.pull import pull
+from minillm.runtime.cache import cache_directory
 from minillm.runtime.device import autocast, keep_freed_memory
 from minillm.training.schedule import TrainingSettings, rate_at
 

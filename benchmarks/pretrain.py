@@ -1,9 +1,10 @@
 """A training step from scratch next to plain PyTorch: nanoGPT's `shakespeare-char` on a CPU, or GPT-2 124M for a GPU.
 
-`shakespeare-char`: 4 layers, width 128, 4 heads, context 64, batch 12, vocabulary 65. AdamW with decay on matrices and
-clipping at 1; float32 on a CPU, autocast to bfloat16 on a GPU. The peer is written like nanoGPT (`gpt_side.py`). Loss
-and all gradients must agree in float32 before anything is timed; then both run the same steps in turns. The text is
-random, which does not change the time.
+`shakespeare-char`: 4 layers, width 128, 4 heads, context 64, batch 12, vocabulary 65; its larger sister for a GPU, with
+6 layers, width 384 and context 256, is `10m`. AdamW with decay on matrices and clipping at 1; float32 on a CPU,
+autocast to bfloat16 on a GPU. The peer is written like nanoGPT (`gpt_side.py`). Loss and all gradients must agree in
+float32 before anything is timed; then both run the same steps in turns. The text is random, which does not change the
+time.
 """
 
 import random
@@ -16,10 +17,18 @@ from benchmarks.comparison import Comparison, check, cores, write_json
 from benchmarks.gpt_side import Ours, PlainTorch
 from benchmarks.sides import Side, at_work, run, take_turns
 
-GPT2 = {"vocabulary": 50_257, "layers": 12, "width": 768, "feed_forward_width": 3072, "context_length": 1024}
+
+def _gpt(vocabulary: int, layers: int, width: int, context: int, head: int = 64) -> dict[str, int]:
+    heads = {"heads": width // head, "kv_heads": width // head}
+    sizes = {"layers": layers, "width": width, "feed_forward_width": 4 * width, **heads}
+    return {"vocabulary": vocabulary, "context_length": context, **sizes}
+
+
 SIZES: dict[str, tuple[int, dict[str, int]]] = {
-    "shakespeare-char": (12, {"vocabulary": 65, "context_length": 64}),
-    "gpt2": (8, {**GPT2, "heads": 12, "kv_heads": 12}),
+    "shakespeare-char": (12, _gpt(65, 4, 128, 64, head=32)),
+    "10m": (4, _gpt(65, 6, 384, 256)),
+    "30m": (4, _gpt(8192, 8, 512, 256)),
+    "gpt2": (8, _gpt(50_257, 12, 768, 1024)),
 }
 """Rows of a batch, and the sizes of the model."""
 TOLERANCE = 1e-4  # relative to the norm of the gradients, in float32
@@ -54,7 +63,7 @@ def tokens(batches: list[list[list[int]]]) -> int:
 
 
 def main(
-    size: Literal["shakespeare-char", "gpt2"] = "shakespeare-char",
+    size: Literal["shakespeare-char", "10m", "30m", "gpt2"] = "shakespeare-char",
     rounds: int = 15,
     steps: int = 20,
     threads: int = cores(),

@@ -77,6 +77,7 @@ COMMANDS: dict[str, Any] = {
     ),
 }
 """The dataclass of each command, or the commands of a group, and a one-line summary."""
+SEVERAL_PROCESSES = "minillm adapt", "minillm ladder", "minillm pretrain"
 
 
 def main() -> None:
@@ -119,7 +120,7 @@ def _run_and_report(words: list[str]) -> None:
 
 
 def _report(line: str) -> None:
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if _torchrun():
         from minillm.runtime.distributed import reports
 
         if not reports():
@@ -127,11 +128,17 @@ def _report(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _torchrun() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
 def _run(words: list[str]) -> None:
     program, commands, summary = "minillm", COMMANDS, DESCRIPTION
     while words and words[0] in commands:
         program, (found, summary), words = f"{program} {words[0]}", commands[words[0]], words[1:]
         if isinstance(found, str):
+            if _torchrun() and program not in SEVERAL_PROCESSES:
+                raise InputError(f"torchrun starts {', '.join(SEVERAL_PROCESSES)}; {program} is one process")
             command = _command(found)
             from minillm.runtime.options import parse
 

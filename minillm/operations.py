@@ -45,6 +45,7 @@ class _Choice(threading.local):
 
     def __init__(self):
         self.name: str | None = None
+        self.asked: list[tuple[int, ...]] | None = None
 
 
 _choice = _Choice()
@@ -91,6 +92,16 @@ def bound(function: Callable[..., Any]) -> Callable[..., Any]:
     return under_backend
 
 
+@contextmanager
+def asked() -> Iterator[list[tuple[int, ...]]]:
+    """A context that lists the sizes by which kernels that are forced would be chosen."""
+    _choice.asked = found = []
+    try:
+        yield found
+    finally:
+        _choice.asked = None
+
+
 def by_kernel(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...]]) -> bool:
     """Whether a kernel is forced, or was measured to be faster on this GPU at these sizes (computed only if needed)."""
     name = _choice.name
@@ -99,6 +110,8 @@ def by_kernel(operation: str, tensor: Tensor, sizes: Callable[[], tuple[int, ...
     if name in (PLAIN, FAST) or tensor.dtype not in KERNEL_DTYPES:
         return False
     if name == TRITON:
+        if _choice.asked is not None:
+            _choice.asked.append(sizes())
         return True
     from minillm.kernels._measured import faster
 

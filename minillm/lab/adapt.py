@@ -96,7 +96,8 @@ class Adapt(MethodOptions, DryRunOptions, DataOptions):
     def run(self) -> None:
         keep_freed_memory()
         if self.show_data:
-            print(shown(self))
+            if is_first():
+                print(shown(self))
             return
         with joined(pick_device(self.device)):
             measured = adapt(self)

@@ -19,12 +19,14 @@ import torch
 from minillm import hub
 from minillm.config import GPT2_SIZES, LLAMA_SIZES, DecoderConfig
 from minillm.errors import InputError
+from minillm.lab import measure_kernels
 from minillm.lab.check_decoders import decoder_cases
 from minillm.lab.check_operations import WINDOW, operation_cases
 from minillm.lab.experiment import versions
 from minillm.lab.report import aligned
 from minillm.lab.trust import Case, Measured, against_numpy, by_ratio, differences, here, worst
 from minillm.operations import FAST, KERNEL_DTYPES, TRITON, backend
+from minillm.runtime.cache import kernel_speedups
 from minillm.runtime.device import pick_device, use_threads
 from minillm.runtime.files import check_unused
 from minillm.runtime.options import NO_SETTINGS, Directory, Model, RunOptions
@@ -56,6 +58,9 @@ class Check(RunOptions):
     """The dtype of the torch computation."""
     kernels: bool = False
     """Also check the GPU kernels; without a GPU they run in triton's interpreter."""
+    measure: bool = False
+    """Time each kernel next to torch, after --kernels has found all of them right, on this GPU, in this dtype and at the
+    sizes of the base, in three minutes. From then on minillm uses the faster ones."""
     out: Directory | None = None
     """The directory of check.json; nothing is written if not given."""
     overwrite: bool = False
@@ -65,6 +70,8 @@ class Check(RunOptions):
         super().__post_init__()
         if self.kernels and DTYPES[self.dtype] not in KERNEL_DTYPES:
             raise InputError(f"the kernels do not support {self.dtype}; check them in float32 or bfloat16")
+        if self.measure and not (self.kernels and pick_device(self.device).type == "cuda"):
+            raise InputError("--measure times the kernels on a CUDA device, after --kernels has checked them")
 
     def run(self) -> None:
         """Print a table of all rungs. Exit code 1 if one of them failed."""
@@ -74,6 +81,9 @@ class Check(RunOptions):
             check_unused(self.out / "check.json", self.overwrite)
         found = check(self)
         text = table(found)
+        if self.measure and not failed(found):
+            found["measured"] = _measured_kernels(find_config(self.base), DTYPES[self.dtype])
+            text += f"\n\n{measure_kernels.table(found['measured'])}\n\nsaved: {kernel_speedups()}"
         if self.out is not None:
             self.save(self.out, "check.json", json.dumps(found, indent=2))
             text += f"\n\nsaved: {self.out / 'check.json'}"
@@ -82,6 +92,17 @@ class Check(RunOptions):
         if wrong:
             print(f"minillm: wrong results: {', '.join(wrong)}", file=sys.stderr)
             sys.exit(FAILED)
+
+
+def _measured_kernels(config: DecoderConfig, dtype: torch.dtype) -> list[dict[str, Any]]:
+    """The rows that the user's cache now has, timed by triton's benchmark, which empties the GPU's cache."""
+    from triton.testing import do_bench
+
+    device = torch.device("cuda", torch.cuda.current_device())
+    gpu = torch.cuda.get_device_properties(device).name
+    rows = measure_kernels.measure(config, dtype, device, gpu, lambda call: do_bench(call, return_mode="median") / 1e3)
+    measure_kernels.write(rows)
+    return rows
 
 
 def presets() -> dict[str, Callable[[], DecoderConfig]]:

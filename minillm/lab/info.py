@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from minillm.hub.pull import PINNED, cache_directory, cached, verified
+from minillm.hub.pull import PINNED, cached, verified
 from minillm.lab.report import in_bytes
+from minillm.runtime.cache import cache_directory
 from minillm.runtime.device import memory, pick_device, precision_and_reason
 from minillm.runtime.options import PrintOptions
 

@@ -38,7 +38,7 @@ GROUPS = {
     PRODUCTS: "mm addmm bmm baddbmm mv addmv linear_pointwise lora",
     "attention": "attention scaled_dot_product flash_attention efficient_attention fused_sdp_choice",
     "norms": "norm native_layer_norm fused_rms_norm mean pow rsqrt",
-    "softmax and loss": "softmax log_softmax safe_softmax nll_loss gather scatter_add linear_cross_entropy",
+    "softmax and loss": "softmax log_softmax safe_softmax exp nll_loss gather scatter_add linear_cross_entropy",
     "optimizer": "foreach fused_adamw linalg_vector_norm",
     "products of elements": """add sub mul div neg sum clamp where masked_fill sqrt reciprocal sin cos tanh silu gelu
         relu threshold bitwise ge gt le lt eq ne cumsum feed_forward rotary scaled bernoulli rand""",

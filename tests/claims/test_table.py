@@ -57,6 +57,7 @@ def test_losses_are_compared_on_the_same_texts_and_ratios_over_seeds():
     assert (found.value, found.high - found.low) == pytest.approx((2.0, 2 * 4.30 / 3**0.5))
 
 
+@pytest.mark.slow
 def test_the_readme_has_the_table_of_the_recorded_results():
     text = README.read_text("utf-8")
     assert table() in text

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from minillm.fast import linear_cross_entropy as fast
 from minillm.lab.check_operations import operation_case
@@ -14,9 +15,7 @@ from tests.tolerances import assert_good
 pytestmark = pytest.mark.checked
 
 
-@pytest.mark.parametrize("few", [0, fast.FEW], ids=["computed twice", "saved"])
-def test_chunks_change_nothing(few, monkeypatch):
-    monkeypatch.setattr(fast, "FEW", few)
+def test_chunks_change_nothing():
     random, rows = np.random.default_rng(0), 2 * fast.CHUNK + 17
     case = operation_case(
         "linear_cross_entropy", "linear_cross_entropy", hidden=random.normal(size=(rows, 3)),
@@ -35,8 +34,20 @@ def test_the_loss_of_half_precision_is_summed_in_float32(loss):
     assert abs(half.double() - rounded) / rounded < 1e-3
 
 
+@pytest.mark.parametrize(("trained", "per_logit"), [((True, True), 6), ((True, False), 4), ((False, False), 2)])
+def test_no_logit_is_computed_twice(trained, per_logit):
+    hidden, weight = torch.randn(2 * fast.CHUNK, 3), torch.randn(7, 3)
+    hidden.requires_grad_(trained[0])
+    weight.requires_grad_(trained[1])
+    with FlopCounterMode(display=False) as counter:
+        loss = fast.linear_cross_entropy(hidden, weight, torch.zeros(len(hidden), dtype=torch.long))
+        if any(trained):
+            loss.backward()
+    assert counter.get_total_flops() == per_logit * len(hidden) * 7 * 3
+
+
 def test_all_logits_are_never_in_memory_together():
-    """Of 64 MB of logits and their softmax, one chunk is in memory at a time: autograd saves only the hidden states."""
+    """Of 64 MB of logits and their softmax, one chunk is in memory at a time: autograd saves only the gradients."""
     hidden, weight, saved = torch.randn(8 * fast.CHUNK, 3).requires_grad_(), torch.randn(2048, 3).requires_grad_(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
         fast.linear_cross_entropy(hidden, weight, torch.zeros(8 * fast.CHUNK, dtype=torch.long))

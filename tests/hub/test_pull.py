@@ -12,7 +12,8 @@ import pytest
 
 import minillm.hub.pull as pulling
 from minillm.errors import InputError
-from minillm.hub.pull import Pinned, cache_directory, pull
+from minillm.hub.pull import Pinned, pull
+from minillm.runtime.cache import cache_directory
 
 DATA = b"text,label\nfine,1\n" * 5000
 MEMBER = "demo_data/rows.csv"

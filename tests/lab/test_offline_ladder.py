@@ -15,6 +15,7 @@ from minillm.lab.pretrain import Pretrain, Run
 from minillm.training.pretraining import held_out_loss
 
 
+@pytest.mark.slow
 def test_a_ladder_runs_without_a_download(tmp_path, monkeypatch):
     monkeypatch.setattr("minillm.hub.pull._download", None)
     options = Ladder(

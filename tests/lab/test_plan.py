@@ -11,7 +11,8 @@ from minillm.lab.plan import Plan, flop_counter, part, plan
 GIVEN = {"base": "tiny", "task": "word_problems", "train": 40, "test": 8, "threads": 1}
 
 
-@pytest.mark.parametrize("method", ["lora", pytest.param("features", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "features"])
 def test_a_plan_has_the_sizes_and_flops_of_the_run(method, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = plan(Plan(method=method, **GIVEN))
