@@ -19,7 +19,7 @@ from minillm.lab.report import aligned, in_bytes
 from minillm.runtime.files import write_text
 from minillm.runtime.progress import note
 
-METHODS = "lora,soft-prompt,prefix,last-blocks,features"
+METHODS = "lora,soft-prompt,prefix,last-blocks,full,features"
 COMMANDS = {
     "adapt_vs_peft": ("--no-tuned", "--rows", "64", "--rounds", "2", "--methods", METHODS),
     "decoding": ("--rounds", "3", "--tokens", "48", "--perplexity-tokens", "0"),

@@ -138,7 +138,12 @@ def _product(linear: Any, x: Tensor) -> Tensor:
     count = len(rows)
     if count > 4:
         rows = F.pad(rows, (0, 0, 0, -count % 16))
-    out = (linear.weight @ rows.T).T[:count].view(*x.shape[:-1], -1)
+    if isinstance(linear.weight, Quantised):  # the head: a block at a time, which stays in the cache
+        parts = (slice(start, start + 1024) for start in range(0, len(linear.weight), 1024))
+        found = torch.cat([linear.weight.dense(part) @ rows.T for part in parts])
+    else:
+        found = linear.weight @ rows.T
+    out = found.T[:count].view(*x.shape[:-1], -1)
     return out if linear.bias is None else out + linear.bias
 
 

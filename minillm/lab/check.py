@@ -59,8 +59,8 @@ class Check(RunOptions):
     kernels: bool = False
     """Also check the GPU kernels; without a GPU they run in triton's interpreter."""
     measure: bool = False
-    """Time each kernel next to torch, after --kernels has found all of them right, on this GPU, in this dtype and at the
-    sizes of the base, in three minutes. From then on minillm uses the faster ones."""
+    """Time each kernel next to torch, after --kernels has found all of them right, on this GPU, in this dtype and at
+    the sizes of the base, in three minutes. From then on minillm uses the faster ones."""
     out: Directory | None = None
     """The directory of check.json; nothing is written if not given."""
     overwrite: bool = False
@@ -100,7 +100,12 @@ def _measured_kernels(config: DecoderConfig, dtype: torch.dtype) -> list[dict[st
 
     device = torch.device("cuda", torch.cuda.current_device())
     gpu = torch.cuda.get_device_properties(device).name
-    rows = measure_kernels.measure(config, dtype, device, gpu, lambda call: do_bench(call, return_mode="median") / 1e3)
+
+    def clock(call: Callable[[], Any]) -> float:
+        milliseconds: Any = do_bench(call, return_mode="median")
+        return milliseconds / 1e3
+
+    rows = measure_kernels.measure(config, dtype, device, gpu, clock)
     measure_kernels.write(rows)
     return rows
 

@@ -82,7 +82,8 @@ def works(
         return torch.randint(end, (count,), device=device)
 
     width, inner, vocabulary, head = config.width, config.feed_forward_width, config.vocabulary, config.head_width
-    hidden, rows, keys = (batch, tokens, width), batch * tokens, (batch, config.kv_heads, tokens, head)
+    hidden, rows, prompt = (batch, tokens, width), batch * tokens, (1, config.kv_heads, PROMPT, head)
+    keys = batch, config.kv_heads, tokens, head
     norm = {"weight": normal(width), "eps": config.norm_eps}
     yield "rms_norm", {"hidden": normal(*hidden), **norm}
     yield "layer_norm", {"hidden": normal(*hidden), "bias": normal(width), **norm}
@@ -91,7 +92,7 @@ def works(
     yield "rotary", {"vectors": vectors, "cos": angles.cos(), "sin": angles.sin()}
     attention = {"query": normal(batch, config.heads, tokens, head), "key": normal(*keys), "value": normal(*keys)}
     yield "attention", attention
-    yield "attention", attention | {"prefix": Prefix(*(normal(1, config.kv_heads, PROMPT, head) for _ in range(2)))}
+    yield "attention", attention | {"prefix": Prefix(normal(*prompt), normal(*prompt))}
     yield "gelu", {"up": normal(batch, tokens, inner)}
     yield "swiglu", {"gate": normal(batch, tokens, inner), "up": normal(batch, tokens, inner)}
     head_of = {"hidden": normal(rows, width), "weight": matrix(vocabulary, width)}

@@ -105,9 +105,9 @@ def test_a_base_with_other_weights_or_other_arithmetic_is_another_base(adapter, 
     ("loaded_as", "dtype"),
     [
         (torch.float32, torch.float64),
-        (torch.float64, torch.float64),
         (torch.float32, torch.bfloat16),
-        (torch.bfloat16, torch.bfloat16),
+        pytest.param(torch.float64, torch.float64, marks=pytest.mark.slow),
+        pytest.param(torch.bfloat16, torch.bfloat16, marks=pytest.mark.slow),
     ],
 )
 def test_a_base_in_another_dtype_takes_its_own_adapter(tmp_path, name, loaded_as, dtype):

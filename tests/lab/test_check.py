@@ -146,6 +146,7 @@ FOUND = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", BROKEN)
 def test_a_broken_part_of_the_decoder_is_found_where_it_is_used_and_nowhere_else(part, monkeypatch):
     # Operations do not use these parts, and central differences compare numpy with itself.

@@ -70,7 +70,7 @@ def test_the_users_rows_replace_the_packaged_ones_of_the_same_gpu_operation_and_
     assert read["that", "rms_norm", torch.float32] == [((8, 8), 5.0)], "rows of another GPU are kept"
     path = tmp_path / "kernels.json"
     path.write_text(path.read_text().replace("2.0", "3.0"))
-    with pytest.raises(InputError, match="kernels.json was damaged or edited"):
+    with pytest.raises(InputError, match="was damaged or edited"):
         _measured._read()
 
 

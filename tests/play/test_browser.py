@@ -40,6 +40,7 @@ def table(browser, name):
     return browser.find_element(By.ID, name).text
 
 
+@pytest.mark.slow
 def test_the_page_follows_the_text_the_adapter_and_the_keyboard(served, browser):
     browser.get(served)
     write(browser, "Tom has <b>3</b> apples.")

@@ -58,6 +58,7 @@ def test_training_finds_the_same_merges_and_ids(digits):
     assert trained.ids == loaded.ids
 
 
+@pytest.mark.slow
 @both_splits
 @pytest.mark.parametrize("tokenizer", [_trained, _loaded])
 def test_real_text_has_the_librarys_tokens(digits, tokenizer):

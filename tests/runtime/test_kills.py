@@ -33,15 +33,15 @@ def killed(saves, place, seconds):
         os.waitpid(child, 0)
 
 
-@pytest.mark.parametrize("kills", [4, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
 @pytest.mark.parametrize("writer", WRITERS)
-def test_a_killed_writer_leaves_the_first_result_or_the_second(writer, kills, tmp_path):
+def test_a_killed_writer_leaves_the_first_result_or_the_second(writer, tmp_path):
     place, saves, seed = tmp_path / "place", [writer(version) for version in (1, 2)], random.Random(0)
     whole = []
     for save in saves:
         save(place)
         whole.append(visible(place))
-    for number in range(kills):
+    for number in range(60):
         killed(saves if number % 2 else saves[:1], place, seed.uniform(0.001, 0.05))
         files.complete(place)
         assert visible(place) in whole

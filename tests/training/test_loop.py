@@ -283,7 +283,7 @@ def run_to(directory, stop, how=Killed, *, every=None, settings=None):
     return method.w.detach().clone(), {**vars(history), "seconds": 0.0}
 
 
-@pytest.mark.parametrize("every", [None, 1, 2])
+@pytest.mark.parametrize("every", [None, 1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("how", [Killed, KeyboardInterrupt])
 def test_a_run_that_is_ended_in_any_step_continues_bit_for_bit(tmp_path, how, every):
     """Also one that is ended again and again; the best epoch is not the last."""
