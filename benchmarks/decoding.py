@@ -103,7 +103,7 @@ def compare(rows: int, prompt: int, tokens: int, rounds: int, threads: int, devi
 
 
 def perplexities(count: int) -> tuple[float, ...]:
-    """Of the first reviews with `count` tokens in all: in float32, with the products of one row, and in 4 bits."""
+    """Of the first reviews with `count` tokens in all: in float32, with the products of one row, in 8 and in 4 bits."""
     import torch
     import torch.nn.functional as F
 
@@ -121,11 +121,12 @@ def perplexities(count: int) -> tuple[float, ...]:
         return out if bias is None else out + bias
 
     by_kernel, decoding.FEW, decoding.Products.forward = decoding.Products.forward, 1 << 30, product
-    quantised = load(BASE, quantise=4)[0]
+    quantised = [load(BASE, quantise=bits)[0] for bits in (8, 4)]
     decoder, prompts = load(BASE)[0].eval(), reviews(1000).prompts
     ends = list(accumulate(len(prompt) - 1 for prompt in prompts))
     rows = sorted(prompts[: bisect(ends, count - 1) + 1], key=len)
-    sides, losses = (decoder, decoding.prepare(decoder), decoding.prepare(quantised)), [0.0, 0.0, 0.0]
+    sides = decoder, *map(decoding.prepare, (decoder, *quantised))
+    losses = [0.0] * len(sides)
     with torch.no_grad():
         for start in progress(range(0, len(rows), 16), desc="perplexity", unit="batch"):
             ids, last = pad_right(rows[start : start + 16])
@@ -163,9 +164,10 @@ def main(
     for comparison in comparisons:
         print(comparison.table(), end="\n\n")
     if perplexity_tokens:
-        wide, half, four = perplexities(perplexity_tokens)
-        print(f"perplexity: float32 {wide:.3f}, as for one row {half:.3f}, which is {half / wide - 1:+.4%}")
-        print(f"in 4 bits {four:.3f}, which is {four / wide - 1:+.4%}")
+        wide, *others = perplexities(perplexity_tokens)
+        print(f"perplexity in float32: {wide:.3f}")
+        for name, found in zip(("with the products of one row", "in 8 bits", "in 4 bits"), others, strict=True):
+            print(f"{name}: {found:.3f}, which is {found / wide - 1:+.4%}")
     if json is not None:
         settings = {"prompt": prompt, "tokens": tokens, "rounds": rounds, "threads": threads, "device": device}
         write_json(json, settings, comparisons)
