@@ -259,7 +259,7 @@ _ROWS = [
     ("a loss in half precision", LOSS, "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     ("a loss in half precision, fast", FAST_LOSS, "torch.promote_types(logits.dtype, torch.float32)", "logits.dtype"),
     ("a gradient without the label's one", fast("linear_cross_entropy"),
-        "log_probabilities.exp_().scatter_add_(-1, targets, -one)", "log_probabilities.exp_()"),
+        "log_probabilities.exp_().scatter_add_(-1, targets, minus_one)", "log_probabilities.exp_()"),
     ("the gradient of the last chunk alone", FAST_LOSS, "d_weight.add_(d_chunk)", "d_chunk"),
     ("a softmax over the wrong axis", plain("softmax"), "-1", "0", "softmax"),
     ("a log-softmax over the wrong axis", plain("log_softmax"), "-1", "0", "log_softmax"),

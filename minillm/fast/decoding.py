@@ -138,7 +138,7 @@ def _product(linear: Any, x: Tensor) -> Tensor:
     count = len(rows)
     if count > 4:
         rows = F.pad(rows, (0, 0, 0, -count % 16))
-    if isinstance(linear.weight, Quantised):  # the head: a block at a time, which stays in the cache
+    if isinstance(linear.weight, Quantised):  # without a kernel: a block at a time stays in the cache
         parts = (slice(start, start + 1024) for start in range(0, len(linear.weight), 1024))
         found = torch.cat([linear.weight.dense(part) @ rows.T for part in parts])
     else:

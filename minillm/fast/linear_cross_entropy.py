@@ -33,12 +33,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_probabilities = log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)))
             losses.append(-log_probabilities.gather(-1, targets).sum())
             if for_hidden or for_weight:
-                one = log_probabilities.new_ones(()).expand(targets.shape)
-                d_logits = log_probabilities.exp_().scatter_add_(-1, targets, -one).to(logits.dtype)
+                minus_one = log_probabilities.new_full(targets.shape, -1.0)
+                d_logits = log_probabilities.exp_().scatter_add_(-1, targets, minus_one).to(logits.dtype)
             if for_hidden:
                 d_hidden.append(linear(d_logits, weight.T))
             if for_weight:
-                d_chunk = d_logits.T @ rows
+                d_chunk = (d_logits.T @ rows).to(weight.dtype)  # autocast multiplies in half precision
                 d_weight = d_chunk if d_weight is None else d_weight.add_(d_chunk)
         ctx.save_for_backward(torch.cat(d_hidden) if for_hidden else None, d_weight)
         return torch.stack(losses).sum()

@@ -39,10 +39,10 @@ def measure(
     rows, end = list[dict[str, Any]](), time.monotonic() + seconds
     for batch, tokens in BATCHES:
         sized = works(config, batch, min(tokens, config.context_length), dtype, device)
-        for operation, arguments in progress(sized, desc=f"timing kernels, {batch * tokens} tokens", unit="work"):
-            if time.monotonic() > end:
-                return rows
-            with suppress(torch.OutOfMemoryError):  # other sizes decide
+        with suppress(torch.OutOfMemoryError):  # fewer tokens decide
+            for operation, arguments in progress(sized, desc=f"timing kernels, {batch * tokens} tokens", unit="work"):
+                if time.monotonic() > end:
+                    return rows
                 found = _timed(partial(getattr(operations, operation), **arguments), arguments, clock)
                 rows.append({"gpu": gpu, "operation": operation, "dtype": str(dtype).removeprefix("torch."), **found})
     return rows

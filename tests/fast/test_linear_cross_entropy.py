@@ -52,3 +52,15 @@ def test_all_logits_are_never_in_memory_together():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: saved.append(tensor.numel()) or tensor, lambda t: t):
         fast.linear_cross_entropy(hidden, weight, torch.zeros(8 * fast.CHUNK, dtype=torch.long))
     assert max(saved) < fast.CHUNK * 2048 / 16
+
+
+def test_under_autocast_the_gradients_of_the_chunks_are_summed_in_float32():
+    hidden, weight = torch.randn(9 * fast.CHUNK, 4), torch.randn(5, 4, requires_grad=True)
+    labels = torch.zeros(len(hidden), dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(fast.linear_cross_entropy(hidden, weight, labels), weight)
+        parts = [
+            torch.autograd.grad(fast.linear_cross_entropy(rows, weight, targets), weight)[0]
+            for rows, targets in zip(hidden.split(fast.CHUNK), labels.split(fast.CHUNK), strict=True)
+        ]
+    assert torch.allclose(found, torch.stack(parts).sum(0), rtol=1e-5)
