@@ -41,12 +41,12 @@ def _checked_modules():
 install_import_hook(_checked_modules(), "beartype.beartype")
 
 # Both runs are deterministic; `-m slow --hypothesis-profile new` draws other examples each time.
-settings.register_profile("default", max_examples=30, deadline=None, derandomize=True, database=None)
+settings.register_profile("default", max_examples=20, deadline=None, derandomize=True, database=None)
 settings.register_profile("thorough", max_examples=100, deadline=None, derandomize=True, database=None)
 settings.register_profile("new", max_examples=100, deadline=None)
 # Mutations only have to be detected, so failing examples are not shrunk.
 settings.register_profile(
-    "first failure", settings.get_profile("default"), phases=(Phase.explicit, Phase.generate), database=None
+    "first failure", settings.get_profile("default"), max_examples=30, phases=(Phase.explicit, Phase.generate)
 )
 # `make quick` looks at a few.
 settings.register_profile("glance", max_examples=5, deadline=None, derandomize=True, database=None)
