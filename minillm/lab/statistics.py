@@ -49,7 +49,7 @@ def mcnemar(first: Bool[np.ndarray, "N"], second: Bool[np.ndarray, "N"]) -> floa
     return min(1.0, 2 * sum(math.comb(one + two, few) for few in range(min(one, two) + 1)) / 2 ** (one + two))
 
 
-def bootstrap(right: Sequence[Right]) -> Float[np.ndarray, "_ _"]:
+def bootstrap(right: Sequence[Right | Float[np.ndarray, "_ N"]]) -> Float[np.ndarray, "_ _"]:
     """The accuracy of each method in 10,000 samples of the test rows, the same for all, and of its seeds.
 
     Rows are drawn with replacement. As seeds are too few for that, the noise of their mean is drawn from Student's t,
