@@ -124,12 +124,11 @@ def rows(found: "Sequence[Timed]", gpu: str) -> list[dict[str, Any]]:
 
 def write_rows(path: Path, measured: list[dict[str, Any]]) -> None:
     """Replaces the lines of these operations on this GPU in the file."""
+    from minillm.lab.measure_kernels import replaced
     from minillm.runtime.files import write_text
 
-    again = {(row["gpu"], row["operation"], row["dtype"]) for row in measured}
-    before = json.loads(path.read_text("utf-8"))
-    others = [row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in again]
-    write_text(path, "[\n" + ",\n".join(json.dumps(row) for row in [*others, *measured]) + "\n]\n")
+    found = replaced(json.loads(path.read_text("utf-8")), measured)
+    write_text(path, "[\n" + ",\n".join(map(json.dumps, found)) + "\n]\n")
 
 
 def main(rounds: int = 30, minutes: float = 7.0, write: bool = False, json: Path | None = None) -> None:

@@ -138,11 +138,9 @@ def _product(linear: Any, x: Tensor) -> Tensor:
     count = len(rows)
     if count > 4:
         rows = F.pad(rows, (0, 0, 0, -count % 16))
-    if isinstance(linear.weight, Quantised):  # without a kernel: a block at a time stays in the cache
-        parts = (slice(start, start + 1024) for start in range(0, len(linear.weight), 1024))
-        found = torch.cat([linear.weight.dense(part) @ rows.T for part in parts])
-    else:
-        found = linear.weight @ rows.T
+    blocks = linear.weight.blocks() if isinstance(linear.weight, Quantised) else (linear.weight,)
+    products = [block @ rows.T for block in blocks]
+    found = products[0] if len(products) == 1 else torch.cat(products)
     out = found.T[:count].view(*x.shape[:-1], -1)
     return out if linear.bias is None else out + linear.bias
 

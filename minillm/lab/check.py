@@ -81,8 +81,7 @@ class Check(RunOptions):
             check_unused(self.out / "check.json", self.overwrite)
         found = check(self)
         text = table(found)
-        if self.measure and not failed(found):
-            found["measured"] = _measured_kernels(find_config(self.base), DTYPES[self.dtype])
+        if "measured" in found:
             text += f"\n\n{measure_kernels.table(found['measured'])}\n\nsaved: {kernel_speedups()}"
         if self.out is not None:
             self.save(self.out, "check.json", json.dumps(found, indent=2))
@@ -184,12 +183,15 @@ def check(settings: Check) -> dict[str, Any]:
                 if found is not None:
                     measured.setdefault((case.what, name), []).append(found)
                 bar.update()
-    return {
+    described = {
         **{name: value for name, value in asdict(settings).items() if name not in ("out", "base", *NO_SETTINGS)},
         "config": settings.base,
         "threads": threads, "versions": versions(), "checked": asdict(small), "of": asdict(config),
         "rows": list(_rows(measured)), "seconds": time.perf_counter() - start,
     }  # fmt: skip
+    if settings.measure and not failed(described):
+        described["measured"] = _measured_kernels(config, DTYPES[settings.dtype])
+    return described
 
 
 def _measured(rung: Rung, case: Case, random: np.random.Generator) -> Measured | None:

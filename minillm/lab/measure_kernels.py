@@ -104,16 +104,16 @@ def works(
 
 
 def write(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replaces the rows of the same GPUs, operations and dtypes in the user's file."""
+    """Write the rows to the user's file."""
     path = kernel_speedups()
     before = read_sealed(path, SPEEDUPS_FORMAT)["rows"] if path.exists() else []
-    again = {_key(row) for row in rows}
-    kept = [row for row in before if _key(row) not in again]
-    write_text(path, sealed({"format": SPEEDUPS_FORMAT, "rows": [*kept, *rows]}))
+    write_text(path, sealed({"format": SPEEDUPS_FORMAT, "rows": replaced(before, rows)}))
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    return row["gpu"], row["operation"], row["dtype"]
+def replaced(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The rows, after those of other GPUs, operations and dtypes."""
+    again = {(row["gpu"], row["operation"], row["dtype"]) for row in rows}
+    return [*(row for row in before if (row["gpu"], row["operation"], row["dtype"]) not in again), *rows]
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
